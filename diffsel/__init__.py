@@ -1,0 +1,35 @@
+"""diffsel: distils labelled image data sets with Stable Diffusion as a selector, not a generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live; loaded when first used, so that `import diffsel` and `diffsel --help` are instant.
+_PUBLIC = {
+    "Settings": "config",
+    "load_settings": "config",
+    "open_data": "data",
+    "Diffusion": "diffusion",
+    "score_images": "scoring",
+    "patch_scores": "patches",
+    "best_boxes": "patches",
+    "embed_patches": "features",
+    "select_class": "selection",
+    "start": "session",
+    "resume": "session",
+    "distill": "method",
+    "score": "method",
+    "embed": "method",
+    "select": "method",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'diffsel' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)

@@ -1,0 +1,147 @@
+"""Selection -> SET: one picture (or 2 x 2 mosaic) per distilled image, and where every tile came from.
+
+    SET/ <class>/00000.png ...   metadata.jsonl (one line per picture)   set.yaml (settings, class order)   README.md
+
+torchvision's ImageFolder and the datasets library's imagefolder load it with the same labels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .config import AssemblySettings
+from .data import ImageData, Progress, Row, quiet, resized_size
+from .selection import Pick, tile_rank
+from .store import StoreError, differences, dump_yaml, read_yaml, safe_name, whole_folder, write_atomically
+
+SUFFIX = {"png": ".png", "jpeg": ".jpg"}
+
+
+def tile_sides(size: int, factor: int) -> list[int]:
+    """Sides of the tiles along one side of a mosaic; where ``size`` does not divide, the first ones are a pixel larger."""
+    return [size // factor + (i < size % factor) for i in range(factor)]
+
+
+def cut(picture: Image.Image, pick: Pick, shortest: int, height: int, width: int) -> Image.Image:
+    """A pick's box out of the original picture, resampled once (antialiased bicubic) to ``height`` x ``width``.
+
+    The box is in pixels of the resized image; resizing first and cropping then gives the same up to rounding, but a
+    second resampling for a smaller tile would blur.
+    """
+    full_width, full_height = resized_size(picture.width, picture.height, shortest)
+    across, down = picture.width / full_width, picture.height / full_height
+    top, left, box_height, box_width = pick.box
+    box = (
+        left * across,
+        top * down,
+        min((left + box_width) * across, picture.width),
+        min((top + box_height) * down, picture.height),
+    )
+    if box == (0, 0, width, height) == (0, 0, *picture.size):
+        return picture
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def mosaic(tiles: Sequence[Image.Image], size: int, factor: int) -> Image.Image:
+    """``factor`` x ``factor`` tiles, row by row, on one square picture."""
+    sides = tile_sides(size, factor)
+    starts = [sum(sides[:i]) for i in range(factor)]
+    picture = Image.new("RGB", (size, size))
+    for number, tile in enumerate(tiles):
+        row, col = divmod(number, factor)
+        picture.paste(tile, (starts[col], starts[row]))
+    return picture
+
+
+def assemble(
+    out: Path,
+    selection: Mapping[str, Sequence[Pick]],
+    data: ImageData,
+    ipc: int,
+    settings: AssemblySettings,
+    record: Mapping[str, Any],
+    progress: Progress = quiet,
+) -> None:
+    """Write SET, all at once, with ``record`` (everything that decided its bytes) as its set.yaml.
+
+    Raises DataError where a source image is gone or was edited since it was scored.
+    """
+    factor = settings.factor_at(ipc)
+    by_row = {row.row: row for row in data.rows}
+    folders = sorted(safe_name(label) for label in selection)
+    lines = []
+    pictures = [(label, image) for label in selection for image in range(ipc)]
+    with whole_folder(out) as part, progress(total=len(pictures), desc=f"assembling ipc {ipc}", unit="image") as bar:
+        for label, image in pictures:
+            picks = [selection[label][tile_rank(image, tile, ipc)] for tile in range(factor**2)]
+            name = f"{safe_name(label)}/{image:05d}{SUFFIX[settings.format]}"
+            write_atomically(part / name, _render(picks, by_row, data, settings, factor))
+            tiles = [_tile(pick, by_row[pick.row]) for pick in picks]
+            lines.append({"file_name": name, "label": folders.index(safe_name(label)), "class": label, "tiles": tiles})
+            bar.update()
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(part / "metadata.jsonl", text.encode())
+        write_atomically(part / "README.md", _card(data, selection, ipc, settings, factor, record).encode())
+        write_atomically(part / "set.yaml", dump_yaml(record))
+
+
+def check_set(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether this very set lies at ``out`` already.  Raises StoreError where something else does."""
+    if not out.exists():
+        return False
+    if not (out / "set.yaml").exists():
+        if out.is_dir() and not any(out.iterdir()):
+            return False
+        raise StoreError(f"{out} exists and is not a distilled set; give a new folder")
+    found = differences(read_yaml(out / "set.yaml"), json.loads(json.dumps(record)))
+    if found:
+        key, (old, new) = next(iter(found.items()))
+        raise StoreError(
+            f"{out} holds a set made with other settings ({key}: stored {old!r}, asked {new!r}); give a new folder"
+        )
+    return True
+
+
+def _render(picks: Sequence[Pick], by_row: Mapping[int, Row], data: ImageData, settings: AssemblySettings,
+            factor: int) -> bytes:  # fmt: skip
+    sides = tile_sides(settings.size, factor)
+    tiles = []
+    for number, pick in enumerate(picks):
+        row, col = divmod(number, factor)
+        tiles.append(cut(data.image(by_row[pick.row]), pick, data.settings.image_size, sides[row], sides[col]))
+    buffer = io.BytesIO()
+    options = {"quality": settings.quality, "subsampling": 0} if settings.format == "jpeg" else {}
+    mosaic(tiles, settings.size, factor).save(buffer, settings.format.upper(), **options)
+    return buffer.getvalue()
+
+
+def _tile(pick: Pick, row: Row) -> dict[str, Any]:
+    tile = asdict(pick)
+    del tile["label"]
+    return {"source": row.path, "digest": row.digest, **tile, "box": list(pick.box)}
+
+
+def _card(data: ImageData, selection: Mapping[str, Sequence[Pick]], ipc: int, settings: AssemblySettings, factor: int,
+          record: Mapping[str, Any]) -> str:  # fmt: skip
+    names = {c.folder: c.name for c in data.classes}
+    classes = "\n".join(f"{i}. `{ascii(label)[1:-1]}`: {ascii(names[label])[1:-1]}" for i, label in enumerate(selection))
+    body = dump_yaml({"selected with": dict(record)}).decode()
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    tiles = f"{factor} x {factor} patches" if factor > 1 else "one patch"
+    return (
+        "---\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n- diffsel\n---\n\n"
+        "# Distilled image set\n\n"
+        f"{ipc} images per class, {len(selection)} classes, {settings.size} x {settings.size} pixels, {tiles} each, "
+        "selected from real images by diffsel.\n\n"
+        "`metadata.jsonl` gives, for every image, each tile's source file, box (top, left, height, width in pixels of the "
+        "resized source), score, cluster and rank.  `label` is the position among the sorted class folders, as "
+        "torchvision's ImageFolder counts; the class order of the source is:\n\n"
+        f"{classes}\n\n## Settings\n\n{indented}\n## Licence\n\nThat of the source images; fill in before sharing.\n"
+    )

@@ -1,0 +1,228 @@
+"""Stable Diffusion behind four verbs: embed_prompts, encode, predict_noise, features.  The only import of diffusers.
+
+Everything comes in and goes out in float32 and in this project's conventions (``images`` in [-1, 1], noise
+predictions even from v-prediction models); what the networks compute in is the ``precision`` setting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from .config import ConfigError, ModelSettings
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+def pick_device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """``auto`` is fp32: in bfloat16, half of the images get another best patch (RESULTS.md)."""
+    if name in ("fp16",) and device.type == "cpu":
+        raise ConfigError("compute.precision = 'fp16' needs a GPU; use fp32 or bf16 on a CPU")
+    return "fp32" if name == "auto" else name
+
+
+def locate(settings: ModelSettings) -> Path:
+    """The local folder of a model, fetched from the hub where needed (only the parts and files that are used).
+
+    Raises ConfigError for a folder that is not in diffusers layout, or an id that cannot be fetched.
+    """
+    if settings.model == "demo":
+        folder = Path(str(files("diffsel") / "assets" / "demo-sd"))
+    elif Path(settings.model).is_dir():
+        folder = Path(settings.model)
+    else:
+        patterns = [
+            f"{part}/{name}" for part in PARTS for name in ("*.json", "*.txt", "*model.safetensors", "*-of-*.safetensors")
+        ]
+        try:
+            folder = Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns))
+        except HFValidationError:
+            raise ConfigError(f"model.model = {settings.model!r}: no such folder, and not a hub id") from None
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ConfigError(
+                f"model.model = {settings.model!r}: no such folder, and not fetched from the hub: {error}"
+            ) from None
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise ConfigError(
+            f"model {folder}: not in diffusers layout, {', '.join(missing)} missing (single-file checkpoints: convert first)"
+        )
+    return folder
+
+
+def content_hash(folder: Path) -> str:
+    """A hash of every file that decides what the model computes, wherever it lies."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in PARTS:
+        for file in sorted((folder / part).iterdir()):
+            if file.suffix in (".json", ".txt") or WEIGHTS.fullmatch(file.name):
+                state.update(f"{part}/{file.name}\0".encode())
+                with file.open("rb") as stream:
+                    while chunk := stream.read(1 << 24):
+                        state.update(chunk)
+    return state.hexdigest()
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+
+
+@dataclass
+class Diffusion:
+    """A frozen SD 1.x / 2.x pipeline, without safety checker and VAE decoder."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, precision: str) -> Diffusion:
+        """From a folder in diffusers layout.  Raises ConfigError where a part does not load."""
+        transformers_logging.disable_progress_bar()  # ours are the bars worth seeing
+        dtype = DTYPES[precision]
+        options = {"use_safetensors": True, "low_cpu_mem_usage": True}
+        try:
+            tokenizer = load_tokenizer(folder)
+            text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
+            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **options)
+            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **options)
+            # Whatever sampler the model ships with, only its noise table and prediction type matter here.
+            scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"model {folder}: {error}") from None
+        if unet.config.in_channels != vae.config.latent_channels:
+            channels = f"the U-Net takes {unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
+            raise ConfigError(f"model {folder}: {channels}; inpainting models cannot be used")
+        vae.decoder = vae.post_quant_conv = None
+        for module in (text, vae, unet):
+            module.eval().requires_grad_(False).to(device)
+        return cls(tokenizer, text, vae, unet, scheduler, device, dtype)
+
+    @property
+    def steps(self) -> int:
+        """Length of the noise table (num_train_timesteps, 1000 for SD)."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
+    def cell(self) -> int:
+        """Pixels per latent cell along a side (8 for SD)."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @cached_property
+    def _alphas(self) -> Float[Tensor, " steps"]:
+        return self.scheduler.alphas_cumprod.to(self.device, torch.float32)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises ConfigError for a prompt beyond the text encoder's limit (77 tokens for SD), which would be cut."""
+        length, limit = len(self.tokenizer(prompt)["input_ids"]), self._positions
+        if length > limit:
+            raise ConfigError(f"prompt {prompt!r} has {length} tokens, the model takes {limit}; shorten it")
+
+    @property
+    def _positions(self) -> int:
+        return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
+
+    @torch.inference_mode()
+    def embed_prompts(self, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
+        """Last hidden states of the text encoder.  Raises ConfigError for a prompt that is too long."""
+        for prompt in prompts:
+            self.check_prompt(prompt)
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=self._positions, return_tensors="pt")
+        return self.text_encoder(tokens["input_ids"].to(self.device)).last_hidden_state
+
+    @torch.inference_mode()
+    def encode(
+        self, images: Float[Tensor, "b 3 height width"], noise: Float[Tensor, "b 4 h w"] | None = None
+    ) -> Float[Tensor, "b 4 h w"]:
+        """Scaled VAE latents: the posterior mean, or with standard normal ``noise`` a sample."""
+        posterior = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
+        latents = posterior.mean.float()
+        if noise is not None:
+            latents = latents + posterior.std.float() * noise.to(self.device)
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return (latents - shift) * self.vae.config.scaling_factor
+
+    def add_noise(
+        self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b 4 h w"]:
+        """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps (paper 3.1)."""
+        abar = self._alphas[t][:, None, None, None]
+        return abar.sqrt() * latents + (1 - abar).sqrt() * noise
+
+    @torch.inference_mode()
+    def predict_noise(
+        self, noisy: Float[Tensor, "b 4 h w"], t: Int[Tensor, " b"], words: Float[Tensor, "b tokens width"]
+    ) -> Float[Tensor, "b 4 h w"]:
+        """eps_theta(z_t, t, words) in float32; predictions of v or of z_0 are turned into noise first."""
+        output = self._unet(noisy, t, words).float()
+        abar = self._alphas[t][:, None, None, None]
+        match self.scheduler.config.prediction_type:
+            case "epsilon":
+                return output
+            case "v_prediction":  # v = sqrt(abar) eps - sqrt(1 - abar) z_0
+                return abar.sqrt() * output + (1 - abar).sqrt() * noisy
+            case "sample":
+                return (noisy - abar.sqrt() * output) / (1 - abar).sqrt()
+            case other:
+                raise ConfigError(f"model with prediction_type {other!r}; known: epsilon, v_prediction, sample")
+
+    @torch.inference_mode()
+    def features(
+        self,
+        noisy: Float[Tensor, "b 4 h w"],
+        t: Int[Tensor, " b"],
+        words: Float[Tensor, "b tokens width"],
+        up_block: int,
+    ) -> Float[Tensor, "b channels fh fw"]:
+        """Output of ``unet.up_blocks[up_block]`` (DIFT), in float32; the pass stops there.  Raises ConfigError."""
+        if up_block >= len(self.unet.up_blocks):
+            raise ConfigError(f"features.up_block = {up_block}: this U-Net has blocks 0 to {len(self.unet.up_blocks) - 1}")
+
+        def stop(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            raise _Reached(output)
+
+        handle = self.unet.up_blocks[up_block].register_forward_hook(stop)
+        try:
+            self._unet(noisy, t, words)
+        except _Reached as reached:
+            return reached.output.float()
+        finally:
+            handle.remove()
+        raise AssertionError("the U-Net ended before the hooked block")
+
+    def _unet(self, noisy: Tensor, t: Tensor, words: Tensor) -> Tensor:
+        return self.unet(noisy.to(self.dtype), t, encoder_hidden_states=words.to(self.dtype), return_dict=False)[0]
+
+
+class _Reached(Exception):
+    """Carries a block's output out of a U-Net whose remaining blocks are not needed."""
+
+    def __init__(self, output: Tensor):
+        super().__init__()
+        self.output = output

@@ -1,0 +1,49 @@
+"""Who does what when several processes work on one run.  The only import of accelerate.
+
+Results never travel between processes: each writes whole files, and the fixed list of units is dealt out by number.
+A unit whose file exists is done, so any number of processes, started again any number of times, end with the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Workers:
+    """This process among its peers (one process unless started by ``accelerate launch``)."""
+
+    def __init__(self, cpu: bool = False):
+        from accelerate import PartialState
+
+        self._state = PartialState(cpu=cpu)
+
+    @cached_property
+    def device(self) -> str:
+        return str(self._state.device)
+
+    @property
+    def count(self) -> int:
+        return int(self._state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self._state.is_main_process)
+
+    def mine(self, items: Sequence[T]) -> list[T]:
+        """Every ``count``-th item."""
+        return list(items[self._state.process_index :: self.count])
+
+    def meet(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            self._state.wait_for_everyone()
+
+    def when(self, ready: Callable[[], bool]) -> None:
+        """Wait until the main process has made what ``ready`` looks for."""
+        while not ready():
+            time.sleep(0.05)

@@ -1,0 +1,173 @@
+"""THE WHOLE METHOD ON ONE PAGE: labelled images in, distilled set out.  Start here.
+
+    score    images  -> differential loss maps and gap maps     scoring.py     (the one expensive pass, stored)
+    embed    maps    -> best patches -> DIFT vectors            patches.py, features.py
+    select   vectors -> clusters, ranks, picks -> mosaics       selection.py, assembly.py
+
+Each stage reads what the one before left in RUN (store.py) and skips what is there already, so that a stage can be
+stopped at any moment and started again, by any number of processes.  session.py opens the run that they work on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import assembly, features, scoring, selection, store
+from .config import Settings, identity
+from .data import DataError, Progress, Skipped, quiet
+from .patches import Box
+from .session import Session, start
+from .store import StoreError
+
+
+def distill(source: str, run: Path, sets: Mapping[int, Path], settings: Settings, progress: Progress = quiet) -> Session:
+    """The main job: one scoring pass over ``source``, then one distilled set for each IPC, at the folders given.
+
+    What cannot be selected is refused before anything is scored.
+    """
+    session = start(source, run, settings, progress)
+    for ipc, out in sets.items():
+        check_ipc(session, ipc)
+        assembly.check_set(out, _provenance(session, ipc, list(session.classes)))
+    score(session)
+    embed(session)
+    for ipc, out in sets.items():
+        select(session, ipc, out)
+    return session
+
+
+def score(session: Session) -> None:
+    """Images -> RUN/maps (paper 3.1)."""
+    s, run, mine = session.settings, session.run, session.workers.mine(session.units)
+    todo = [unit for unit in mine if not run.map_file(unit).exists()]
+    session.count("units already scored", len(mine) - len(todo))
+    with session.progress(total=sum(len(unit.rows) for unit in todo), desc="scoring images", unit="image") as bar:
+        for unit in todo:
+            pictures, skipped = session.read(unit.rows)
+            prompts = [session.classes[unit.label].prompt(template) for template in s.scoring.prompts]
+            keyed = [(row.digest, pixels) for row, pixels in pictures]
+            tensors: dict[str, np.ndarray] = {}
+            for place, maps in scoring.score_images(session.model, keyed, prompts, s.scoring, s.seed, s.compute.batch_size):
+                tensors |= maps.tensors(pictures[place][0].row)
+                bar.update()
+            bar.update(len(skipped))
+            extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "skipped": [asdict(x) for x in skipped]}
+            store.write_unit(run.map_file(unit), run.mark, tensors, extra)
+            session.count("images scored", len(pictures))
+            session.count("U-Net forwards", scoring.forwards(len(pictures), len(prompts), s.scoring))
+    session.workers.meet()
+    if session.workers.is_main:
+        lost = [Skipped(**entry) for unit in session.units for entry in session.maps(unit)[1]["skipped"]]
+        store.write_skipped(run.path, session.data.skipped, lost)
+
+
+def embed(session: Session) -> None:
+    """RUN/maps -> the best patches and their vectors -> RUN/features/KEY (paper 3.2)."""
+    s = session.settings
+    if s.selection.method == "diffsel-noclusters":
+        return  # ranks by score alone
+    folder = session.run.open_features(session.feature_identity)
+    todo = [unit for unit in session.workers.mine(session.units) if not (folder / f"{unit.name}.safetensors").exists()]
+    with session.progress(total=sum(len(unit.rows) for unit in todo), desc="embedding patches", unit="image") as bar:
+        for unit in todo:
+            boxes = session.boxes(unit)
+            pictures, _ = session.read(list(dict.fromkeys(row for row, _, _ in boxes)))
+            pixels = {row.row: image for row, image in pictures}
+            boxes = [found for found in boxes if found[0].row in pixels]
+            patches = [features.Patch(row.digest, pixels[row.row], box) for row, box, _ in boxes]
+            prompt = session.classes[unit.label].prompt(s.scoring.prompts[s.patches.prompt])
+            vectors = dict(features.embed_patches(session.model, patches, prompt, s.features, s.seed, s.compute.batch_size))
+            tensors = {
+                **_columns(boxes),
+                "vector": np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32),
+            }
+            store.write_unit(folder / f"{unit.name}.safetensors", session.feature_mark, tensors, {"label": unit.label})
+            session.count("patches embedded", len(boxes))
+            bar.update(len(unit.rows))
+    session.workers.meet()
+
+
+def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:
+    """RUN -> SET, on the main process, without any network.  False where this very set is there already."""
+    s, names = session.settings, known_classes(session, classes)
+    record = _provenance(session, ipc, names)
+    if not session.workers.is_main or assembly.check_set(out, record):
+        return False
+    pool = [candidates(session, name) for name in names]
+    jobs = 1 if sum(len(c.rows) for c in pool) < 20_000 else -1
+    picks = selection.select(pool, ipc, s.assembly.factor_at(ipc), s.selection, s.seed, jobs)
+    assembly.assemble(out, picks, session.data, ipc, s.assembly, record, session.progress)
+    session.count("distilled images", ipc * len(names))
+    return True
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def known_classes(session: Session, names: Sequence[str] | None) -> list[str]:
+    """The classes asked for (all by default).  Raises DataError for one that the run lacks."""
+    for name in names or ():
+        if name not in session.classes:
+            near = get_close_matches(name, session.classes, n=3) or list(session.classes)[:8]
+            raise DataError(f"class {name!r} is not in {session.run.path}; there is {', '.join(near)}")
+    return list(names or session.classes)
+
+
+def candidates(session: Session, label: str) -> selection.Candidates:
+    """All patches of a class, from the store.  Raises StoreError where a stage has not finished."""
+    parts = [_unit_patches(session, unit) for unit in session.units if unit.label == label]
+    parts = [part for part in parts if len(part["row"])] or parts[:1]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
+    return selection.Candidates(label, joined["row"], joined["box"], joined["score"], joined["vector"])
+
+
+def check_ipc(session: Session, ipc: int, classes: Sequence[str] | None = None) -> None:
+    """Raises SelectionError where a class cannot give that many images, before anything is scored."""
+    s = session.settings
+    factor = s.assembly.factor_at(ipc)
+    for label in known_classes(session, classes):
+        most = len(session.data.of_class(label)) * (s.patches.per_image if s.patches.patch_size else 1)
+        if most < ipc * factor**2:
+            raise selection.too_few(label, most, ipc, factor)
+
+
+def _unit_patches(session: Session, unit: store.Unit) -> dict[str, np.ndarray]:
+    if session.settings.selection.method == "diffsel-noclusters":
+        boxes = session.boxes(unit)
+        return {**_columns(boxes), "vector": np.zeros((len(boxes), 0), np.float32)}
+    file = session.run.feature_folder(session.feature_identity) / f"{unit.name}.safetensors"
+    if not file.exists():
+        raise StoreError(f"{session.run.path}: {unit.name} has no features for these settings yet; run `diffsel embed`")
+    return store.read_unit(file, session.feature_mark)[0]
+
+
+def _columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:
+    return {
+        "row": np.array([row.row for row, _, _ in boxes], np.int64),
+        "box": np.array([box for _, box, _ in boxes], np.int64).reshape(-1, 4),
+        "score": np.array([score for _, _, score in boxes], np.float64),
+    }
+
+
+def _provenance(session: Session, ipc: int, classes: Sequence[str]) -> dict[str, Any]:
+    """Everything that decides a set's bytes."""
+    s = session.settings
+    return {
+        "format": 1,
+        "ipc": ipc,
+        "run": session.run.mark,
+        "seed": s.seed,
+        "classes": list(classes),
+        "image_size": s.data.image_size,
+        "model": {"id": s.model.model, "hash": session.run.record["identity"]["model"]},
+        "scoring": identity(s.scoring),
+        **session.feature_identity,
+        "selection": identity(s.selection),
+        "assembly": identity(s.assembly),
+    }

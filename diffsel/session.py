@@ -1,0 +1,172 @@
+"""One command at work on one run: opening it, and what every stage needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import store
+from .config import Settings, fingerprint, identity
+from .data import ClassInfo, DataError, ImageData, Pixels, Progress, Row, Skipped, open_data, quiet, reopen
+from .diffusion import Diffusion, content_hash, load_tokenizer, locate, pick_device, pick_precision
+from .distributed import Workers
+from .patches import Box, best_boxes, chosen_bins, estimate
+from .store import Run, StoreError, Unit
+
+
+@dataclass
+class Session:
+    """An opened run: its settings, its data, its place among the processes, and the model when first asked for."""
+
+    settings: Settings
+    data: ImageData
+    run: Run
+    workers: Workers
+    progress: Progress = quiet
+    counts: dict[str, int] = field(default_factory=dict)  # what was done, for the summary
+
+    @cached_property
+    def model(self) -> Diffusion:
+        device, folder = _device(self.settings, self.workers), locate(self.settings.model)
+        if content_hash(folder) != self.run.record["identity"]["model"]:
+            raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
+        return Diffusion.load(folder, device, pick_precision(self.settings.compute.precision, device))
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """The fixed list of units of this run."""
+        return store.units_of(self.data)
+
+    @cached_property
+    def classes(self) -> dict[str, ClassInfo]:
+        return {info.folder: info for info in self.run.classes}
+
+    @property
+    def feature_identity(self) -> dict[str, Any]:
+        """The settings that decide which patches there are and what their vectors are."""
+        return {"patches": identity(self.settings.patches), "features": identity(self.settings.features)}
+
+    @property
+    def feature_mark(self) -> str:
+        return fingerprint([self.run.mark, self.feature_identity])
+
+    def count(self, what: str, number: int) -> None:
+        self.counts[what] = self.counts.get(what, 0) + number
+
+    def read(self, rows: Sequence[Row]) -> tuple[list[tuple[Row, Pixels]], list[Skipped]]:
+        """Pixels of rows, decoded in threads; what does not decode or was edited is passed over with its reason."""
+
+        def one(row: Row) -> Pixels | DataError:
+            try:
+                return self.data.pixels(row)
+            except DataError as error:
+                return error
+
+        with ThreadPoolExecutor(self.settings.compute.workers) as pool:
+            results = list(zip(rows, pool.map(one, rows), strict=True))
+        skipped = [Skipped(r.path, r.label, str(e).removeprefix(f"{r.path}: ")) for r, e in results if isinstance(e, DataError)]
+        self.count("images passed over", len(skipped))
+        return [(row, pixels) for row, pixels in results if not isinstance(pixels, DataError)], skipped
+
+    def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
+        file = self.run.map_file(unit)
+        if not file.exists():
+            raise StoreError(f"{self.run.path}: {unit.name} is not scored yet; start `diffsel score` again")
+        return store.read_unit(file, self.run.mark)
+
+    def boxes(self, unit: Unit) -> list[tuple[Row, Box, float]]:
+        """The best patches of every scored image of a unit, with their scores."""
+        tensors, extra = self.maps(unit)
+        scored, found = set(extra["rows"]), []
+        for row in unit.rows:
+            if row.row in scored:
+                width, height = self.data.size(row)
+                best = best_boxes(self.image_map(tensors, row), height, width, self.settings.patches)
+                found += [(row, box, score) for box, score in best]
+        return found
+
+    def image_map(self, tensors: dict[str, np.ndarray], row: Row) -> np.ndarray:
+        """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""
+        s = self.settings
+        differential, gap = (tensors[f"{row.row}.{name}"][s.patches.prompt] for name in ("differential", "gap"))
+        return estimate(differential, gap, s.patches, s.scoring)
+
+
+def start(source: str, out: Path, settings: Settings, progress: Progress = quiet) -> Session:
+    """Open a data set and make RUN for it, or open RUN again.  Every setting that can be wrong is checked here.
+
+    Raises ConfigError, DataError, or StoreError (SettingsDiffer where RUN holds results of other settings).
+    """
+    workers = Workers(cpu=settings.compute.device == "cpu")
+    device = _device(settings, workers)
+    precision = pick_precision(settings.compute.precision, device)
+    chosen_bins(settings.patches, settings.scoring)
+    folder = locate(settings.model)
+    known: list[Row | Skipped] = []
+    if (out / "run.yaml").exists():
+        known = [*store.read_index(store.open_run(out)), *store.read_skipped(out, indexed=True)]
+    root = str(Path(source).resolve()) if Path(source).exists() else source
+    data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known)
+    _check_prompts(settings, data.classes, folder)
+    described = {
+        "seed": settings.seed,
+        "images": {"count": len(data.rows), "digest": fingerprint([[r.path, r.label, r.digest] for r in data.rows])},
+        "image_size": settings.data.image_size,
+        "classes": [asdict(c) for c in data.classes],
+        "model": content_hash(folder),
+        "precision": precision,
+        "scoring": identity(settings.scoring),
+    }
+    if not workers.is_main:
+        workers.when((out / "run.yaml").exists)
+    run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
+    return Session(settings, data, run, workers, progress)
+
+
+def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Session:
+    """Open RUN for the stages after scoring; the images are read again only where pixels are needed.
+
+    Raises ConfigError, DataError, StoreError, and SettingsDiffer where settings of the scoring pass are asked otherwise.
+    """
+    run, workers = store.open_run(path), Workers(cpu=settings.compute.device == "cpu")
+    chosen_bins(settings.patches, settings.scoring)
+    asked = {
+        "seed": settings.seed,
+        "image_size": settings.data.image_size,
+        "precision": pick_precision(settings.compute.precision, _device(settings, workers)),
+        "scoring": identity(settings.scoring),
+    }
+    if found := store.differences({key: run.record["identity"][key] for key in asked}, asked):
+        raise store.SettingsDiffer(path, found)
+    skipped = store.read_skipped(path)
+    data = reopen(run.record["data"], run.classes, store.read_index(run), skipped, settings.data)
+    return Session(settings, data, run, workers, progress)
+
+
+def _check_prompts(settings: Settings, classes: Sequence[ClassInfo], folder: Path) -> None:
+    """Every prompt of every class must be complete and fit the text encoder, before any image is scored."""
+    tokenizer = load_tokenizer(folder)
+    for template in (settings.scoring.null_prompt, *settings.scoring.prompts):
+        for info in classes:
+            prompt = info.prompt(template)
+            if len(tokenizer(prompt)["input_ids"]) > tokenizer.model_max_length:
+                raise DataError(f"prompt {prompt!r} is longer than the model's {tokenizer.model_max_length} tokens; shorten it")
+
+
+def _device(settings: Settings, workers: Workers) -> torch.device:
+    name = settings.compute.device
+    return pick_device(workers.device if name == "auto" else name)
+
+
+def _versions() -> dict[str, str]:
+    names = ("diffsel", "torch", "diffusers", "transformers", "scikit-learn", "numpy", "pillow")
+    return {name: version(name) for name in names}

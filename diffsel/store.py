@@ -1,0 +1,281 @@
+"""What the passes leave on disk.  A file that exists is whole; a part made with other settings is refused.
+
+    RUN/  run.yaml       format, settings, model and class table: replayable      index.parquet   one line per image
+          maps/          <class>-000.safetensors, at most 256 images each         skipped.jsonl   what was passed over
+          features/KEY/  settings.yaml and the same units, KEY = hash of the patch and feature settings
+
+Every safetensors file carries, as metadata, the fingerprint of the settings that made it, the rows it holds, the
+rows it had to pass over and a checksum of its tensors.  Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_safetensors
+
+from .config import DiffselError, fingerprint
+from .data import ClassInfo, ImageData, Row, Skipped
+
+FORMAT = 1
+UNIT_ROWS = 256  # images per unit of work, at most
+
+
+class StoreError(DiffselError, RuntimeError):
+    """A run or set on disk that cannot be used as asked; the message names the file or the settings that differ."""
+
+
+class SettingsDiffer(StoreError):
+    """A store holds results of other settings; ``differences`` maps each setting to (stored, asked)."""
+
+    def __init__(self, where: Path, differences: Mapping[str, tuple[Any, Any]]):
+        self.differences = dict(differences)
+        lines = "".join(f"\n  {key}: stored {old!r}, asked {new!r}" for key, (old, new) in self.differences.items())
+        super().__init__(f"{where} was made with other settings; use another folder, or ask for the stored ones:{lines}")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """At most 256 rows of one class: what one process does in one go, and one file."""
+
+    name: str
+    label: str
+    rows: tuple[Row, ...]
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path``, flush to disk, rename: whoever sees the file sees all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def safe_name(text: str) -> str:
+    """A class name as one harmless file name: other than letters, digits, ``_ - .`` and spaces are percent-encoded.
+
+    Different texts give different names; a text that is too long ends in a hash of itself.
+    """
+    name = "".join(c if c.isalnum() or c in "_-. " else quote(c, safe="") for c in text)
+    if not name or name[0] in ".- " or name[-1] in ". ":
+        name = "".join(f"%{b:02X}" for b in text[:1].encode()) + "".join(
+            c if c.isalnum() or c in "_-" else quote(c, safe="") if c != "." else "%2E" for c in text[1:]
+        )
+    if len(name.encode()) > 120:
+        name = name.encode()[:100].decode("utf-8", "ignore") + "~" + hashlib.sha256(text.encode()).hexdigest()[:12]
+    return name or "%"
+
+
+def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The leaves in which two nested values differ, as ``{"scoring.draws": (stored, asked)}``."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in {**stored, **asked}:
+            found |= differences(stored.get(key), asked.get(key), f"{prefix}{key}.")
+        return found
+    return {} if stored == asked else {prefix.rstrip("."): (stored, asked)}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: not written by diffsel")
+    return value
+
+
+def dump_yaml(values: Mapping[str, Any]) -> bytes:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120).encode()
+
+
+# ---- units ---------------------------------------------------------------------------------------------------------
+
+
+def units_of(data: ImageData) -> list[Unit]:
+    """The fixed list of units: class by class, 256 rows at a time."""
+    units = []
+    for info in data.classes:
+        rows = data.of_class(info.folder)
+        for part in range(0, len(rows), UNIT_ROWS):
+            name = f"{safe_name(info.folder)}-{part // UNIT_ROWS:03d}"
+            units.append(Unit(name, info.folder, tuple(rows[part : part + UNIT_ROWS])))
+    return units
+
+
+def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
+    """One unit file: tensors, and as metadata the fingerprint ``mark``, ``extra`` (JSON) and a checksum."""
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    metadata = {"fingerprint": mark, "extra": json.dumps(extra, sort_keys=True), "checksum": _checksum(ordered)}
+    write_atomically(path, save_safetensors(ordered, metadata))
+
+
+def read_unit(path: Path, mark: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and ``extra`` of a unit.  Raises StoreError if it is damaged or made with other settings."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); delete it and start again to have it recomputed") from None
+    if metadata.get("checksum") != _checksum(tensors):
+        raise StoreError(f"{path} is damaged (checksum differs); delete it and start again to have it recomputed")
+    if metadata.get("fingerprint") != mark:
+        raise StoreError(f"{path} was made with other settings than its run.yaml says; it does not belong here")
+    return tensors, json.loads(metadata["extra"])
+
+
+def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for name, value in tensors.items():
+        state.update(f"{name} {value.dtype} {value.shape};".encode())
+        state.update(value.tobytes())
+    return state.hexdigest()
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened RUN folder."""
+
+    path: Path
+    record: Mapping[str, Any]  # run.yaml
+    classes: tuple[ClassInfo, ...]
+
+    @property
+    def mark(self) -> str:
+        return fingerprint(self.record["identity"])
+
+    def map_file(self, unit: Unit) -> Path:
+        return self.path / "maps" / f"{unit.name}.safetensors"
+
+    def feature_folder(self, settings: Mapping[str, Any]) -> Path:
+        return self.path / "features" / fingerprint(settings)
+
+    def open_features(self, settings: Mapping[str, Any]) -> Path:
+        """The folder of these patch and feature settings; made where it is new."""
+        folder = self.feature_folder(settings)
+        if not (folder / "settings.yaml").exists():
+            write_atomically(folder / "settings.yaml", dump_yaml(settings))
+        return folder
+
+
+def create_run(path: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], versions: Mapping[str, str],
+               data: ImageData) -> Run:  # fmt: skip
+    """Make RUN, or open it where it exists.
+
+    Raises SettingsDiffer where it holds results of another ``identity``, StoreError where something else lies there.
+    """
+    record_file = path / "run.yaml"
+    if record_file.exists():
+        run = open_run(path)
+        found = differences(run.record["identity"], dict(identity))
+        if found:
+            raise SettingsDiffer(path, found)
+        return run
+    if path.exists() and (
+        not path.is_dir() or any(not p.name.startswith(".part-") for p in path.iterdir() if p.name != "index.parquet")
+    ):
+        raise StoreError(f"{path} exists and is not a run; give a new or empty folder")
+    write_index(path / "index.parquet", data.rows)
+    write_skipped(path, data.skipped)
+    record = {
+        "format": FORMAT,
+        "identity": dict(identity),
+        "data": data.root,
+        "classes": [asdict(c) for c in data.classes],
+        "settings": dict(settings),
+        "versions": dict(versions),
+    }
+    write_atomically(record_file, dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
+    return open_run(path)
+
+
+def open_run(path: Path) -> Run:
+    """Raises StoreError where RUN is missing, or of another format version."""
+    if not (path / "run.yaml").exists():
+        raise StoreError(f"{path} is not a run (no run.yaml); make one with `diffsel score DATA --out {path}`")
+    record = read_yaml(path / "run.yaml")
+    if record.get("format") != FORMAT:
+        raise StoreError(f"{path} has store format {record.get('format')!r}; this version reads format {FORMAT}")
+    return Run(path, record, tuple(ClassInfo(**entry) for entry in record["classes"]))
+
+
+def write_index(path: Path, rows: Sequence[Row]) -> None:
+    columns = {name: [getattr(row, name) for row in rows] for name in ("row", "path", "label", "width", "height", "digest")}
+    columns["class"] = columns.pop("label")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_index(run: Run) -> tuple[Row, ...]:
+    try:
+        table = pq.read_table(run.path / "index.parquet").to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError(f"{run.path / 'index.parquet'}: {error}") from None
+    return tuple(Row(r["row"], r["path"], r["class"], r["width"], r["height"], r["digest"]) for r in table)
+
+
+def write_skipped(path: Path, indexed: Sequence[Skipped], decoded: Sequence[Skipped] = ()) -> None:
+    """skipped.jsonl: what was passed over when the images were ``indexed``, and what later failed to decode."""
+    stages = (("index", indexed), ("decode", decoded))
+    lines = {json.dumps({"stage": stage, **asdict(item)}, ensure_ascii=False) for stage, items in stages for item in items}
+    write_atomically(path / "skipped.jsonl", "".join(line + "\n" for line in sorted(lines)).encode())
+
+
+def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:
+    """What was passed over; with ``indexed`` only what the index could not take."""
+    file = path / "skipped.jsonl"
+    entries = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    return [Skipped(e["path"], e["label"], e["reason"]) for e in entries if e["stage"] == "index" or not indexed]
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; it takes ``path``'s place, all at once, when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".part-{path.name[:50]}-"))
+    try:
+        os.chmod(part, 0o777 & ~_umask())
+        yield part
+        os.rename(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

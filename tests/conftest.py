@@ -1,0 +1,71 @@
+"""Small data and models that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffsel.config import Settings, resolve
+from diffsel.diffusion import Diffusion
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = str(GOLDEN / "tiny-sd")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests run side by side on few cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Diffusion:
+    return Diffusion.load(Path(TINY), torch.device("cpu"), "fp32")
+
+
+def draw(path: Path, seed: int, width: int = 64, height: int = 64) -> Path:
+    """A picture of a few random rectangles."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), rng.integers(0, 256, 3), np.uint8)
+    for _ in range(5):
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        pixels[top : top + rng.integers(4, 40), left : left + rng.integers(4, 40)] = rng.integers(0, 256, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of class folders: ``folder(cat=3, dog=2)``."""
+
+    def make(where: str = "data", size: tuple[int, int] = (64, 64), **classes: int) -> Path:
+        for number, (name, count) in enumerate(classes.items()):
+            for i in range(count):
+                draw(tmp_path / where / name / f"{i}.png", 100 * number + i, *size)
+        return tmp_path / where
+
+    return make
+
+
+@pytest.fixture
+def small() -> Settings:
+    """Settings under which the tiny pipeline takes milliseconds an image."""
+    return resolve(small_values())
+
+
+def small_values() -> dict:
+    return {
+        "data": {"image_size": 64},
+        "model": {"model": TINY},
+        "compute": {"batch_size": 8, "device": "cpu"},
+        "scoring": {"draws": 3, "bins": 3},
+        "patches": {"patch_size": 32, "stride": 4},
+        "selection": {"clusters": 3, "top_clusters": 2},
+        "assembly": {"size": 32},
+    }
