@@ -1,0 +1,102 @@
+"""The adapter: prediction types, the stopped pass, precision, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from diffsel.config import ConfigError, ModelSettings
+from diffsel.diffusion import Diffusion, content_hash, locate, pick_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def inputs(model: Diffusion):
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return z, torch.tensor([50, 600]), model.embed_prompts(["a", "b"])
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_prediction_types_are_turned_into_noise(tiny: Diffusion, copy: Path, kind: str) -> None:
+    file = copy / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "prediction_type": kind}))
+    other = Diffusion.load(copy, CPU, "fp32")
+    z, t, words = inputs(tiny)
+    output = tiny.predict_noise(z, t, words)  # epsilon: the raw output
+    noise = other.predict_noise(z, t, words)
+    abar = tiny.scheduler.alphas_cumprod[t][:, None, None, None]
+    if kind == "v_prediction":  # recover z_0 from v, and check that noising it with our noise gives z_t back
+        z0 = abar.sqrt() * z - (1 - abar).sqrt() * output
+    else:
+        z0 = output
+    torch.testing.assert_close(other.add_noise(z0, noise, t), z, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stopped_pass_leaves_no_hook_and_runs_no_later_block(tiny: Diffusion) -> None:
+    z, t, words = inputs(tiny)
+    calls = []
+    handles = [block.register_forward_hook(lambda *_, i=i: calls.append(i)) for i, block in enumerate(tiny.unet.up_blocks)]
+    feature = tiny.features(z, t, words, 1)
+    for handle in handles:
+        handle.remove()
+    assert calls == [0, 1]
+    assert feature.shape == (2, 24, 4, 4)
+    assert not any(block._forward_hooks for block in tiny.unet.up_blocks)
+    with pytest.raises(ConfigError, match="blocks 0 to 3"):
+        tiny.features(z, t, words, 4)
+
+
+def test_only_needed_parts_are_kept(tiny: Diffusion) -> None:
+    assert tiny.vae.decoder is None
+    assert tiny.cell == 8
+    assert tiny.steps == 1000
+
+
+def test_bfloat16_predictions_come_back_as_float32(tiny: Diffusion) -> None:
+    model = Diffusion.load(Path(TINY), CPU, "bf16")
+    z, t, words = inputs(model)
+    prediction = model.predict_noise(z, t, words)
+    assert prediction.dtype == torch.float32
+    z, t, words = inputs(tiny)
+    expected = tiny.predict_noise(z, t, words)
+    assert 0 < (prediction - expected).norm() < 0.1 * expected.norm()
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        pick_precision("fp16", CPU)
+
+
+def test_the_hash_follows_the_content_not_the_place(copy: Path) -> None:
+    assert content_hash(copy) == content_hash(Path(TINY))
+    (copy / "unet" / "notes.md").write_text("not part of the model")
+    assert content_hash(copy) == content_hash(Path(TINY))
+    file = copy / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace("0.012", "0.013"))
+    assert content_hash(copy) != content_hash(Path(TINY))
+
+
+def test_a_model_that_is_not_there_or_not_whole_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="no such folder, and not a hub id"):
+        locate(ModelSettings(model="/no/such/folder"))
+    shutil.rmtree(copy / "vae")
+    with pytest.raises(ConfigError, match="not in diffusers layout, vae missing"):
+        locate(ModelSettings(model=str(copy)))
+
+
+def test_pickled_weights_are_not_loaded(copy: Path) -> None:
+    for file in (copy / "unet").glob("*.safetensors"):
+        state = {"anything": torch.zeros(1)}
+        torch.save(state, file.with_suffix(".bin"))
+        file.unlink()
+    with pytest.raises(ConfigError):
+        Diffusion.load(copy, CPU, "fp32")

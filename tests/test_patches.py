@@ -1,0 +1,83 @@
+"""Patch scores equal upsampling and average pooling; boxes are the best ones that do not overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffsel.config import ConfigError, PatchSettings, ScoringSettings
+from diffsel.patches import best_boxes, chosen_bins, estimate, patch_scores
+
+SHAPES = [(32, 32, 256, 256), (32, 42, 256, 341), (40, 32, 320, 256), (16, 16, 64, 64), (4, 5, 33, 47), (1, 3, 8, 24)]
+
+
+@pytest.mark.parametrize(("h", "w", "height", "width"), SHAPES)
+@pytest.mark.parametrize("patch", [1, 5, 0.5, 0.875, "short"])
+def test_scores_equal_upsample_and_average_pool(h: int, w: int, height: int, width: int, patch) -> None:
+    size = min(height, width) if patch == "short" else patch if patch >= 1 else int(patch * min(height, width))
+    cells = np.random.default_rng(0).normal(size=(h, w))
+    full = F.interpolate(torch.from_numpy(cells)[None, None], (height, width), mode="bilinear", align_corners=False)
+    expected = F.avg_pool2d(full, size, 1)[0, 0].numpy()
+    scores, tops, lefts = patch_scores(cells, height, width, size)
+    np.testing.assert_allclose(scores, expected, atol=1e-12)
+    strided, tops, lefts = patch_scores(cells, height, width, size, stride=3)
+    np.testing.assert_allclose(strided, expected[np.ix_(tops, lefts)], atol=1e-12)
+    assert (tops[-1], lefts[-1]) == (height - size, width - size)
+
+
+def test_patch_zero_is_the_whole_image() -> None:
+    cells = np.random.default_rng(1).normal(size=(4, 6))
+    full = F.interpolate(torch.from_numpy(cells)[None, None], (32, 48), mode="bilinear", align_corners=False)
+    (box, score), *more = best_boxes(cells, 32, 48, PatchSettings(patch_size=0, per_image=3))
+    assert box == (0, 0, 32, 48)
+    assert not more
+    assert score == pytest.approx(full.mean().item())
+
+
+def test_the_best_box_lies_on_the_bump() -> None:
+    cells = np.zeros((16, 16))
+    cells[10, 4] = 1.0
+    ((top, left, *_), _), *_ = best_boxes(cells, 64, 64, PatchSettings(patch_size=16))
+    assert top <= 42 <= top + 16
+    assert left <= 18 <= left + 16
+
+
+@pytest.mark.parametrize("stride", [1, 4, 7])
+def test_k_boxes_do_not_overlap_and_come_best_first(stride: int) -> None:
+    cells = np.random.default_rng(2).normal(size=(16, 20))
+    found = best_boxes(cells, 64, 80, PatchSettings(patch_size=20, per_image=5, stride=stride))
+    scores = [score for _, score in found]
+    assert scores == sorted(scores, reverse=True)
+    grid, tops, lefts = patch_scores(cells, 64, 80, 20, stride)
+    assert scores[0] == grid.max()
+    for i, ((top, left, *_), _) in enumerate(found):
+        for (other_top, other_left, *_), _ in found[:i]:
+            assert abs(top - other_top) >= 20 or abs(left - other_left) >= 20
+
+
+def test_fewer_boxes_where_no_more_fit() -> None:
+    found = best_boxes(np.ones((8, 8)), 64, 64, PatchSettings(patch_size=32, per_image=9))
+    assert [box for box, _ in found] == [(0, 0, 32, 32), (0, 32, 32, 32), (32, 0, 32, 32), (32, 32, 32, 32)]  # ties: upper left first
+
+
+def test_estimators_are_the_formulas_of_the_method() -> None:
+    rng = np.random.default_rng(3)
+    d, g = rng.normal(size=(3, 4, 5)).astype(np.float16), rng.random((3, 4, 5)).astype(np.float16)
+    scoring = ScoringSettings(bins=3, draws=3)
+    mean_d, mean_g = d.astype(float).mean(0), g.astype(float).mean(0)
+    for settings, expected in (
+        (PatchSettings(estimator="differential"), -mean_d),
+        (PatchSettings(estimator="gap"), mean_g),
+        (PatchSettings(estimator="combined", weight=0.25), 0.75 * mean_g - 0.25 * mean_d),
+        (PatchSettings(estimator="differential", t_range=(0.1, 0.5)), -d[:2].astype(float).mean(0)),
+    ):
+        np.testing.assert_allclose(estimate(d, g, settings, scoring), expected)
+
+
+def test_a_timestep_range_must_end_on_stored_edges() -> None:
+    scoring = ScoringSettings(t_min=0.1, t_max=0.9, bins=4, draws=4)
+    assert chosen_bins(PatchSettings(t_range=(0.3, 0.7)), scoring) == [1, 2]
+    with pytest.raises(ConfigError, match=r"0\.1, 0\.3, 0\.5, 0\.7, 0\.9"):
+        chosen_bins(PatchSettings(t_range=(0.2, 0.7)), scoring)

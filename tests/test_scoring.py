@@ -1,0 +1,160 @@
+"""Maps: the formulas, and that an image's maps depend on nothing but itself and the settings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffsel.config import ConfigError, ScoringSettings
+from diffsel.diffusion import Diffusion
+from diffsel.scoring import Maps, differential_and_gap, draw_noise, forwards, padded, score_images
+
+SETTINGS = ScoringSettings(draws=4, bins=2)
+PROMPTS = ["An image of cat."]
+
+
+def picture(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def score(model, images, prompts=PROMPTS, settings=SETTINGS, batch_size=8) -> dict[str, Maps]:
+    return {images[i][0]: maps for i, maps in score_images(model, images, prompts, settings, 0, batch_size)}
+
+
+def same_bytes(a: Maps, b: Maps) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("differential", "gap", "null"))
+
+
+def close(a: Maps, b: Maps) -> bool:
+    return all(np.allclose(getattr(a, name), getattr(b, name), rtol=2e-3, atol=2e-5) for name in ("differential", "gap", "null"))
+
+
+class Oracle:
+    """A model whose predictions are known: eps + offset, where the offset is the prompt's number."""
+
+    device, steps, cell = torch.device("cpu"), 1000, 8
+
+    def embed_prompts(self, prompts):
+        return torch.tensor([float(len(prompt)) for prompt in prompts])[:, None, None]
+
+    def encode(self, images, noise=None):
+        return torch.zeros(len(images), 4, images.shape[2] // 8, images.shape[3] // 8)
+
+    def add_noise(self, latents, noise, t):
+        return noise
+
+    def predict_noise(self, noisy, t, words):
+        return noisy + words[:, :1, :, None] * (t[:, None, None, None] / 1000)
+
+
+def test_maps_are_the_formulas_of_the_method() -> None:
+    """With a - eps = p0 t and b - eps = p1 t, D = (p1^2 - p0^2) E[t^2] and G = (p1 - p0)^2 E[t^2], bin by bin."""
+    settings = ScoringSettings(null_prompt="12", draws=6, bins=3)
+    maps = score(Oracle(), [("key", picture(0))], ["1234", "12345"], settings)["key"]
+    t = np.array([draw_noise("key", d, (4, 8, 8), settings, 0, 1000)[0] / 1000 for d in range(6)])
+    square = (t**2).reshape(3, 2).mean(1)
+    for p, length in enumerate((4, 5)):
+        for b in range(3):
+            np.testing.assert_allclose(maps.differential[p, b], (length**2 - 4) * square[b], rtol=2e-3)
+            np.testing.assert_allclose(maps.gap[p, b], (length - 2) ** 2 * square[b], rtol=2e-3)
+            np.testing.assert_allclose(maps.null[b], 4 * square[b], rtol=1e-5)
+
+
+def test_the_product_form_equals_the_difference_of_losses() -> None:
+    eps, a, b = torch.randn(3, 2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    differential, gap = differential_and_gap(eps, a, b)
+    torch.testing.assert_close(differential, (b - eps).square().mean(1) - (a - eps).square().mean(1))
+    torch.testing.assert_close(gap, (a - b).square().mean(1))
+
+
+def test_the_gap_has_minus_the_expectation_of_the_differential_for_a_calibrated_model() -> None:
+    """eps ~ N(b, s): loss(null) - loss(label) - G = 2 (a - b).(b - eps) has mean zero, and only that term is noise."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 1, 4, 4, 4, generator=generator)
+    eps = b + torch.randn(20_000, 4, 4, 4, generator=generator)
+    differential, gap = differential_and_gap(eps, a.expand_as(eps), b.expand_as(eps))
+    error = differential.std(0) / 20_000**0.5
+    assert ((-differential.mean(0) - gap[0]).abs() < 5 * error).all()
+    assert gap.std(0).max() < 1e-5
+
+
+def test_timesteps_are_stratified_and_bins_nest_in_strata() -> None:
+    settings = ScoringSettings(t_min=0.1, t_max=0.7, draws=12, bins=3)
+    for key in ("a", "b", "c"):
+        t = np.array([draw_noise(key, d, (4, 2, 2), settings, 0, 1000)[0] for d in range(12)])
+        assert (t >= 100 + 50 * np.arange(12)).all()
+        assert (t < 150 + 50 * np.arange(12)).all()
+
+
+def test_noise_is_keyed_by_seed_image_and_draw() -> None:
+    def noise(key: str, draw: int, seed: int = 0) -> bytes:
+        return draw_noise(key, draw, (4, 2, 2), SETTINGS, seed, 1000)[1].numpy().tobytes()
+
+    assert noise("a", 0) == noise("a", 0)
+    assert len({noise("a", 0), noise("b", 0), noise("a", 1), noise("a", 0, seed=1)}) == 4
+    everything = torch.cat([draw_noise(str(k), 0, (4, 16, 16), SETTINGS, 0, 1000)[1].flatten() for k in range(50)])
+    assert abs(everything.mean()) < 0.02
+    assert abs(everything.std() - 1) < 0.02
+
+
+def test_maps_do_not_depend_on_neighbours_or_their_order(tiny: Diffusion) -> None:
+    images = [(str(i), picture(i)) for i in range(5)] + [("wide", picture(9, 64, 88))]
+    together = score(tiny, images)
+    assert len(together) == 6
+    shuffled = score(tiny, [images[i] for i in (4, 5, 1, 3, 0, 2)])
+    alone = score(tiny, images[2:3])
+    assert all(same_bytes(together[key], shuffled[key]) for key in together)
+    assert same_bytes(together["2"], alone["2"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_other_batch_sizes_agree_to_rounding(tiny: Diffusion, batch_size: int) -> None:
+    images = [("0", picture(0)), ("1", picture(1))]
+    expected, other = score(tiny, images), score(tiny, images, batch_size=batch_size)
+    assert all(close(expected[key], other[key]) for key in expected)
+
+
+def test_prompts_of_one_pass_share_draws_and_null_losses(tiny: Diffusion) -> None:
+    images, prompts = [("0", picture(0))], ["An image of cat.", "An image of dog.", "a photo"]
+    together = score(tiny, images, prompts)["0"]
+    for p, prompt in enumerate(prompts):
+        alone = score(tiny, images, [prompt])["0"]
+        np.testing.assert_allclose(together.differential[p], alone.differential[0], rtol=2e-3, atol=2e-5)
+        np.testing.assert_allclose(together.gap[p], alone.gap[0], rtol=2e-3, atol=2e-5)
+        np.testing.assert_allclose(together.null, alone.null, rtol=1e-4)
+
+
+def test_the_null_prompt_against_itself_is_zero(tiny: Diffusion) -> None:
+    maps = score(tiny, [("0", picture(0))], [SETTINGS.null_prompt])["0"]
+    assert abs(maps.differential).max() < 1e-4
+    assert abs(maps.gap).max() < 1e-6
+
+
+def test_a_posterior_sample_is_keyed_and_differs_from_the_mean(tiny: Diffusion) -> None:
+    images, sample = [("0", picture(0)), ("1", picture(1))], SETTINGS.model_copy(update={"posterior": "sample"})
+    mean, first, again = score(tiny, images)["0"], score(tiny, images, settings=sample), score(tiny, images[:1], settings=sample)
+    assert same_bytes(first["0"], again["0"])
+    assert not same_bytes(first["0"], mean)
+
+
+def test_a_map_and_bin_takes_2_kb_at_256_pixels() -> None:
+    maps = score(Oracle(), [("key", picture(0, 256, 256))])["key"]
+    assert maps.differential[0, 0].nbytes == maps.gap[0, 0].nbytes == 2048
+
+
+def test_forwards_counts_calls(tiny: Diffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, original = [], Diffusion.predict_noise
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda self, z, t, w: seen.append(len(z)) or original(self, z, t, w))
+    score(tiny, [("0", picture(0)), ("1", picture(1)), ("2", picture(2))])  # 3 images x 4 draws x 2 prompts
+    assert sum(seen) == forwards(3, 1, SETTINGS) == 24
+
+
+def test_padding_repeats_the_last_item() -> None:
+    assert list(padded([1, 2, 3], 2)) == [[1, 2], [3, 3]]
+    assert list(padded([], 2)) == []
+
+
+def test_a_prompt_that_is_too_long_is_named(tiny: Diffusion) -> None:
+    with pytest.raises(ConfigError, match="An image of very very .* has .* tokens, the model takes 77"):
+        tiny.embed_prompts(["An image of " + "very " * 80])
