@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 
 from .config import AssemblySettings
-from .data import ImageData, Progress, Row, quiet, resized_size
+from .data import ImageData, Progress, Row, quiet
+from .pixels import resized_size
 from .selection import Pick, tile_rank
 from .store import StoreError, differences, dump_yaml, read_yaml, safe_name, whole_folder, write_atomically
 

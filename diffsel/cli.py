@@ -144,12 +144,12 @@ def select(
     """A distilled set out of a stored run, for any IPC and any classes.  Patches not embedded yet are, first."""
     from . import method, session
 
-    opened = session.resume(run, settings, _progress(quiet))
+    opened, names = session.resume(run, settings, _progress(quiet)), only.split(",") if only else None
     for n in ipc:
-        method.check_ipc(opened, n, only)
+        method.check_ipc(opened, n, names)
     method.embed(opened)
     for n in ipc:
-        method.select(opened, n, out if len(ipc) == 1 else out / f"ipc{n}", only.split(",") if only else None)
+        method.select(opened, n, out if len(ipc) == 1 else out / f"ipc{n}", names)
     _finish(opened, False, f"the set: {out}")
 
 

@@ -29,6 +29,10 @@ class ConfigError(DiffselError, ValueError):
     """A setting that cannot be used; the message names it and says what would be right."""
 
 
+class DataError(DiffselError, ValueError):
+    """Images or classes that cannot be used; the message names the file or folder and what would be right."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -42,7 +46,7 @@ class DataSettings(Section):
     class_file: str | None = Field(None, description="classes.yaml: folder -> name, wnid, words. Default: DATA's own.")
     images_per_class: int | None = Field(None, ge=1, description="Seeded cap; 300 come near the full set (Fig. 7).")
     split: str = Field("train", description="Split of a `datasets` data set.")
-    max_pixels: int = Field(200_000_000, ge=1, description="Larger images are passed over and listed, pixels.")
+    max_pixels: int = Field(178_956_970, ge=1, description="Larger images are passed over and listed, pixels.")
     max_aspect: float = Field(8.0, ge=1, description="Images with longer side / shorter side above this are passed over.")
 
     @model_validator(mode="after")
@@ -101,7 +105,11 @@ class ScoringSettings(Section):
 class PatchSettings(Section):
     """How stored maps become patch scores and boxes; read at selection time, no U-Net needed."""
 
-    patch_size: int = Field(224, ge=0, description="Side in pixels of the resized image; 0: the whole image (paper B.2).")
+    patch_size: int | None = Field(
+        None,
+        ge=0,
+        description="Side, pixels of the resized image; default 7/8 of image_size (224 of 256, B.2); 0: whole image.",
+    )
     stride: int = Field(1, ge=1, description="Step between candidate patches, pixels; the last one is always included.")
     per_image: int = Field(1, ge=1, description="Best non-overlapping patches kept of each image.")
     estimator: Estimator = Field("combined", description="differential: the paper's -D; gap: G; combined: (1-w) G - w D.")
@@ -157,7 +165,10 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.patches.patch_size > self.data.image_size:
+        if self.patches.patch_size is None:
+            sized = self.patches.model_copy(update={"patch_size": self.data.image_size * 7 // 8})
+            object.__setattr__(self, "patches", sized)
+        elif self.patches.patch_size > self.data.image_size:
             raise ValueError(
                 f"patches.patch_size ({self.patches.patch_size}) must not exceed data.image_size "
                 f"({self.data.image_size}); 0 means the whole image"

@@ -140,7 +140,7 @@ class Diffusion:
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ConfigError for a prompt beyond the text encoder's limit (77 tokens for SD), which would be cut."""
-        length, limit = len(self.tokenizer(prompt)["input_ids"]), self._positions
+        length, limit = len(self.tokenizer(prompt, verbose=False)["input_ids"]), self._positions
         if length > limit:
             raise ConfigError(f"prompt {prompt!r} has {length} tokens, the model takes {limit}; shorten it")
 

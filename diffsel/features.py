@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import ConfigError, FeatureSettings
-from .data import Pixels
 from .diffusion import Diffusion
 from .patches import Box
+from .pixels import Pixels
 from .scoring import as_images, keyed_generator, padded
 
 Vector = NDArray[np.float32]

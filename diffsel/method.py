@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from . import assembly, features, scoring, selection, store
-from .config import Settings, identity
-from .data import DataError, Progress, Skipped, quiet
+from .config import DataError, Settings, identity
+from .data import Progress, Skipped, quiet
 from .patches import Box
 from .session import Session, start
 from .store import StoreError

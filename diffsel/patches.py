@@ -88,7 +88,7 @@ def best_boxes(
     Greedy: the best patch, then the best of those at least ``gap`` pixels clear of it, and so on; equal scores: the
     upper, then the left one first.
     """
-    size = settings.patch_size
+    size = settings.patch_size or 0
     scores, tops, lefts = patch_scores(cells, height, width, size, settings.stride)
     scores = scores.copy()
     found: list[tuple[Box, float]] = []

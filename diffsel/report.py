@@ -13,9 +13,10 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from . import method, selection
-from .config import Settings
-from .data import DataError, ImageData, Pixels
+from .config import DataError, Settings
+from .data import ImageData, Row
 from .patches import Box
+from .pixels import Pixels
 from .session import Session
 from .store import StoreError
 
@@ -86,7 +87,7 @@ def trace_image(session: Session, image: str, sets: Sequence[Path]) -> str:
     return "\n".join([*lines, *(tiles or [f"tile     in none of {len(sets)} set(s) looked at"])])
 
 
-def _find(session: Session, image: str):
+def _find(session: Session, image: str) -> Row:
     rows = session.data.rows
     found = [r for r in rows if str(r.row) == image or r.path == image] or [r for r in rows if r.path.endswith(image)]
     if len(found) != 1:

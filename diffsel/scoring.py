@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import ScoringSettings
-from .data import Pixels
 from .diffusion import Diffusion
+from .pixels import Pixels
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from . import store
-from .config import Settings, fingerprint, identity
-from .data import ClassInfo, DataError, ImageData, Pixels, Progress, Row, Skipped, open_data, quiet, reopen
+from .classes import ClassInfo
+from .config import DataError, Settings, fingerprint, identity
+from .data import ImageData, Progress, Row, Skipped, open_data, quiet, reopen
 from .diffusion import Diffusion, content_hash, load_tokenizer, locate, pick_device, pick_precision
 from .distributed import Workers
 from .patches import Box, best_boxes, chosen_bins, estimate
+from .pixels import Pixels
 from .store import Run, StoreError, Unit
 
 
@@ -158,7 +160,7 @@ def _check_prompts(settings: Settings, classes: Sequence[ClassInfo], folder: Pat
     for template in (settings.scoring.null_prompt, *settings.scoring.prompts):
         for info in classes:
             prompt = info.prompt(template)
-            if len(tokenizer(prompt)["input_ids"]) > tokenizer.model_max_length:
+            if len(tokenizer(prompt, verbose=False)["input_ids"]) > tokenizer.model_max_length:
                 raise DataError(f"prompt {prompt!r} is longer than the model's {tokenizer.model_max_length} tokens; shorten it")
 
 

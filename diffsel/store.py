@@ -29,8 +29,9 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
+from .classes import ClassInfo
 from .config import DiffselError, fingerprint
-from .data import ClassInfo, ImageData, Row, Skipped
+from .data import ImageData, Row, Skipped
 
 FORMAT = 1
 UNIT_ROWS = 256  # images per unit of work, at most
@@ -140,23 +141,24 @@ def units_of(data: ImageData) -> list[Unit]:
 def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
     """One unit file: tensors, and as metadata the fingerprint ``mark``, ``extra`` (JSON) and a checksum."""
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    metadata = {"fingerprint": mark, "extra": json.dumps(extra, sort_keys=True), "checksum": _checksum(ordered)}
-    write_atomically(path, save_safetensors(ordered, metadata))
+    about = {"fingerprint": mark, "extra": dict(extra), "checksum": _checksum(ordered)}
+    # One metadata key: safetensors writes several in an order that changes from process to process.
+    write_atomically(path, save_safetensors(ordered, {"diffsel": json.dumps(about, sort_keys=True)}))
 
 
 def read_unit(path: Path, mark: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and ``extra`` of a unit.  Raises StoreError if it is damaged or made with other settings."""
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); delete it and start again to have it recomputed") from None
-    if metadata.get("checksum") != _checksum(tensors):
+    if about.get("checksum") != _checksum(tensors):
         raise StoreError(f"{path} is damaged (checksum differs); delete it and start again to have it recomputed")
-    if metadata.get("fingerprint") != mark:
+    if about.get("fingerprint") != mark:
         raise StoreError(f"{path} was made with other settings than its run.yaml says; it does not belong here")
-    return tensors, json.loads(metadata["extra"])
+    return tensors, about["extra"]
 
 
 def _checksum(tensors: Mapping[str, np.ndarray]) -> str:

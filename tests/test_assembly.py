@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from diffsel.assembly import assemble, check_set, cut, mosaic, tile_sides
-from diffsel.config import AssemblySettings, DataSettings
-from diffsel.data import DataError, ImageData, open_data, resize
+from diffsel.config import AssemblySettings, DataError, DataSettings
+from diffsel.data import ImageData, open_data
+from diffsel.pixels import resize
 from diffsel.selection import Pick
 from diffsel.store import StoreError
 

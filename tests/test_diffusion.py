@@ -36,10 +36,8 @@ def test_other_prediction_types_are_turned_into_noise(tiny: Diffusion, copy: Pat
     output = tiny.predict_noise(z, t, words)  # epsilon: the raw output
     noise = other.predict_noise(z, t, words)
     abar = tiny.scheduler.alphas_cumprod[t][:, None, None, None]
-    if kind == "v_prediction":  # recover z_0 from v, and check that noising it with our noise gives z_t back
-        z0 = abar.sqrt() * z - (1 - abar).sqrt() * output
-    else:
-        z0 = output
+    # Recover z_0 from the raw output, and check that noising it with our noise gives z_t back.
+    z0 = abar.sqrt() * z - (1 - abar).sqrt() * output if kind == "v_prediction" else output
     torch.testing.assert_close(other.add_noise(z0, noise, t), z, rtol=1e-4, atol=1e-4)
 
 

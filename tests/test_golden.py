@@ -12,10 +12,10 @@ import torch
 from conftest import GOLDEN
 
 from diffsel.config import PatchSettings, SelectionSettings
-from diffsel.data import resized_size
 from diffsel.diffusion import Diffusion
 from diffsel.features import Patch, pool, unit
 from diffsel.patches import best_boxes, patch_scores
+from diffsel.pixels import resized_size
 from diffsel.scoring import as_images, differential_and_gap
 from diffsel.selection import cluster
 

@@ -27,7 +27,9 @@ def same_bytes(a: Maps, b: Maps) -> bool:
 
 
 def close(a: Maps, b: Maps) -> bool:
-    return all(np.allclose(getattr(a, name), getattr(b, name), rtol=2e-3, atol=2e-5) for name in ("differential", "gap", "null"))
+    return all(
+        np.allclose(getattr(a, name), getattr(b, name), rtol=2e-3, atol=2e-5) for name in ("differential", "gap", "null")
+    )
 
 
 class Oracle:
@@ -133,7 +135,11 @@ def test_the_null_prompt_against_itself_is_zero(tiny: Diffusion) -> None:
 
 def test_a_posterior_sample_is_keyed_and_differs_from_the_mean(tiny: Diffusion) -> None:
     images, sample = [("0", picture(0)), ("1", picture(1))], SETTINGS.model_copy(update={"posterior": "sample"})
-    mean, first, again = score(tiny, images)["0"], score(tiny, images, settings=sample), score(tiny, images[:1], settings=sample)
+    mean, first, again = (
+        score(tiny, images)["0"],
+        score(tiny, images, settings=sample),
+        score(tiny, images[:1], settings=sample),
+    )
     assert same_bytes(first["0"], again["0"])
     assert not same_bytes(first["0"], mean)
 
@@ -156,5 +162,5 @@ def test_padding_repeats_the_last_item() -> None:
 
 
 def test_a_prompt_that_is_too_long_is_named(tiny: Diffusion) -> None:
-    with pytest.raises(ConfigError, match="An image of very very .* has .* tokens, the model takes 77"):
+    with pytest.raises(ConfigError, match=r"An image of very very .* has .* tokens, the model takes 77"):
         tiny.embed_prompts(["An image of " + "very " * 80])

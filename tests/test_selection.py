@@ -91,4 +91,4 @@ def test_mosaics_are_dealt_as_rded_does() -> None:
     ipc, factor = 10, 2
     dealt = [[tile_rank(i, j, ipc) for j in range(factor**2)] for i in range(ipc)]
     assert dealt[0] == [0, 10, 20, 30]
-    assert sorted(sum(dealt, [])) == list(range(40))
+    assert sorted(rank for image in dealt for rank in image) == list(range(40))

@@ -1,0 +1,131 @@
+"""The command line: what it prints, how it ends, and that every setting is reachable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY, small_values
+
+from diffsel import cli
+from diffsel.config import Section, Settings
+
+SMALL = [
+    *("--model", TINY, "--image-size", "64", "--patch-size", "32", "--stride", "4", "--size", "32", "--draws", "3"),
+    *("--batch-size", "8", "--device", "cpu", "--clusters", "3", "--top-clusters", "2", "-q"),
+]
+
+
+JOB = ["distill", "DATA", "--out", "RUN", "--ipc", "1"]
+
+
+@pytest.fixture
+def diffsel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line; gives (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["diffsel", *map(str, words)])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_distill_select_trace_and_inspect(diffsel, folder, tmp_path: Path) -> None:
+    data, run = folder(cat=9, dog=9), tmp_path / "run"
+    code, out, _ = diffsel("inspect", data, "--image-size", 64, "-q")
+    assert code == 0
+    assert "An image of cat." in out
+    assert "18 images in 2 classes (9 to 9 each); 0 passed over" in out
+    code, out, _ = diffsel("distill", data, "--out", run, "--ipc", 1, "--ipc", 2, *SMALL)
+    assert code == 0
+    assert "images scored" in out
+    assert "U-Net forwards" in out
+    assert (run / "ipc1" / "cat" / "00000.png").exists()
+    assert (run / "ipc2" / "dog" / "00001.png").exists()
+    code, _, err = diffsel("select", run, "--ipc", 1, "--only", "dog", "--out", tmp_path / "dogs", "-q")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "dogs" / "dog" / "00000.png").exists()
+    tile = json.loads((run / "ipc2" / "metadata.jsonl").read_text().splitlines()[0])["tiles"][0]
+    code, out, _ = diffsel("trace", run, tile["source"])
+    assert code == 0
+    for word in (
+        f"row      {tile['row']}:",
+        "map ",
+        f"box      {tile['box']}",
+        f"cluster  {tile['cluster']} of",
+        "ipc2/cat/00000.png, tile 0",
+    ):
+        assert word in out
+    code, _, err = diffsel("trace", run, "nothing.png")
+    assert code == 2
+    assert "no image in" in err
+
+
+def test_score_embed_and_select_are_the_three_of_distill(diffsel, folder, tmp_path: Path) -> None:
+    data = folder(cat=5)
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(small_values()))
+    assert diffsel("distill", data, "--out", tmp_path / "one", "--ipc", 1, "--config", config, "-q")[0] == 0
+    assert diffsel("score", data, "--out", tmp_path / "three", "--config", config, "-q")[0] == 0
+    assert diffsel("embed", tmp_path / "three", "-q")[0] == 0
+    assert diffsel("select", tmp_path / "three", "--ipc", 1, "--out", tmp_path / "set", "-q")[0] == 0
+    one = {p.name: p.read_bytes() for p in (tmp_path / "one" / "ipc1").rglob("*") if p.is_file()}
+    assert one == {p.name: p.read_bytes() for p in (tmp_path / "set").rglob("*") if p.is_file()}
+
+
+def test_strict_makes_a_passed_over_image_exit_code_1(diffsel, folder, tmp_path: Path) -> None:
+    data = folder(cat=5)
+    (data / "cat" / "page.jpg").write_bytes(b"<html>")
+    code, _, err = diffsel("distill", data, "--out", tmp_path / "run", "--ipc", 1, *SMALL)
+    assert code == 0
+    assert "1 image(s) passed over" in err
+    assert "cat/page.jpg: a web page or XML" in err
+    assert diffsel("distill", data, "--out", tmp_path / "run", "--ipc", 1, *SMALL, "--strict")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*JOB, "--drawz", "3"], "--draws"),
+        (["distill", "DATA", "--out", "RUN", "--ipc", "0"], "greater than or equal to 1"),
+        (["distill", "DATA", "--out", "RUN"], "--ipc"),
+        (["distill", "/no/such", "--out", "RUN", "--ipc", "1", "--model", TINY], "error: /no/such: no such folder"),
+        ([*JOB, "--draws", "10", "--bins", "3"], "error: scoring.draws (10) must be a multiple"),
+        ([*JOB, "--model", "/no/model"], "error: model.model = '/no/model': no such folder"),
+        (["distill", "DATA", "--out", "RUN", "--ipc", "50", *SMALL], "error: class 'cat' has 3 patches"),
+        ([*JOB, "--config", "BAD"], "unknown setting 'scoring.draw'; did you mean 'draws'"),
+        (["select", "DATA", "--ipc", "1", "--out", "SET"], "is not a run (no run.yaml)"),
+        (["score", "DATA", "--out", "RUN", "--device", "cpu", "--precision", "fp16", "--model", TINY], "needs a GPU"),
+    ],
+)  # fmt: skip
+def test_bad_usage_and_settings_exit_with_2_before_any_work(words, message: str, diffsel, folder, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("scoring: {draw: 3}\n")
+    places = {"DATA": folder(cat=3), "RUN": tmp_path / "run", "SET": tmp_path / "set", "BAD": tmp_path / "bad.yaml"}
+    code, _, err = diffsel(*(places.get(word, word) for word in words))
+    assert code == 2
+    assert message in err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_every_setting_has_a_flag(diffsel) -> None:
+    code, out, _ = diffsel("distill", "--help")
+    assert code == 0
+    renamed = {"classes": "classes", "prompts": "prompt"}
+    for section in Settings.model_fields.values():
+        if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
+            for name in section.annotation.model_fields:
+                assert f"--{renamed.get(name, name).replace('_', '-')} " in out + " "
+
+
+def test_a_run_remembers_its_settings_and_refuses_others(diffsel, folder, tmp_path: Path) -> None:
+    data, run = folder(cat=5), tmp_path / "run"
+    words = ["score", data, "--out", run, "--model", TINY, "--image-size", 64, "-q", "--draws"]
+    assert diffsel(*words, 3)[0] == 0
+    code, _, err = diffsel(*words, 6)
+    assert code == 2
+    assert "scoring.draws: stored 3, asked 6" in err

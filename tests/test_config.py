@@ -1,0 +1,69 @@
+"""Settings refuse what they do not know, and say what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffsel.config import ConfigError, Section, Settings, fingerprint, identity, load_settings, resolve
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scorring": {}}, "unknown setting 'scorring'; did you mean 'scoring'"),
+        ({"scoring": {"draw": 3}}, "unknown setting 'scoring.draw'; did you mean 'draws'"),
+        ({"scoring": {"zzz": 3}}, "unknown setting 'scoring.zzz'; valid: prompts, null_prompt"),
+        ({"scoring": {"draws": "many"}}, "scoring.draws = 'many'"),
+        ({"scoring": {"draws": 10, "bins": 3}}, r"draws \(10\) must be a multiple of scoring.bins \(3\), say 9"),
+        ({"scoring": {"t_min": 0.8}}, r"t_min \(0.8\) must lie below"),
+        ({"scoring": {"prompts": []}}, "scoring.prompts"),
+        ({"patches": {"patch_size": 512}}, r"patch_size \(512\) must not exceed data.image_size \(256\)"),
+        ({"patches": {"estimator": "gaps"}}, "patches.estimator = 'gaps': Input should be 'differential', 'gap' or 'combined'"),
+        ({"patches": {"prompt": 1}}, "only 1 prompts are scored"),
+        ({"assembly": {"quality": 101}}, "assembly.quality = 101"),
+        ({"data": {"classes": ["a", "a"]}}, "names a class twice"),
+    ],
+)
+def test_wrong_settings_are_explained(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(values)
+
+
+def test_flags_win_over_files_and_later_files_over_earlier_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 1\nscoring: {draws: 6, t_max: 0.5}\n")
+    (tmp_path / "b.yaml").write_text("scoring: {draws: 9}\n")
+    settings = load_settings(
+        [tmp_path / "a.yaml", tmp_path / "b.yaml"], {"scoring.t_max": 0.9}, {"seed": 5, "data": {"split": "x"}}
+    )
+    assert (settings.seed, settings.scoring.draws, settings.scoring.t_max, settings.data.split) == (1, 9, 0.9, "x")
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    for text in (
+        "scoring: {draw: 1}",
+        "- list",
+        "a: [",
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"settings file .*a\.yaml"):
+            load_settings([file])
+    with pytest.raises(ConfigError, match=r"settings file .*no\.yaml"):
+        load_settings([tmp_path / "no.yaml"])
+
+
+def test_fingerprints_ignore_speed_and_order_but_nothing_else() -> None:
+    assert "batch_size" not in identity(Settings().compute)
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint(identity(Settings().scoring)) != fingerprint(identity(resolve({"scoring": {"draws": 15}}).scoring))
+
+
+def test_every_setting_is_explained_and_frozen() -> None:
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for key, inner in field.annotation.model_fields.items():
+                assert inner.description, f"{name}.{key}"
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().seed = 1  # type: ignore[misc]

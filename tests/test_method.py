@@ -1,0 +1,269 @@
+"""The stages together: same settings, same bytes, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import draw, small_values
+from PIL import Image
+
+from diffsel import method
+from diffsel.config import DataError, Settings, resolve
+from diffsel.diffusion import Diffusion
+from diffsel.selection import SelectionError
+from diffsel.session import Session, resume, start
+from diffsel.store import SettingsDiffer, StoreError, read_skipped, read_unit
+
+
+def with_(settings: Settings, **sections: dict) -> Settings:
+    values = settings.model_dump(mode="json")
+    for section, fields in sections.items():
+        values[section] = {**values[section], **fields}
+    return resolve(values)
+
+
+def distill(source: Path, out: Path, settings: Settings, *ipcs: int) -> Session:
+    return method.distill(str(source), out, {n: out / f"ipc{n}" for n in ipcs or (1,)}, settings)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every result of a run (run.yaml holds versions, so it is not one)."""
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and p.name != "run.yaml"}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the model's verbs, as they are called."""
+    seen: list[str] = []
+    for verb in ("encode", "predict_noise", "features"):
+        original = getattr(Diffusion, verb)
+        monkeypatch.setattr(Diffusion, verb, lambda self, *a, _v=verb, _o=original: seen.append(_v) or _o(self, *a))
+    return seen
+
+
+def test_the_main_job_end_to_end(folder: Callable[..., Path], tmp_path: Path, small: Settings) -> None:
+    source = folder(cat=9, dog=8, size=(70, 64))
+    (source / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    run = tmp_path / "run"
+    done = distill(source, run, small, 1, 2)
+    assert done.counts["images scored"] == 17
+    assert done.counts["U-Net forwards"] == 17 * 3 * 2
+    assert [s.path for s in read_skipped(run)] == ["cat/broken.jpg"]
+    for ipc in (1, 2):
+        lines = [json.loads(line) for line in (run / f"ipc{ipc}" / "metadata.jsonl").read_text().splitlines()]
+        assert len(lines) == 2 * ipc
+        sources = [tile["source"] for line in lines for tile in line["tiles"]]
+        assert len(set(sources)) == len(sources) == 8 * ipc
+    assert not list(tmp_path.rglob(".part-*"))
+
+
+def test_what_is_stored_serves_other_sets_without_any_network(folder, tmp_path, small, calls) -> None:
+    source, run = folder(cat=9, dog=8), tmp_path / "run"
+    distill(source, run, small, 1)
+    assert calls
+    calls.clear()
+    session = resume(run, small)
+    method.select(session, 2, tmp_path / "ipc2")
+    method.select(session, 1, tmp_path / "dogs", classes=["dog"])
+    method.select(resume(run, with_(small, selection={"method": "diffsel-noclusters"})), 2, tmp_path / "plain")
+    method.select(resume(run, with_(small, assembly={"factor": 1})), 8, tmp_path / "ipc8")
+    assert calls == []
+    assert (tmp_path / "dogs" / "dog" / "00000.png").exists()
+    assert not (tmp_path / "dogs" / "cat").exists()
+    method.embed(resume(run, with_(small, patches={"patch_size": 48})))  # other patches need features, but no new maps
+    assert set(calls) == {"encode", "features"}
+
+
+def test_a_finished_job_does_nothing_when_started_again(folder, tmp_path, small, calls) -> None:
+    source, run = folder(cat=5), tmp_path / "run"
+    distill(source, run, small)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+    calls.clear()
+    distill(source, run, small)
+    assert calls == []
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+
+
+def test_the_bytes_do_not_depend_on_file_order_or_place(folder, tmp_path, small, monkeypatch) -> None:
+    first = folder("one", cat=5, dog=4)
+    distill(first, tmp_path / "run1", small)
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *a, **k: ((w, d[::-1], f[::-1]) for w, d, f in walk(*a, **k)))
+    second = folder("two", cat=5, dog=4)
+    distill(second, tmp_path / "run2", small)
+    assert contents(tmp_path / "run1") == contents(tmp_path / "run2")
+
+
+def test_an_image_has_the_same_maps_in_a_smaller_data_set(folder, tmp_path, small) -> None:
+    source = folder(cat=5)
+    distill(source, tmp_path / "all", small)
+    (source / "cat" / "1.png").unlink()
+    distill(source, tmp_path / "four", small)
+    maps = [resume(tmp_path / name, small) for name in ("all", "four")]
+    tensors = [session.maps(session.units[0])[0] for session in maps]
+    paths = [{row.path: row.row for row in session.data.rows} for session in maps]
+    for path, row in paths[1].items():
+        assert np.array_equal(tensors[1][f"{row}.differential"], tensors[0][f"{paths[0][path]}.differential"])
+
+
+def test_units_may_be_computed_in_any_order(folder, tmp_path, small, monkeypatch) -> None:
+    source = folder(cat=5, dog=4, emu=4)
+    distill(source, tmp_path / "run1", small)
+    from diffsel.distributed import Workers
+
+    monkeypatch.setattr(Workers, "mine", lambda self, items: list(items)[::-1])
+    distill(source, tmp_path / "run2", small)
+    assert contents(tmp_path / "run1") == contents(tmp_path / "run2")
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def command(source: Path, run: Path, config: Path, *launch: str) -> list[str]:
+    start_ = [sys.executable, "-m", *launch] if launch else [sys.executable]
+    return [*start_, "-m", "diffsel", "distill", str(source), "--out", str(run), "--ipc", "1", "--config", str(config), "-q"]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(small_values()))
+    return file
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, tmp_path, small, config) -> None:
+    source = folder(**{f"class{i}": 6 for i in range(6)})
+    distill(source, tmp_path / "whole", small)
+    run = tmp_path / "killed"
+    with subprocess.Popen(command(source, run, config), env=ENVIRONMENT) as process:
+        deadline = time.monotonic() + 120
+        while not list((run / "maps").glob("*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = len(list((run / "maps").glob("*.safetensors")))
+    assert 1 <= done < 6
+    assert not (run / "ipc1").exists()
+    subprocess.run(command(source, run, config), env=ENVIRONMENT, check=True, timeout=240)
+    left = {name: blob for name, blob in contents(run).items() if ".part-" not in name}
+    assert left == contents(tmp_path / "whole")
+
+
+def test_two_processes_write_the_same_bytes_as_one(folder, tmp_path, small, config) -> None:
+    source = folder(cat=6, dog=5, emu=5)
+    distill(source, tmp_path / "one", small)
+    launch = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+              "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+    subprocess.run(command(source, tmp_path / "two", config, *launch), env=ENVIRONMENT, check=True, timeout=240)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_other_settings_are_refused_and_listed(folder, tmp_path, small, calls) -> None:
+    source, run = folder(cat=5), tmp_path / "run"
+    distill(source, run, small)
+    calls.clear()
+    with pytest.raises(SettingsDiffer, match=r"scoring.draws: stored 3, asked 6"):
+        start(str(source), run, with_(small, scoring={"draws": 6}))
+    with pytest.raises(SettingsDiffer, match="seed: stored 0, asked 1"):
+        resume(run, small.model_copy(update={"seed": 1}))
+    draw(source / "cat" / "new.png", 9)
+    with pytest.raises(SettingsDiffer, match=r"images.count: stored 5, asked 6"):
+        start(str(source), run, small)
+    assert calls == []
+
+
+def test_what_cannot_be_selected_is_refused_before_scoring(folder, tmp_path, small, calls) -> None:
+    source = folder(cat=5, dog=3)
+    with pytest.raises(SelectionError, match="class 'dog' has 3 patches"):
+        distill(source, tmp_path / "run", small, 1)
+    (tmp_path / "run" / "ipc7").mkdir(parents=True)
+    (tmp_path / "run" / "ipc7" / "mine.txt").write_text("")
+    with pytest.raises(StoreError, match="not a distilled set"):
+        method.distill(str(source), tmp_path / "other", {3: tmp_path / "run" / "ipc7"}, with_(small, assembly={"factor": 1}))
+    assert calls == []
+
+
+def test_prompts_are_checked_before_scoring(folder, tmp_path, small, calls) -> None:
+    source = folder(cat=4)
+    with pytest.raises(DataError, match=r"\{nmae\}, which class 'cat' lacks"):
+        distill(source, tmp_path / "run", with_(small, scoring={"prompts": ["a {nmae}"]}))
+    with pytest.raises(DataError, match="longer than the model's 77 tokens"):
+        distill(source, tmp_path / "run", with_(small, scoring={"prompts": ["word " * 90]}))
+    assert calls == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_run_and_an_unknown_class_are_told(folder, tmp_path, small) -> None:
+    session = start(str(folder(cat=4, dog=4)), tmp_path / "run", small)
+    with pytest.raises(StoreError, match="cat-000 has no features for these settings yet"):
+        method.select(session, 1, tmp_path / "set")
+    with pytest.raises(StoreError, match="cat-000 is not scored yet"):
+        method.embed(session)
+    with pytest.raises(DataError, match=r"class 'cats' is not in .*; there is cat"):
+        method.select(session, 1, tmp_path / "set", classes=["cats"])
+
+
+def test_an_image_edited_between_scoring_and_selecting_is_reported(folder, tmp_path, small) -> None:
+    source, run = folder(cat=4), tmp_path / "run"
+    distill(source, run, small)
+    draw(source / "cat" / "2.png", 99)
+    with pytest.raises(DataError, match=r"cat/2.png: edited since it was indexed"):
+        method.select(resume(run, small), 1, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_image_that_does_not_decode_is_passed_over_by_every_stage(folder, tmp_path, small) -> None:
+    source, run = folder(cat=6), tmp_path / "run"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(source / "cat" / "3.jpg")
+    (source / "cat" / "3.jpg").write_bytes((source / "cat" / "3.jpg").read_bytes()[:2000])
+    distill(source, run, small)
+    (lost,) = read_skipped(run)
+    assert lost.path == "cat/3.jpg"
+    assert "unreadable image" in lost.reason
+    session = resume(run, small)
+    assert read_unit(session.run.map_file(session.units[0]), session.run.mark)[1]["rows"] == [0, 1, 2, 4, 5, 6]
+
+
+def test_another_model_is_refused_for_a_stored_run(folder, tmp_path, small) -> None:
+    import shutil
+
+    source, run = folder(cat=5), tmp_path / "run"
+    distill(source, run, small)
+    other = shutil.copytree(small.model.model, tmp_path / "other")
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.013"))
+    changed = with_(small, model={"model": str(other)}, patches={"patch_size": 16})
+    with pytest.raises(StoreError, match="scored with another model"):
+        method.embed(resume(run, changed))
+    with pytest.raises(SettingsDiffer, match="model: stored"):
+        start(str(source), run, changed)
+
+
+def test_hostile_class_names_stay_inside_the_run(tmp_path, small) -> None:
+    names = ["a b", "-rf", "new\nline", "ünï 猫", "<script>", "a%2Fb", "x" * 60]
+    for name in names:
+        for i in range(4):
+            draw(tmp_path / "in" / "data" / name / f"{i}.png", i)
+    before = set(tmp_path.rglob("*"))
+    run = tmp_path / "in" / "run"
+    distill(tmp_path / "in" / "data", run, small)
+    assert all(run in p.parents or p == run for p in set(tmp_path.rglob("*")) - before)
+    entries = [json.loads(line) for line in (run / "ipc1" / "metadata.jsonl").read_text().splitlines()]
+    assert [entry["class"] for entry in entries] == sorted(names)
+    assert all((run / "ipc1" / entry["file_name"]).exists() for entry in entries)
