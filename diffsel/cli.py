@@ -202,7 +202,8 @@ def _progress(quiet: bool) -> Any:
     from tqdm import tqdm
 
     hidden = quiet or os.environ.get("RANK", "0") != "0"
-    return partial(tqdm, disable=hidden, dynamic_ncols=True, file=sys.stderr)
+    every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
+    return partial(tqdm, disable=hidden, dynamic_ncols=True, mininterval=every, file=sys.stderr)
 
 
 def _finish(opened: Session, strict: bool, last: str) -> None:
@@ -219,8 +220,9 @@ def _finish(opened: Session, strict: bool, last: str) -> None:
     ]
     print("\n".join([*lines, last]))
     if skipped:
-        print(f"{len(skipped)} image(s) passed over, listed in {opened.run.path / 'skipped.jsonl'}; the first: "
-              f"{skipped[0].path}: {skipped[0].reason}", file=sys.stderr)  # fmt: skip
+        where = opened.run.path / "skipped.jsonl"
+        first = f"{ascii(skipped[0].path)[1:-1]}: {skipped[0].reason}"  # a file name may hold anything
+        print(f"{len(skipped)} image(s) passed over, listed in {where}; the first: {first}", file=sys.stderr)
     if skipped and strict:
         raise typer.Exit(1)
 
@@ -231,7 +233,7 @@ def main() -> int:
         app()
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except DiffselError as error:
+    except (DiffselError, OSError) as error:  # OSError: no space, no permission; it names the file
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -30,22 +30,25 @@ IPCS = (1, 10)
 Truth = dict[str, Box]
 
 
-def demo_settings(seed: int = 0) -> Settings:
+def demo_settings(seed: int = 0, **scoring: int) -> Settings:
     """The default settings, at the scale of the embedded scenes and model."""
     return resolve({
         "seed": seed,
         "data": {"image_size": scenes.SIZE},
         "model": {"model": "demo"},
+        "scoring": scoring,
         "patches": {"patch_size": PATCH},
         "assembly": {"size": scenes.SIZE},
     })  # fmt: skip
 
 
-def run_demo(out: Path, seed: int = 0, per_class: int = 64, progress: Progress = quiet) -> str:
+def run_demo(
+    out: Path, seed: int = 0, per_class: int = 64, progress: Progress = quiet, settings: Settings | None = None
+) -> str:
     """The whole demo; returns what it prints.  Started again, it goes on where it was."""
     begin = time.monotonic()
     truth = compose_data(out, seed, per_class, progress)
-    settings = demo_settings(seed)
+    settings = settings or demo_settings(seed)
     one = method.distill(str(out / "train"), out / "run", {n: out / f"ipc{n}" for n in IPCS}, settings, progress)
     two = start(str(out / "two_objects"), out / "run_two_objects", settings, progress)
     method.score(two)

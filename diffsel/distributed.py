@@ -7,9 +7,12 @@ A unit whose file exists is done, so any number of processes, started again any 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
+
+from .store import StoreError
 
 T = TypeVar("T")
 
@@ -38,12 +41,10 @@ class Workers:
         """Every ``count``-th item."""
         return list(items[self._state.process_index :: self.count])
 
-    def meet(self) -> None:
-        """Wait until every process is here."""
-        if self.count > 1:
-            self._state.wait_for_everyone()
-
-    def when(self, ready: Callable[[], bool]) -> None:
-        """Wait until the main process has made what ``ready`` looks for."""
-        while not ready():
-            time.sleep(0.05)
+    def wait_for(self, files: Sequence[Path]) -> None:
+        """Wait until other processes have written these files: no collective operation, so none that can time out."""
+        missing = list(files)
+        while missing := [file for file in missing if not file.exists()]:
+            if self.count == 1:
+                raise StoreError(f"{missing[0]} is missing and no other process is there to write it")
+            time.sleep(0.2)

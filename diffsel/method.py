@@ -61,8 +61,8 @@ def score(session: Session) -> None:
             store.write_unit(run.map_file(unit), run.mark, tensors, extra)
             session.count("images scored", len(pictures))
             session.count("U-Net forwards", scoring.forwards(len(pictures), len(prompts), s.scoring))
-    session.workers.meet()
     if session.workers.is_main:
+        session.workers.wait_for([run.map_file(unit) for unit in session.units])
         lost = [Skipped(**entry) for unit in session.units for entry in session.maps(unit)[1]["skipped"]]
         store.write_skipped(run.path, session.data.skipped, lost)
 
@@ -90,7 +90,8 @@ def embed(session: Session) -> None:
             store.write_unit(folder / f"{unit.name}.safetensors", session.feature_mark, tensors, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))
-    session.workers.meet()
+    if session.workers.is_main:
+        session.workers.wait_for([folder / f"{unit.name}.safetensors" for unit in session.units])
 
 
 def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:

@@ -113,6 +113,8 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     precision = pick_precision(settings.compute.precision, device)
     chosen_bins(settings.patches, settings.scoring)
     folder = locate(settings.model)
+    if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
+        workers.wait_for([out / "run.yaml"])
     known: list[Row | Skipped] = []
     if (out / "run.yaml").exists():
         known = [*store.read_index(store.open_run(out)), *store.read_skipped(out, indexed=True)]
@@ -128,8 +130,6 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         "precision": precision,
         "scoring": identity(settings.scoring),
     }
-    if not workers.is_main:
-        workers.when((out / "run.yaml").exists)
     run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
     return Session(settings, data, run, workers, progress)
 
