@@ -67,3 +67,10 @@ def test_every_setting_is_explained_and_frozen() -> None:
                 assert inner.description, f"{name}.{key}"
     with pytest.raises(ValueError, match="frozen"):
         Settings().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "configs").glob("[!a]*/*.yaml")), ids=lambda p: p.stem)
+def test_every_settings_file_loads(file: Path) -> None:
+    settings = load_settings([file])
+    assert settings != Settings()
+    assert file.read_text().startswith("#")
