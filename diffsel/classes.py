@@ -87,9 +87,9 @@ def read_class_file(file: Path) -> dict[str, ClassInfo]:
 def _plain_name(folder: str) -> str:
     """A folder's name in words: an ImageNet wnid by torchvision's table, else underscores as spaces."""
     if re.fullmatch(r"n\d{8}", folder) and folder in (wnids := imagenet_wnids()):
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
+        from torchvision.models import ResNet18_Weights
 
-        return str(_IMAGENET_CATEGORIES[wnids.index(folder)])
+        return str(ResNet18_Weights.IMAGENET1K_V1.meta["categories"][wnids.index(folder)])
     return " ".join(folder.replace("_", " ").split()) or folder
 
 

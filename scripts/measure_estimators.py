@@ -1,0 +1,66 @@
+"""Share of best patches that hold the labelled digit, by estimator and number of draws, over several seeds.
+
+    python scripts/measure_estimators.py --seeds 3        # two CPU cores: see RESULTS.md
+
+Scenes with one digit, and with a second one of another class; held-out digits that the checkpoint was not trained on.
+``w`` is the weight of the combined estimator (1-w) G - w D: 0 is the gap alone, 1 the paper's differential alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from diffsel import scenes
+from diffsel.config import ModelSettings, PatchSettings, ScoringSettings
+from diffsel.demo import HELD, PATCH, held
+from diffsel.diffusion import Diffusion, locate, pick_device
+from diffsel.patches import best_boxes
+from diffsel.report import table
+from diffsel.scoring import score_images
+
+WEIGHTS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def hits(model: Diffusion, objects: int, draws: int, per_class: int, seed: int, batch_size: int) -> list[float]:
+    """Hit rate by weight."""
+    settings = ScoringSettings(draws=draws, bins=1)
+    counts = np.zeros(len(WEIGHTS))
+    for label, name in enumerate(scenes.NAMES):
+        drawn = [scenes.compose("test", label, i, objects, seed) for i in range(per_class)]
+        images = [(f"{label}/{i}", scene.pixels) for i, scene in enumerate(drawn)]
+        for place, maps in score_images(model, images, [f"An image of {name}."], settings, seed, batch_size):
+            d, g = maps.differential[0, 0].astype(float), maps.gap[0, 0].astype(float)
+            for k, w in enumerate(WEIGHTS):
+                box = best_boxes((1 - w) * g - w * d, scenes.SIZE, scenes.SIZE, PatchSettings(patch_size=PATCH))[0][0]
+                counts[k] += held(drawn[place].boxes[0], box) >= HELD
+    return list(100 * counts / (10 * per_class))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 3, 6, 12])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="write the table here too")
+    args = parser.parse_args()
+    model = Diffusion.load(locate(ModelSettings(model=args.model)), pick_device("auto"), "fp32")
+    rows: list[list[object]] = []
+    for objects in (1, 2):
+        for draws in args.draws:
+            rates = [hits(model, objects, draws, args.per_class, seed, args.batch_size) for seed in range(args.seeds)]
+            mean, error = np.mean(rates, 0), np.std(rates, 0, ddof=1) / args.seeds**0.5
+            rows.append([objects, draws, *[f"{m:.1f} +- {e:.1f}" for m, e in zip(mean, error, strict=True)]])
+            print(rows[-1], flush=True)
+    text = table(rows, ["objects", "draws", *[f"w = {w:g}" for w in WEIGHTS]])
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
