@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,15 @@ from .selection import Pick, tile_rank
 from .store import StoreError, differences, dump_yaml, read_yaml, safe_name, whole_folder, write_atomically
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg"}
+
+
+# Words in a path from which the datasets library guesses a split; a class may bear them (CIFAR-100 has "train").
+SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|test|testing|eval|evaluation|val|valid|validation|dev)(?![a-z])", re.I)
+
+
+def class_folder(label: str) -> str:
+    """The folder of a class: its name, made harmless; no word of it reads as a split."""
+    return SPLIT_WORD.sub(lambda word: f"%{ord(word[0][0]):02X}{word[0][1:]}", safe_name(label))
 
 
 def tile_sides(size: int, factor: int) -> list[int]:
@@ -76,16 +86,16 @@ def assemble(
     """
     factor = settings.factor_at(ipc)
     by_row = {row.row: row for row in data.rows}
-    folders = sorted(safe_name(label) for label in selection)
+    folders = sorted(class_folder(label) for label in selection)
     lines = []
     pictures = [(label, image) for label in selection for image in range(ipc)]
     with whole_folder(out) as part, progress(total=len(pictures), desc=f"assembling ipc {ipc}", unit="image") as bar:
         for label, image in pictures:
             picks = [selection[label][tile_rank(image, tile, ipc)] for tile in range(factor**2)]
-            name = f"{safe_name(label)}/{image:05d}{SUFFIX[settings.format]}"
+            name = f"{class_folder(label)}/{image:05d}{SUFFIX[settings.format]}"
             write_atomically(part / name, _render(picks, by_row, data, settings, factor))
             tiles = [_tile(pick, by_row[pick.row]) for pick in picks]
-            lines.append({"file_name": name, "label": folders.index(safe_name(label)), "class": label, "tiles": tiles})
+            lines.append({"file_name": name, "label": folders.index(class_folder(label)), "class": label, "tiles": tiles})
             bar.update()
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_atomically(part / "metadata.jsonl", text.encode())

@@ -69,7 +69,7 @@ def read_class_file(file: Path) -> dict[str, ClassInfo]:
     """``folder: name`` or ``folder: {name: ..., wnid: ..., any word: ...}``.  Raises DataError."""
     try:
         table: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{file}: {error}") from None
     if not isinstance(table, dict):
         raise DataError(f"{file}: expected lines like `folder: name`")

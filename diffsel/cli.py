@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from .config import DiffselError, Settings, load_settings
+from .config import DiffselError, Settings, load_settings, without_execution
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -33,7 +33,7 @@ DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Folder with one fo
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `diffsel score` or `distill`.")]
 RunOut = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for the stored pass; made, or taken up again.")]
 Ipcs = Annotated[list[int], typer.Option("--ipc", min=1, help="Images per class; repeat for several sets.")]
-Classes = Annotated[str | None, typer.Option("--only", metavar="A,B,..", help="Only these classes (folder names).")]
+Classes = Annotated[list[str] | None, typer.Option("--only", metavar="CLASS", help="Only this class; repeat, or A,B,..")]
 Config = Annotated[list[Path] | None, typer.Option("--config", metavar="YAML", help="Settings file; repeatable, later wins.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any image was passed over.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -88,7 +88,7 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
 def _recorded(run: Path) -> dict[str, Any]:
     from .store import open_run
 
-    return dict(open_run(run).record["settings"])
+    return without_execution(open_run(run).record["settings"])
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -144,12 +144,14 @@ def select(
     """A distilled set out of a stored run, for any IPC and any classes.  Patches not embedded yet are, first."""
     from . import method, session
 
-    opened, names = session.resume(run, settings, _progress(quiet)), only.split(",") if only else None
-    for n in ipc:
-        method.check_ipc(opened, n, names)
+    opened = session.resume(run, settings, _progress(quiet))
+    names = [n for part in only or [] for n in ([part] if part in opened.classes else part.split(","))]
+    sets = {n: out if len(ipc) == 1 else out / f"ipc{n}" for n in ipc}
+    for n, target in sets.items():
+        method.check_set(opened, n, target, names)
     method.embed(opened)
-    for n in ipc:
-        method.select(opened, n, out if len(ipc) == 1 else out / f"ipc{n}", names)
+    for n, target in sets.items():
+        method.select(opened, n, target, names)
     _finish(opened, False, f"the set: {out}")
 
 

@@ -33,6 +33,10 @@ class DataError(DiffselError, ValueError):
     """Images or classes that cannot be used; the message names the file or folder and what would be right."""
 
 
+class UnreadableImage(DataError):
+    """One file that is no image, or a broken one: it is listed and passed over."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -173,6 +177,10 @@ class Settings(Section):
                 f"patches.patch_size ({self.patches.patch_size}) must not exceed data.image_size "
                 f"({self.data.image_size}); 0 means the whole image"
             )
+        if self.patches.patch_size and self.patches.patch_size < 8:
+            raise ValueError(f"patches.patch_size ({self.patches.patch_size}) must be 0 or at least 8 pixels")
+        if self.assembly.factor > self.assembly.size // 8:
+            raise ValueError(f"assembly.factor ({self.assembly.factor}) must leave tiles of at least 8 pixels")
         if self.patches.prompt >= len(self.scoring.prompts):
             raise ValueError(
                 f"patches.prompt is {self.patches.prompt}, but only {len(self.scoring.prompts)} prompts are scored"
@@ -195,12 +203,12 @@ def load_settings(files: list[Path], flags: Mapping[str, Any] | None = None, bas
     for file in files:
         try:
             part = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"settings file {file}: {error}") from None
         if not isinstance(part, dict):
             raise ConfigError(f"settings file {file}: expected sections such as `scoring:`, found {type(part).__name__}")
         try:
-            resolve(part)
+            resolve(part, alone=True)
         except ConfigError as error:
             raise ConfigError(f"settings file {file}: {error}") from None
         _merge(merged, part)
@@ -210,18 +218,29 @@ def load_settings(files: list[Path], flags: Mapping[str, Any] | None = None, bas
     return resolve(merged)
 
 
-def resolve(values: Mapping[str, Any]) -> Settings:
-    """Settings from nested values.  Raises ConfigError."""
+def resolve(values: Mapping[str, Any], alone: bool = False) -> Settings:
+    """Settings from nested values.  Raises ConfigError.
+
+    ``alone``: one file of several, in which keys and types must be right; rules between fields wait for the others.
+    """
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(each) for each in error.errors())) from None
+        errors = [each for each in error.errors() if not alone or each["type"] != "value_error"]
+        if errors:
+            raise ConfigError("; ".join(_explain(each) for each in errors)) from None
+        return Settings()
 
 
 def identity(section: Section) -> dict[str, Any]:
     """A section as plain values, without the fields that change only speed."""
     skip = {k for k, f in type(section).model_fields.items() if f.json_schema_extra == EXECUTION}
     return section.model_dump(mode="json", exclude=skip)
+
+
+def without_execution(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings without those that belong to the machine they were recorded on."""
+    return {**values, "compute": {"precision": values["compute"]["precision"]}}
 
 
 def fingerprint(values: Any) -> str:

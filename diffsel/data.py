@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from .classes import ClassInfo, Listing, class_table
-from .config import DataError, DataSettings
+from .config import DataError, DataSettings, UnreadableImage
 from .pixels import Pixels, decode, digest, probe_size, resize, resized_size
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
+EXTENSIONS = set(
+    ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm .jp2".split(),  # noqa: SIM905
+)
 SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "dev"}
 Progress = Callable[..., tqdm]  # makes a progress bar: (total=, desc=, unit=)
 quiet = partial(tqdm, disable=True)
@@ -60,8 +62,15 @@ class ImageData:
     settings: DataSettings
     read: Callable[[str], bytes]
 
+    @cached_property
+    def _by_class(self) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = {info.folder: [] for info in self.classes}
+        for row in self.rows:
+            rows[row.label].append(row)
+        return rows
+
     def of_class(self, folder: str) -> list[Row]:
-        return [row for row in self.rows if row.label == folder]
+        return self._by_class[folder]
 
     def size(self, row: Row) -> tuple[int, int]:
         """(width, height) of the resized image, pixels."""
@@ -70,7 +79,7 @@ class ImageData:
     def image(self, row: Row) -> Image.Image:
         """The upright RGB picture at its original size.
 
-        Raises DataError where the file is gone, was edited since it was indexed, or does not decode.
+        Raises UnreadableImage where it does not decode, DataError where it is gone or was edited since it was indexed.
         """
         try:
             blob = self.read(row.path)
@@ -78,7 +87,10 @@ class ImageData:
             raise DataError(f"{row.path}: {error.strerror or error}") from None
         if digest(blob) != row.digest:
             raise DataError(f"{row.path}: edited since it was indexed (its bytes have another hash)")
-        return decode(blob, self.settings.max_pixels, row.path)
+        picture = decode(blob, self.settings.max_pixels, row.path)
+        if picture.size != (row.width, row.height):
+            raise UnreadableImage(f"{row.path}: decodes to {picture.size}, but its header says {(row.width, row.height)}")
+        return picture
 
     def pixels(self, row: Row) -> Pixels:
         """uint8 (H, W, 3), shortest side ``image_size``; errors as for ``image``."""
@@ -95,14 +107,16 @@ def open_data(
     workers: int = 4,
     progress: Progress = quiet,
     known: Iterable[Row | Skipped] = (),
+    check: Callable[[Sequence[ClassInfo]], None] = lambda classes: None,
 ) -> ImageData:
-    """List, read and hash every image of a data set.
+    """List, read and hash every image of a data set; ``check`` may refuse its classes before anything is read.
 
     Images that are ``known`` by path (from an earlier opening) are listed but not read again.
     Raises DataError for a missing, empty or mis-shaped data set, before any image is read where that can be seen.
     """
     listing, read, names = _list(path, settings)
     classes = class_table(path, listing, names, settings)
+    check(classes)
     chosen = [(c.folder, p) for c in classes for p in _cap(listing[c.folder], settings.images_per_class, seed, c.folder)]
 
     remembered = {(item.label, item.path): item for item in known}
@@ -168,7 +182,7 @@ def _list(path: str, settings: DataSettings) -> tuple[Listing, Callable[[str], b
 
 def _list_folder(root: Path, settings: DataSettings) -> tuple[Listing, Callable[[str], bytes]]:
     try:
-        folders = [name for name in _subfolders(root) if not name.startswith((".", "__"))]
+        folders = [name for name in _subfolders(root) if not name.startswith(".") and name not in ("__pycache__", "__MACOSX")]
     except OSError as error:
         raise DataError(f"{root}: {error.strerror}") from None
     odd = [folder for folder in folders if folder.encode("utf-8", "replace") != folder.encode("utf-8", "surrogateescape")]
@@ -196,6 +210,7 @@ def _walk(root: Path, folder: str) -> Iterator[str]:
             subfolders.clear()
             continue
         seen.add(real)
+        subfolders.sort()
         for name in names:
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
                 yield os.path.relpath(os.path.join(where, name), root).replace(os.sep, "/")
@@ -231,10 +246,14 @@ def _list_datasets(path: str, split: str) -> tuple[Listing, Callable[[str], byte
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     listing: dict[str, list[str]] = {name: [] for name in names or []}
     for i, value in enumerate(table[labels[0]]):
+        if value is None or value == -1:
+            raise DataError(f"{path}, split {split!r}: image {i} has no label; choose a labelled split (data.split)")
         listing.setdefault(names[value] if names else str(value), []).append(f"{split}/{i:09d}")
 
     def read(name: str) -> bytes:
         cell = raw[int(name.rsplit("/", 1)[1])][images[0]]
+        if cell is None:
+            raise UnreadableImage(f"{name}: no image in this row")
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
     return {name: rows for name, rows in listing.items() if rows}, read, names

@@ -52,6 +52,8 @@ def run_demo(
     one = method.distill(str(out / "train"), out / "run", {n: out / f"ipc{n}" for n in IPCS}, settings, progress)
     two = start(str(out / "two_objects"), out / "run_two_objects", settings, progress)
     method.score(two)
+    if not one.workers.is_main:
+        return ""
     summary = {
         "hit_rate": hit_rates(one, truth, "train"),
         "hit_rate_two_objects": hit_rates(two, truth, "two_objects"),
@@ -65,11 +67,10 @@ def run_demo(
         "forwards_two_objects": forwards(len(two.data.rows), 1, settings.scoring),
         "seconds": round(time.monotonic() - begin, 1),
     }
-    if one.workers.is_main:
-        write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-        buffer = io.BytesIO()
-        draw_page(one, two, truth, out).save(buffer, "PNG", optimize=True)
-        write_atomically(out / "demo.png", buffer.getvalue())
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    buffer = io.BytesIO()
+    draw_page(one, two, truth, out).save(buffer, "PNG", optimize=True)
+    write_atomically(out / "demo.png", buffer.getvalue())
     return _as_text(summary, out)
 
 

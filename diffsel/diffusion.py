@@ -7,11 +7,14 @@ predictions even from v-prediction models); what the networks compute in is the 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -31,9 +34,13 @@ WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensor
 
 
 def pick_device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Raises ConfigError for a device that is unknown or not there."""
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"compute.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -89,6 +96,33 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
 
 
+def check_prompts(folder: Path, prompts: Iterable[str]) -> None:
+    """Raises ConfigError for a prompt beyond the text encoder's limit (77 tokens for SD), which would be cut."""
+    tokenizer, positions = load_tokenizer(folder), _part_config(folder, "text_encoder")["max_position_embeddings"]
+    for prompt in prompts:
+        _check_prompt(tokenizer, min(tokenizer.model_max_length, positions), prompt)
+
+
+def _check_prompt(tokenizer: CLIPTokenizer, limit: int, prompt: str) -> None:
+    length = len(tokenizer(prompt, verbose=False)["input_ids"])
+    if length > limit:
+        raise ConfigError(f"prompt {prompt!r} has {length} tokens, the model takes {limit}; shorten it")
+
+
+def check_up_block(folder: Path, up_block: int) -> None:
+    """Raises ConfigError for an up block that the U-Net does not have."""
+    count = len(_part_config(folder, "unet")["up_block_types"])
+    if up_block >= count:
+        raise ConfigError(f"features.up_block = {up_block}: this U-Net has blocks 0 to {count - 1}")
+
+
+def _part_config(folder: Path, part: str) -> dict[str, Any]:
+    try:
+        return json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {folder}: {part}/config.json: {error}") from None
+
+
 @dataclass
 class Diffusion:
     """A frozen SD 1.x / 2.x pipeline, without safety checker and VAE decoder."""
@@ -138,12 +172,6 @@ class Diffusion:
     def _alphas(self) -> Float[Tensor, " steps"]:
         return self.scheduler.alphas_cumprod.to(self.device, torch.float32)
 
-    def check_prompt(self, prompt: str) -> None:
-        """Raises ConfigError for a prompt beyond the text encoder's limit (77 tokens for SD), which would be cut."""
-        length, limit = len(self.tokenizer(prompt, verbose=False)["input_ids"]), self._positions
-        if length > limit:
-            raise ConfigError(f"prompt {prompt!r} has {length} tokens, the model takes {limit}; shorten it")
-
     @property
     def _positions(self) -> int:
         return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
@@ -152,7 +180,7 @@ class Diffusion:
     def embed_prompts(self, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
         """Last hidden states of the text encoder.  Raises ConfigError for a prompt that is too long."""
         for prompt in prompts:
-            self.check_prompt(prompt)
+            _check_prompt(self.tokenizer, self._positions, prompt)
         tokens = self.tokenizer(prompts, padding="max_length", max_length=self._positions, return_tensors="pt")
         return self.text_encoder(tokens["input_ids"].to(self.device)).last_hidden_state
 

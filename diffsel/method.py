@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import assembly, features, scoring, selection, store
-from .config import DataError, Settings, identity
+from .config import ConfigError, DataError, Settings, identity
 from .data import Progress, Skipped, quiet
 from .patches import Box
 from .session import Session, start
@@ -33,8 +33,7 @@ def distill(source: str, run: Path, sets: Mapping[int, Path], settings: Settings
     """
     session = start(source, run, settings, progress)
     for ipc, out in sets.items():
-        check_ipc(session, ipc)
-        assembly.check_set(out, _provenance(session, ipc, list(session.classes)))
+        check_set(session, ipc, out)
     score(session)
     embed(session)
     for ipc, out in sets.items():
@@ -54,7 +53,7 @@ def score(session: Session) -> None:
             keyed = [(row.digest, pixels) for row, pixels in pictures]
             tensors: dict[str, np.ndarray] = {}
             for place, maps in scoring.score_images(session.model, keyed, prompts, s.scoring, s.seed, s.compute.batch_size):
-                tensors |= maps.tensors(pictures[place][0].row)
+                tensors |= _finite(maps, pictures[place][0].path).tensors(pictures[place][0].row)
                 bar.update()
             bar.update(len(skipped))
             extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "skipped": [asdict(x) for x in skipped]}
@@ -77,9 +76,10 @@ def embed(session: Session) -> None:
     with session.progress(total=sum(len(unit.rows) for unit in todo), desc="embedding patches", unit="image") as bar:
         for unit in todo:
             boxes = session.boxes(unit)
-            pictures, _ = session.read(list(dict.fromkeys(row for row, _, _ in boxes)))
+            pictures, lost = session.read(list(dict.fromkeys(row for row, _, _ in boxes)))
+            if lost:
+                raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
             pixels = {row.row: image for row, image in pictures}
-            boxes = [found for found in boxes if found[0].row in pixels]
             patches = [features.Patch(row.digest, pixels[row.row], box) for row, box, _ in boxes]
             prompt = session.classes[unit.label].prompt(s.scoring.prompts[s.patches.prompt])
             vectors = dict(features.embed_patches(session.model, patches, prompt, s.features, s.seed, s.compute.batch_size))
@@ -97,7 +97,7 @@ def embed(session: Session) -> None:
 def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:
     """RUN -> SET, on the main process, without any network.  False where this very set is there already."""
     s, names = session.settings, known_classes(session, classes)
-    record = _provenance(session, ipc, names)
+    record = provenance(session, ipc, names)
     if not session.workers.is_main or assembly.check_set(out, record):
         return False
     pool = [candidates(session, name) for name in names]
@@ -111,13 +111,19 @@ def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None 
 # ---- helpers ---------------------------------------------------------------------------------------------------------
 
 
+def _finite(maps: scoring.Maps, path: str) -> scoring.Maps:
+    if not all(np.isfinite(part).all() for part in (maps.differential, maps.gap, maps.null)):
+        raise ConfigError(f"{path}: its loss maps overflow; the model does not work in this compute.precision, use fp32")
+    return maps
+
+
 def known_classes(session: Session, names: Sequence[str] | None) -> list[str]:
     """The classes asked for (all by default).  Raises DataError for one that the run lacks."""
-    for name in names or ():
+    for name in dict.fromkeys(names or ()):
         if name not in session.classes:
             near = get_close_matches(name, session.classes, n=3) or list(session.classes)[:8]
             raise DataError(f"class {name!r} is not in {session.run.path}; there is {', '.join(near)}")
-    return list(names or session.classes)
+    return list(dict.fromkeys(names or session.classes))
 
 
 def candidates(session: Session, label: str) -> selection.Candidates:
@@ -128,12 +134,15 @@ def candidates(session: Session, label: str) -> selection.Candidates:
     return selection.Candidates(label, joined["row"], joined["box"], joined["score"], joined["vector"])
 
 
-def check_ipc(session: Session, ipc: int, classes: Sequence[str] | None = None) -> None:
-    """Raises SelectionError where a class cannot give that many images, before anything is scored."""
-    s = session.settings
-    factor = s.assembly.factor_at(ipc)
-    for label in known_classes(session, classes):
-        most = len(session.data.of_class(label)) * (s.patches.per_image if s.patches.patch_size else 1)
+def check_set(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> None:
+    """Refuse, before anything is computed, a set that cannot be made: SelectionError where a class cannot give that
+    many images, StoreError where ``out`` holds something else, DataError for an unknown class."""
+    s, names = session.settings, known_classes(session, classes)
+    assembly.check_set(out, provenance(session, ipc, names))
+    factor, side = s.assembly.factor_at(ipc), s.patches.patch_size
+    for label in names:
+        sizes = [session.data.size(row) for row in session.data.of_class(label)]
+        most = sum(min(s.patches.per_image, (w // side) * (h // side)) if side else 1 for w, h in sizes)
         if most < ipc * factor**2:
             raise selection.too_few(label, most, ipc, factor)
 
@@ -156,7 +165,7 @@ def _columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:
     }
 
 
-def _provenance(session: Session, ipc: int, classes: Sequence[str]) -> dict[str, Any]:
+def provenance(session: Session, ipc: int, classes: Sequence[str]) -> dict[str, Any]:
     """Everything that decides a set's bytes."""
     s = session.settings
     return {
@@ -166,7 +175,7 @@ def _provenance(session: Session, ipc: int, classes: Sequence[str]) -> dict[str,
         "seed": s.seed,
         "classes": list(classes),
         "image_size": s.data.image_size,
-        "model": {"id": s.model.model, "hash": session.run.record["identity"]["model"]},
+        "model": session.run.record["identity"]["model"],
         "scoring": identity(s.scoring),
         **session.feature_identity,
         "selection": identity(s.selection),

@@ -12,36 +12,39 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .config import DataError, DataSettings
+from .config import DataSettings, UnreadableImage
 
 Pixels = NDArray[np.uint8]
 
 
 @contextmanager
 def _opened(blob: bytes, max_pixels: int, name: str) -> Iterator[Image.Image]:
-    """An image whose header was read.  Everything that goes wrong becomes a DataError with a plain reason."""
+    """An image whose header was read.  Everything that goes wrong becomes an UnreadableImage with a plain reason."""
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # the limit is ours, checked before decoding
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(blob)) as picture:
                 if picture.width * picture.height > max_pixels:
-                    raise DataError(f"{name}: {picture.width} x {picture.height} pixels, over data.max_pixels = {max_pixels}")
+                    raise UnreadableImage(
+                        f"{name}: {picture.width} x {picture.height} pixels, over data.max_pixels = {max_pixels}"
+                    )
                 yield picture
-    except DataError:
+    except UnreadableImage:
         raise
     except Exception as error:  # PIL's plugins raise nearly anything on broken files
-        raise DataError(f"{name}: {_reason(blob, error)}") from None
+        raise UnreadableImage(f"{name}: {_reason(blob, error)}") from None
 
 
 def probe_size(blob: bytes, name: str, settings: DataSettings) -> tuple[int, int]:
-    """Upright (width, height) from the header alone.  Raises DataError for what cannot or may not be read."""
+    """Upright (width, height) from the header alone.  Raises UnreadableImage for what cannot or may not be read."""
     with _opened(blob, settings.max_pixels, name) as picture:
         width, height = picture.size
-        if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+        # Pillow turns the size of a TIFF by itself, before it is loaded.
+        if picture.format != "TIFF" and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
             width, height = height, width
     if max(width, height) > settings.max_aspect * min(width, height):
-        raise DataError(
+        raise UnreadableImage(
             f"{name}: {width} x {height} pixels, sides further apart than data.max_aspect = {settings.max_aspect:g}"
         )
     return width, height
@@ -54,7 +57,7 @@ def digest(blob: bytes) -> str:
 def decode(blob: bytes, max_pixels: int, name: str) -> Image.Image:
     """Any image file as an upright RGB picture: EXIF-turned, transparency on white, 16 bits scaled to 8.
 
-    Raises DataError naming ``name`` and the reason.
+    Raises UnreadableImage naming ``name`` and the reason.
     """
     with _opened(blob, max_pixels, name) as picture:
         picture.load()
@@ -64,7 +67,8 @@ def decode(blob: bytes, max_pixels: int, name: str) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
-        top = 1.0 if picture.mode == "F" and values.max(initial=0) <= 1 else 255.0 if values.max(initial=0) <= 255 else 65535.0
+        largest = values.max(initial=0)
+        top = 65535.0 if picture.mode != "F" else 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0
         picture = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

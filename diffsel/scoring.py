@@ -158,7 +158,7 @@ def _encode(
 ) -> Float[Tensor, "b 4 h w"]:
     height, width = bucket[0][2].shape[:2]
     latents = []
-    for chunk in padded(bucket, min(batch_size, 8)):
+    for chunk in padded(bucket, min(batch_size, 2)):  # photographs come in many sizes; more would mostly be filling
         noise = None
         if settings.posterior == "sample":
             shape = (4, height // model.cell, width // model.cell)

@@ -15,9 +15,9 @@ import torch
 
 from . import store
 from .classes import ClassInfo
-from .config import DataError, Settings, fingerprint, identity
+from .config import Settings, UnreadableImage, fingerprint, identity
 from .data import ImageData, Progress, Row, Skipped, open_data, quiet, reopen
-from .diffusion import Diffusion, content_hash, load_tokenizer, locate, pick_device, pick_precision
+from .diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
 from .distributed import Workers
 from .patches import Box, best_boxes, chosen_bins, estimate
 from .pixels import Pixels
@@ -64,19 +64,25 @@ class Session:
         self.counts[what] = self.counts.get(what, 0) + number
 
     def read(self, rows: Sequence[Row]) -> tuple[list[tuple[Row, Pixels]], list[Skipped]]:
-        """Pixels of rows, decoded in threads; what does not decode or was edited is passed over with its reason."""
+        """Pixels of rows, decoded in threads; what does not decode is passed over with its reason.
 
-        def one(row: Row) -> Pixels | DataError:
+        Raises DataError for a file that is gone or was edited: the data set is not the one that was indexed, and
+        passing over it would be final.
+        """
+
+        def one(row: Row) -> Pixels | UnreadableImage:
             try:
                 return self.data.pixels(row)
-            except DataError as error:
+            except UnreadableImage as error:
                 return error
 
         with ThreadPoolExecutor(self.settings.compute.workers) as pool:
             results = list(zip(rows, pool.map(one, rows), strict=True))
-        skipped = [Skipped(r.path, r.label, str(e).removeprefix(f"{r.path}: ")) for r, e in results if isinstance(e, DataError)]
-        self.count("images passed over", len(skipped))
-        return [(row, pixels) for row, pixels in results if not isinstance(pixels, DataError)], skipped
+        lost = [
+            Skipped(r.path, r.label, str(e).removeprefix(f"{r.path}: ")) for r, e in results if isinstance(e, UnreadableImage)
+        ]
+        self.count("images passed over", len(lost))
+        return [(row, pixels) for row, pixels in results if not isinstance(pixels, UnreadableImage)], lost
 
     def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
@@ -113,14 +119,19 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     precision = pick_precision(settings.compute.precision, device)
     chosen_bins(settings.patches, settings.scoring)
     folder = locate(settings.model)
+    check_up_block(folder, settings.features.up_block)
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
         workers.wait_for([out / "run.yaml"])
     known: list[Row | Skipped] = []
-    if (out / "run.yaml").exists():
-        known = [*store.read_index(store.open_run(out)), *store.read_skipped(out, indexed=True)]
     root = str(Path(source).resolve()) if Path(source).exists() else source
-    data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known)
-    _check_prompts(settings, data.classes, folder)
+    if (out / "run.yaml").exists() and (earlier := store.open_run(out)).record["data"] == root:
+        known = [*store.read_index(earlier), *store.read_skipped(out, indexed=True)]
+
+    def check(classes: Sequence[ClassInfo]) -> None:
+        templates = (settings.scoring.null_prompt, *settings.scoring.prompts)
+        check_prompts(folder, [info.prompt(template) for template in templates for info in classes])
+
+    data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check)
     described = {
         "seed": settings.seed,
         "images": {"count": len(data.rows), "digest": fingerprint([[r.path, r.label, r.digest] for r in data.rows])},
@@ -130,6 +141,8 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         "precision": precision,
         "scoring": identity(settings.scoring),
     }
+    if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"model": str(folder.resolve())})})
     run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
     return Session(settings, data, run, workers, progress)
 
@@ -152,16 +165,6 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     skipped = store.read_skipped(path)
     data = reopen(run.record["data"], run.classes, store.read_index(run), skipped, settings.data)
     return Session(settings, data, run, workers, progress)
-
-
-def _check_prompts(settings: Settings, classes: Sequence[ClassInfo], folder: Path) -> None:
-    """Every prompt of every class must be complete and fit the text encoder, before any image is scored."""
-    tokenizer = load_tokenizer(folder)
-    for template in (settings.scoring.null_prompt, *settings.scoring.prompts):
-        for info in classes:
-            prompt = info.prompt(template)
-            if len(tokenizer(prompt, verbose=False)["input_ids"]) > tokenizer.model_max_length:
-                raise DataError(f"prompt {prompt!r} is longer than the model's {tokenizer.model_max_length} tokens; shorten it")
 
 
 def _device(settings: Settings, workers: Workers) -> torch.device:

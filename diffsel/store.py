@@ -141,7 +141,7 @@ def units_of(data: ImageData) -> list[Unit]:
 def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
     """One unit file: tensors, and as metadata the fingerprint ``mark``, ``extra`` (JSON) and a checksum."""
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    about = {"fingerprint": mark, "extra": dict(extra), "checksum": _checksum(ordered)}
+    about = {"fingerprint": mark, "extra": dict(extra), "checksum": _checksum(ordered, extra)}
     # One metadata key: safetensors writes several in an order that changes from process to process.
     write_atomically(path, save_safetensors(ordered, {"diffsel": json.dumps(about, sort_keys=True)}))
 
@@ -154,15 +154,15 @@ def read_unit(path: Path, mark: str) -> tuple[dict[str, np.ndarray], dict[str, A
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); delete it and start again to have it recomputed") from None
-    if about.get("checksum") != _checksum(tensors):
+    if about.get("checksum") != _checksum(tensors, about.get("extra")):
         raise StoreError(f"{path} is damaged (checksum differs); delete it and start again to have it recomputed")
     if about.get("fingerprint") != mark:
         raise StoreError(f"{path} was made with other settings than its run.yaml says; it does not belong here")
     return tensors, about["extra"]
 
 
-def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
-    state = hashlib.blake2b(digest_size=16)
+def _checksum(tensors: Mapping[str, np.ndarray], extra: Any) -> str:
+    state = hashlib.blake2b(json.dumps(extra, sort_keys=True).encode(), digest_size=16)
     for name, value in tensors.items():
         state.update(f"{name} {value.dtype} {value.shape};".encode())
         state.update(value.tobytes())
@@ -211,9 +211,9 @@ def create_run(path: Path, identity: Mapping[str, Any], settings: Mapping[str, A
         if found:
             raise SettingsDiffer(path, found)
         return run
-    if path.exists() and (
-        not path.is_dir() or any(not p.name.startswith(".part-") for p in path.iterdir() if p.name != "index.parquet")
-    ):
+    begun = {"index.parquet", "skipped.jsonl"}  # what a start that was killed may have left
+    others = [p for p in path.iterdir() if p.name not in begun and not p.name.startswith(".part-")] if path.is_dir() else [path]
+    if path.exists() and others:
         raise StoreError(f"{path} exists and is not a run; give a new or empty folder")
     write_index(path / "index.parquet", data.rows)
     write_skipped(path, data.skipped)
@@ -236,7 +236,10 @@ def open_run(path: Path) -> Run:
     record = read_yaml(path / "run.yaml")
     if record.get("format") != FORMAT:
         raise StoreError(f"{path} has store format {record.get('format')!r}; this version reads format {FORMAT}")
-    return Run(path, record, tuple(ClassInfo(**entry) for entry in record["classes"]))
+    try:
+        return Run(path, record, tuple(ClassInfo(**entry) for entry in record["classes"]))
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path / 'run.yaml'} is damaged ({type(error).__name__}: {error})") from None
 
 
 def write_index(path: Path, rows: Sequence[Row]) -> None:
@@ -265,8 +268,11 @@ def write_skipped(path: Path, indexed: Sequence[Skipped], decoded: Sequence[Skip
 def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:
     """What was passed over; with ``indexed`` only what the index could not take."""
     file = path / "skipped.jsonl"
-    entries = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-    return [Skipped(e["path"], e["label"], e["reason"]) for e in entries if e["stage"] == "index" or not indexed]
+    try:
+        entries = [json.loads(line) for line in file.read_text("utf-8").split("\n") if line] if file.exists() else []
+        return [Skipped(e["path"], e["label"], e["reason"]) for e in entries if e["stage"] == "index" or not indexed]
+    except (ValueError, KeyError) as error:
+        raise StoreError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ from diffsel.config import ConfigError, Section, Settings, fingerprint, identity
         ({"patches": {"prompt": 1}}, "only 1 prompts are scored"),
         ({"assembly": {"quality": 101}}, "assembly.quality = 101"),
         ({"data": {"classes": ["a", "a"]}}, "names a class twice"),
+        ({"patches": {"patch_size": 5}}, r"patch_size \(5\) must be 0 or at least 8"),
+        ({"assembly": {"factor": 40}}, r"factor \(40\) must leave tiles"),
     ],
 )
 def test_wrong_settings_are_explained(values: dict, message: str) -> None:
@@ -38,6 +40,12 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(tmp_path: Path) 
         [tmp_path / "a.yaml", tmp_path / "b.yaml"], {"scoring.t_max": 0.9}, {"seed": 5, "data": {"split": "x"}}
     )
     assert (settings.seed, settings.scoring.draws, settings.scoring.t_max, settings.data.split) == (1, 9, 0.9, "x")
+
+
+def test_rules_between_fields_see_all_files_and_flags(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("scoring: {draws: 8}\npatches: {patch_size: 300}\n")
+    settings = load_settings([tmp_path / "a.yaml"], {"scoring.bins": 4, "data.image_size": 512})
+    assert (settings.scoring.draws, settings.patches.patch_size) == (8, 300)
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_the_index_holds_the_upright_size(folder, tmp_path: Path) -> None:
     exif[0x0112] = 8
     (tmp_path / "data" / "a").mkdir(parents=True)
     (tmp_path / "data" / "a" / "0.jpg").write_bytes(encoded(Image.new("RGB", (60, 40)), "JPEG", exif=exif))
+    (tmp_path / "data" / "a" / "1.tif").write_bytes(encoded(Image.new("RGB", (60, 40)), "TIFF", exif=exif))
     data = open_data(str(tmp_path / "data"), SETTINGS, 0)
+    assert data.pixels(data.rows[1]).shape == (48, 32, 3)
     assert (data.rows[0].width, data.rows[0].height) == (40, 60)
     assert data.pixels(data.rows[0]).shape == (48, 32, 3)
     assert data.size(data.rows[0]) == (32, 48)

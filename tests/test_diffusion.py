@@ -11,7 +11,7 @@ import torch
 from conftest import TINY
 
 from diffsel.config import ConfigError, ModelSettings
-from diffsel.diffusion import Diffusion, content_hash, locate, pick_precision
+from diffsel.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -53,6 +53,15 @@ def test_a_stopped_pass_leaves_no_hook_and_runs_no_later_block(tiny: Diffusion) 
     assert not any(block._forward_hooks for block in tiny.unet.up_blocks)
     with pytest.raises(ConfigError, match="blocks 0 to 3"):
         tiny.features(z, t, words, 4)
+
+
+def test_settings_that_the_model_cannot_serve_are_refused() -> None:
+    with pytest.raises(ConfigError, match="blocks 0 to 3"):
+        check_up_block(Path(TINY), 4)
+    with pytest.raises(ConfigError, match=r"has .* tokens, the model takes 77"):
+        check_prompts(Path(TINY), ["a " * 100])
+    with pytest.raises(ConfigError, match=r"compute.device = 'foo' cannot be used"):
+        pick_device("foo")
 
 
 def test_only_needed_parts_are_kept(tiny: Diffusion) -> None:

@@ -18,7 +18,7 @@ from conftest import draw, small_values
 from PIL import Image
 
 from diffsel import method
-from diffsel.config import DataError, Settings, resolve
+from diffsel.config import ConfigError, DataError, Settings, resolve
 from diffsel.diffusion import Diffusion
 from diffsel.selection import SelectionError
 from diffsel.session import Session, resume, start
@@ -202,7 +202,7 @@ def test_prompts_are_checked_before_scoring(folder, tmp_path, small, calls) -> N
     source = folder(cat=4)
     with pytest.raises(DataError, match=r"\{nmae\}, which class 'cat' lacks"):
         distill(source, tmp_path / "run", with_(small, scoring={"prompts": ["a {nmae}"]}))
-    with pytest.raises(DataError, match="longer than the model's 77 tokens"):
+    with pytest.raises(ConfigError, match="the model takes 77"):
         distill(source, tmp_path / "run", with_(small, scoring={"prompts": ["word " * 90]}))
     assert calls == []
     assert not (tmp_path / "run").exists()
@@ -253,6 +253,46 @@ def test_another_model_is_refused_for_a_stored_run(folder, tmp_path, small) -> N
         method.embed(resume(run, changed))
     with pytest.raises(SettingsDiffer, match="model: stored"):
         start(str(source), run, changed)
+
+
+def test_a_file_that_vanishes_mid_run_stops_the_run_and_loses_nothing(folder, tmp_path, small) -> None:
+    source, run = folder(cat=4, dog=4), tmp_path / "run"
+    session = start(str(source), run, small)
+    blob = (source / "dog" / "1.png").read_bytes()
+    (source / "dog" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"dog/1.png: No such file"):
+        method.score(session)
+    assert [p.name for p in (run / "maps").iterdir()] == ["cat-000.safetensors"]
+    (source / "dog" / "1.png").write_bytes(blob)
+    distill(source, run, small)
+    assert read_skipped(run) == []
+
+
+def test_another_data_folder_is_not_taken_for_the_indexed_one(folder, tmp_path, small) -> None:
+    first, run = folder("one", cat=4), tmp_path / "run"
+    distill(first, run, small)
+    second = folder("two", cat=4)
+    draw(second / "cat" / "2.png", 123)
+    with pytest.raises(SettingsDiffer, match=r"images.digest"):
+        start(str(second), run, small)
+
+
+def test_a_kill_while_the_run_is_made_is_no_harm(folder, tmp_path, small, monkeypatch) -> None:
+    source, run = folder(cat=4), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("diffsel.store.dump_yaml", lambda values: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            start(str(source), run, small)
+    assert (run / "skipped.jsonl").exists()
+    assert not (run / "run.yaml").exists()
+    distill(source, run, small)
+
+
+def test_maps_that_are_not_finite_are_refused(folder, tmp_path, small, monkeypatch) -> None:
+    original = Diffusion.predict_noise
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda self, *a: original(self, *a) * 1e4)
+    with pytest.raises(ConfigError, match=r"cat/0.png: its loss maps overflow"), np.errstate(over="ignore"):
+        distill(folder(cat=4), tmp_path / "run", small)
 
 
 def test_hostile_class_names_stay_inside_the_run(tmp_path, small) -> None:
