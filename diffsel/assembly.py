@@ -75,16 +75,17 @@ def assemble(
     out: Path,
     selection: Mapping[str, Sequence[Pick]],
     data: ImageData,
-    ipc: int,
     settings: AssemblySettings,
     record: Mapping[str, Any],
     progress: Progress = quiet,
 ) -> None:
-    """Write SET, all at once, with ``record`` (everything that decided its bytes) as its set.yaml.
+    """Write SET, all at once: ``record["ipc"]`` pictures a class of ``record["factor"]`` tiles a side.
+
+    ``record`` is everything that decided its bytes, and becomes set.yaml.
 
     Raises DataError where a source image is gone or was edited since it was scored.
     """
-    factor = settings.factor_at(ipc)
+    ipc, factor = record["ipc"], record["factor"]
     by_row = {row.row: row for row in data.rows}
     folders = sorted(class_folder(label) for label in selection)
     lines = []

@@ -220,7 +220,7 @@ def _finish(opened: Session, strict: bool, last: str) -> None:
     lines = [
         f"{key:<{width}}  {value:,}" if isinstance(value, int) else f"{key:<{width}}  {value}" for key, value in facts.items()
     ]
-    print("\n".join([*lines, last]))
+    print("\n".join([*lines, *(f"note: {text}" for text in opened.notes), last]))
     if skipped:
         where = opened.run.path / "skipped.jsonl"
         first = f"{ascii(skipped[0].path)[1:-1]}: {skipped[0].reason}"  # a file name may hold anything

@@ -146,7 +146,9 @@ class AssemblySettings(Section):
     """Pictures of the distilled set (paper B.1, B.2)."""
 
     size: int = Field(224, ge=8, description="Side of a distilled image, pixels.")
-    factor: int = Field(0, ge=0, description="Patches per mosaic side; 0: 2 at IPC <= 10, else 1 (paper 3.2).")
+    factor: int = Field(
+        0, ge=0, description="Patches per mosaic side; 0: 2 at IPC <= 10, else 1 (paper 3.2), and 1 where a class is too small."
+    )
     format: Literal["png", "jpeg"] = Field("png", description="File format of the distilled images.")
     quality: int = Field(95, ge=1, le=100, description="JPEG quality, for format = jpeg.")
 

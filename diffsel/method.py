@@ -102,8 +102,8 @@ def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None 
         return False
     pool = [candidates(session, name) for name in names]
     jobs = 1 if sum(len(c.rows) for c in pool) < 20_000 else -1
-    picks = selection.select(pool, ipc, s.assembly.factor_at(ipc), s.selection, s.seed, jobs)
-    assembly.assemble(out, picks, session.data, ipc, s.assembly, record, session.progress)
+    picks = selection.select(pool, ipc, record["factor"], s.selection, s.seed, jobs)
+    assembly.assemble(out, picks, session.data, s.assembly, record, session.progress)
     session.count("distilled images", ipc * len(names))
     return True
 
@@ -137,14 +137,29 @@ def candidates(session: Session, label: str) -> selection.Candidates:
 def check_set(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> None:
     """Refuse, before anything is computed, a set that cannot be made: SelectionError where a class cannot give that
     many images, StoreError where ``out`` holds something else, DataError for an unknown class."""
-    s, names = session.settings, known_classes(session, classes)
+    names = known_classes(session, classes)
     assembly.check_set(out, provenance(session, ipc, names))
-    factor, side = s.assembly.factor_at(ipc), s.patches.patch_size
+    factor, most = mosaic_factor(session, ipc, names), most_patches(session, names)
     for label in names:
-        sizes = [session.data.size(row) for row in session.data.of_class(label)]
-        most = sum(min(s.patches.per_image, (w // side) * (h // side)) if side else 1 for w, h in sizes)
-        if most < ipc * factor**2:
-            raise selection.too_few(label, most, ipc, factor)
+        if most[label] < ipc * factor**2:
+            raise selection.too_few(label, most[label], ipc, factor)
+
+
+def mosaic_factor(session: Session, ipc: int, classes: Sequence[str]) -> int:
+    """Tiles per side: as set, or 2 at IPC <= 10 and else 1 (paper 3.2); 1 too where a class is too small for mosaics."""
+    usual = session.settings.assembly.factor_at(ipc)
+    small = [label for label, most in most_patches(session, classes).items() if most < ipc * usual**2]
+    if small and usual > 1 and not session.settings.assembly.factor:
+        session.note(f"ipc {ipc}: one patch an image, since class {small[0]!r} has too few patches for {usual} x {usual}")
+        return 1
+    return usual
+
+
+def most_patches(session: Session, classes: Sequence[str]) -> dict[str, int]:
+    """How many patches each class can give at most: ``per_image`` of each image, as far as they fit."""
+    side, limit = session.settings.patches.patch_size, session.settings.patches.per_image
+    sizes = {label: [session.data.size(row) for row in session.data.of_class(label)] for label in classes}
+    return {label: sum(min(limit, (w // side) * (h // side)) if side else 1 for w, h in sizes[label]) for label in classes}
 
 
 def _unit_patches(session: Session, unit: store.Unit) -> dict[str, np.ndarray]:
@@ -171,6 +186,7 @@ def provenance(session: Session, ipc: int, classes: Sequence[str]) -> dict[str, 
     return {
         "format": 1,
         "ipc": ipc,
+        "factor": mosaic_factor(session, ipc, classes),
         "run": session.run.mark,
         "seed": s.seed,
         "classes": list(classes),

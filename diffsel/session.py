@@ -34,6 +34,7 @@ class Session:
     workers: Workers
     progress: Progress = quiet
     counts: dict[str, int] = field(default_factory=dict)  # what was done, for the summary
+    notes: dict[str, None] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Diffusion:
@@ -59,6 +60,10 @@ class Session:
     @property
     def feature_mark(self) -> str:
         return fingerprint([self.run.mark, self.feature_identity])
+
+    def note(self, text: str) -> None:
+        """Something a user should know, shown once at the end."""
+        self.notes[text] = None
 
     def count(self, what: str, number: int) -> None:
         self.counts[what] = self.counts.get(what, 0) + number

@@ -31,7 +31,7 @@ def write(data: ImageData, out: Path, ipc: int = 1, **settings) -> Path:
     chosen = AssemblySettings(**{"size": 64, **settings})
     need = ipc * chosen.factor_at(ipc) ** 2
     picks = {c.folder: [pick(c.folder, i, r.row) for i, r in enumerate(data.of_class(c.folder)[:need])] for c in data.classes}
-    assemble(out, picks, data, ipc, chosen, {"format": 1, "ipc": ipc})
+    assemble(out, picks, data, chosen, {"format": 1, "ipc": ipc, "factor": chosen.factor_at(ipc)})
     return out
 
 
@@ -120,9 +120,9 @@ def test_a_set_is_all_or_nothing(folder: Callable[..., Path], tmp_path: Path) ->
 
 def test_another_folder_or_another_set_is_not_overwritten(folder: Callable[..., Path], tmp_path: Path) -> None:
     out = write(opened(folder(cat=4)), tmp_path / "set")
-    assert check_set(out, {"format": 1, "ipc": 1})
+    assert check_set(out, {"format": 1, "ipc": 1, "factor": 2})
     assert not check_set(tmp_path / "new", {})
     with pytest.raises(StoreError, match=r"ipc: stored 1, asked 2"):
-        check_set(out, {"format": 1, "ipc": 2})
+        check_set(out, {"format": 1, "ipc": 2, "factor": 2})
     with pytest.raises(StoreError, match="not a distilled set"):
         check_set(tmp_path / "data", {})

@@ -190,12 +190,22 @@ def test_other_settings_are_refused_and_listed(folder, tmp_path, small, calls) -
 def test_what_cannot_be_selected_is_refused_before_scoring(folder, tmp_path, small, calls) -> None:
     source = folder(cat=5, dog=3)
     with pytest.raises(SelectionError, match="class 'dog' has 3 patches"):
-        distill(source, tmp_path / "run", small, 1)
+        distill(source, tmp_path / "run", with_(small, assembly={"factor": 2}), 1)
+    with pytest.raises(SelectionError, match="ipc 3 is the most it can give"):
+        distill(source, tmp_path / "run", small, 4)
     (tmp_path / "run" / "ipc7").mkdir(parents=True)
     (tmp_path / "run" / "ipc7" / "mine.txt").write_text("")
     with pytest.raises(StoreError, match="not a distilled set"):
         method.distill(str(source), tmp_path / "other", {3: tmp_path / "run" / "ipc7"}, with_(small, assembly={"factor": 1}))
     assert calls == []
+
+
+def test_a_class_too_small_for_mosaics_gives_one_patch_an_image(folder, tmp_path, small) -> None:
+    session = distill(folder(cat=9, dog=3), tmp_path / "run", small, 1, 2)
+    assert any("class 'dog' has too few patches for 2 x 2" in note for note in session.notes)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "ipc2" / "metadata.jsonl").read_text().splitlines()]
+    assert [len(line["tiles"]) for line in lines] == [1, 1, 1, 1]
+    assert method.mosaic_factor(session, 2, ["cat"]) == 2
 
 
 def test_prompts_are_checked_before_scoring(folder, tmp_path, small, calls) -> None:
