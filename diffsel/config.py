@@ -117,7 +117,7 @@ class PatchSettings(Section):
     stride: int = Field(1, ge=1, description="Step between candidate patches, pixels; the last one is always included.")
     per_image: int = Field(1, ge=1, description="Best non-overlapping patches kept of each image.")
     estimator: Estimator = Field("combined", description="differential: the paper's -D; gap: G; combined: (1-w) G - w D.")
-    weight: float = Field(0.25, ge=0, le=1, description="w of the combined estimator (METHOD: .25).")
+    weight: float = Field(0.1, ge=0, le=1, description="w of the combined estimator; 0.1: measured, see RESULTS.md.")
     prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
     t_range: tuple[float, float] | None = Field(None, description="Only the stored bins inside this range (Tab. 6).")
 

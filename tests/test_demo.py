@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffsel import method, report, scenes
 from diffsel.config import ModelSettings
-from diffsel.demo import HELD, compose_data, demo_settings, held, hit_rates, run_demo
+from diffsel.demo import compose_data, demo_settings, held, hit_rates, run_demo
 from diffsel.diffusion import locate
 from diffsel.session import start
 from diffsel.store import SettingsDiffer
@@ -83,7 +83,7 @@ def test_the_best_patches_hold_the_digits_far_more_often_than_random_ones(tmp_pa
     method.score(session)
     rates = hit_rates(session, truth, "train")
     assert rates["random"] < 0.3
-    assert rates["diffsel"] >= HELD
+    assert rates["diffsel"] >= 0.9
 
 
 def test_the_demo_leaves_all_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
