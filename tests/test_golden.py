@@ -92,7 +92,9 @@ def test_typicality_maps(case: str, tiny: Diffusion) -> None:
     assert sizes
     for size, name in {**sizes, 1: "pixel_map"}.items():
         np.testing.assert_allclose(patch_scores(half, height, width, size)[0], data[name], atol=1e-4)
-        np.testing.assert_allclose(patch_scores(ours, height, width, size)[0], data[name], atol=2e-4 if size > 1 else 5e-3)
+        expected = data.get(f"{name}_from_f32", data[name])  # typicality itself comes from a float16 grid
+        tolerance = 1e-4 if size > 1 else 5e-3  # a single pixel is not averaged: float16 rounds losses of up to 34
+        np.testing.assert_allclose(patch_scores(ours, height, width, size)[0], expected, atol=tolerance)
         if f"{name}_from_f32" in data:
             np.testing.assert_allclose(patch_scores(full, height, width, size)[0], data[f"{name}_from_f32"], atol=1e-5)
 
