@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from .config import ConfigError, ModelSettings
+
+if TYPE_CHECKING:  # loaded with a model: selecting from a store needs neither
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -93,6 +94,8 @@ def content_hash(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    from transformers import CLIPTokenizer
+
     return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
 
 
@@ -138,6 +141,10 @@ class Diffusion:
     @classmethod
     def load(cls, folder: Path, device: torch.device, precision: str) -> Diffusion:
         """From a folder in diffusers layout.  Raises ConfigError where a part does not load."""
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel
+        from transformers.utils import logging as transformers_logging
+
         transformers_logging.disable_progress_bar()  # ours are the bars worth seeing
         dtype = DTYPES[precision]
         options = {"use_safetensors": True, "low_cpu_mem_usage": True}
