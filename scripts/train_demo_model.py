@@ -308,6 +308,7 @@ def main() -> None:
     parser.add_argument("--reuse-vae", type=Path, help="a folder written earlier, whose vae/ is taken as it is")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # sums over repeated captions run in a fixed order
     device = torch.device(args.device)
     start = time.time()
     one, drawn_one = draw_scenes(args.scenes * 2 // 3, "train", 1)
