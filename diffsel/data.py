@@ -125,7 +125,7 @@ def open_data(
         label, name = item
         if item in remembered:
             return remembered[item]
-        if name.encode("utf-8", "replace") != name.encode("utf-8", "surrogateescape"):
+        if not _is_utf8(name):
             return Skipped(ascii(name), label, "file name is not valid UTF-8")
         try:
             blob = read(name)
@@ -142,7 +142,8 @@ def open_data(
     good = [item for item in looked if isinstance(item, Row)]
     rows = tuple(Row(i, r.path, r.label, r.width, r.height, r.digest) for i, r in enumerate(good))
     skipped = tuple(item for item in looked if isinstance(item, Skipped))
-    empty = [c.folder for c in classes if not any(r.label == c.folder for r in rows)]
+    filled = {row.label for row in rows}
+    empty = [c.folder for c in classes if c.folder not in filled]
     if empty:
         reason = f" (of {len(skipped)} unreadable ones, the first: {skipped[0].path}: {skipped[0].reason})" if skipped else ""
         raise DataError(f"no readable image in class {empty[0]!r} of {path}{reason}; remove the class or name others")
@@ -185,7 +186,7 @@ def _list_folder(root: Path, settings: DataSettings) -> tuple[Listing, Callable[
         folders = [name for name in _subfolders(root) if not name.startswith(".") and name not in ("__pycache__", "__MACOSX")]
     except OSError as error:
         raise DataError(f"{root}: {error.strerror}") from None
-    odd = [folder for folder in folders if folder.encode("utf-8", "replace") != folder.encode("utf-8", "surrogateescape")]
+    odd = [folder for folder in folders if not _is_utf8(folder)]
     if odd:
         raise DataError(f"{root}: the class folder {odd[0]!a} is not valid UTF-8; rename it")
     if not folders:
@@ -195,6 +196,11 @@ def _list_folder(root: Path, settings: DataSettings) -> tuple[Listing, Callable[
     wanted = set(settings.classes or folders)
     listing = {folder: list(_walk(root, folder)) if folder in wanted else [] for folder in folders}
     return listing, lambda name: (root / name).read_bytes()
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file name is text; the operating system allows any bytes."""
+    return name.encode("utf-8", "replace") == name.encode("utf-8", "surrogateescape")
 
 
 def _subfolders(path: Path) -> list[str]:

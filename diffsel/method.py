@@ -71,8 +71,8 @@ def embed(session: Session) -> None:
     s = session.settings
     if s.selection.method == "diffsel-noclusters":
         return  # ranks by score alone
-    folder = session.run.open_features(session.feature_identity)
-    todo = [unit for unit in session.workers.mine(session.units) if not (folder / f"{unit.name}.safetensors").exists()]
+    session.run.open_features(session.feature_identity)
+    todo = [unit for unit in session.workers.mine(session.units) if not session.feature_file(unit).exists()]
     with session.progress(total=sum(len(unit.rows) for unit in todo), desc="embedding patches", unit="image") as bar:
         for unit in todo:
             boxes = session.boxes(unit)
@@ -87,11 +87,11 @@ def embed(session: Session) -> None:
                 **_columns(boxes),
                 "vector": np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32),
             }
-            store.write_unit(folder / f"{unit.name}.safetensors", session.feature_mark, tensors, {"label": unit.label})
+            store.write_unit(session.feature_file(unit), session.feature_mark, tensors, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))
     if session.workers.is_main:
-        session.workers.wait_for([folder / f"{unit.name}.safetensors" for unit in session.units])
+        session.workers.wait_for([session.feature_file(unit) for unit in session.units])
 
 
 def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:
@@ -138,8 +138,9 @@ def check_set(session: Session, ipc: int, out: Path, classes: Sequence[str] | No
     """Refuse, before anything is computed, a set that cannot be made: SelectionError where a class cannot give that
     many images, StoreError where ``out`` holds something else, DataError for an unknown class."""
     names = known_classes(session, classes)
-    assembly.check_set(out, provenance(session, ipc, names))
-    factor, most = mosaic_factor(session, ipc, names), most_patches(session, names)
+    record = provenance(session, ipc, names)
+    assembly.check_set(out, record)
+    factor, most = record["factor"], most_patches(session, names)
     for label in names:
         if most[label] < ipc * factor**2:
             raise selection.too_few(label, most[label], ipc, factor)
@@ -166,7 +167,7 @@ def _unit_patches(session: Session, unit: store.Unit) -> dict[str, np.ndarray]:
     if session.settings.selection.method == "diffsel-noclusters":
         boxes = session.boxes(unit)
         return {**_columns(boxes), "vector": np.zeros((len(boxes), 0), np.float32)}
-    file = session.run.feature_folder(session.feature_identity) / f"{unit.name}.safetensors"
+    file = session.feature_file(unit)
     if not file.exists():
         raise StoreError(f"{session.run.path}: {unit.name} has no features for these settings yet; run `diffsel embed`")
     return store.read_unit(file, session.feature_mark)[0]

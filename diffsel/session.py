@@ -35,11 +35,12 @@ class Session:
     progress: Progress = quiet
     counts: dict[str, int] = field(default_factory=dict)  # what was done, for the summary
     notes: dict[str, None] = field(default_factory=dict)
+    model_checked: bool = False  # whether the model's files, gigabytes of them, were already hashed for this run
 
     @cached_property
     def model(self) -> Diffusion:
         device, folder = _device(self.settings, self.workers), locate(self.settings.model)
-        if content_hash(folder) != self.run.record["identity"]["model"]:
+        if not self.model_checked and content_hash(folder) != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
         return Diffusion.load(folder, device, pick_precision(self.settings.compute.precision, device))
 
@@ -60,6 +61,9 @@ class Session:
     @property
     def feature_mark(self) -> str:
         return fingerprint([self.run.mark, self.feature_identity])
+
+    def feature_file(self, unit: Unit) -> Path:
+        return self.run.feature_folder(self.feature_identity) / f"{unit.name}.safetensors"
 
     def note(self, text: str) -> None:
         """Something a user should know, shown once at the end."""
@@ -120,8 +124,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     Raises ConfigError, DataError, or StoreError (SettingsDiffer where RUN holds results of other settings).
     """
     workers = Workers(cpu=settings.compute.device == "cpu")
-    device = _device(settings, workers)
-    precision = pick_precision(settings.compute.precision, device)
+    _pass_identity(settings, workers)  # a device or precision that cannot be used is refused before any image is read
     chosen_bins(settings.patches, settings.scoring)
     folder = locate(settings.model)
     check_up_block(folder, settings.features.up_block)
@@ -138,18 +141,15 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
 
     data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check)
     described = {
-        "seed": settings.seed,
+        **_pass_identity(settings, workers),
         "images": {"count": len(data.rows), "digest": fingerprint([[r.path, r.label, r.digest] for r in data.rows])},
-        "image_size": settings.data.image_size,
         "classes": [asdict(c) for c in data.classes],
         "model": content_hash(folder),
-        "precision": precision,
-        "scoring": identity(settings.scoring),
     }
     if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"model": str(folder.resolve())})})
     run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
-    return Session(settings, data, run, workers, progress)
+    return Session(settings, data, run, workers, progress, model_checked=True)
 
 
 def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Session:
@@ -159,17 +159,22 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     """
     run, workers = store.open_run(path), Workers(cpu=settings.compute.device == "cpu")
     chosen_bins(settings.patches, settings.scoring)
-    asked = {
-        "seed": settings.seed,
-        "image_size": settings.data.image_size,
-        "precision": pick_precision(settings.compute.precision, _device(settings, workers)),
-        "scoring": identity(settings.scoring),
-    }
+    asked = _pass_identity(settings, workers)
     if found := store.differences({key: run.record["identity"][key] for key in asked}, asked):
         raise store.SettingsDiffer(path, found)
     skipped = store.read_skipped(path)
     data = reopen(run.record["data"], run.classes, store.read_index(run), skipped, settings.data)
     return Session(settings, data, run, workers, progress)
+
+
+def _pass_identity(settings: Settings, workers: Workers) -> dict[str, Any]:
+    """The settings that decide the bytes of a scoring pass, apart from its images, classes and model."""
+    return {
+        "seed": settings.seed,
+        "image_size": settings.data.image_size,
+        "precision": pick_precision(settings.compute.precision, _device(settings, workers)),
+        "scoring": identity(settings.scoring),
+    }
 
 
 def _device(settings: Settings, workers: Workers) -> torch.device:
