@@ -1,7 +1,9 @@
 """The embedded default: compose labelled scenes whose true boxes are known, distil them, and check the patches.
 
 OUT/train, OUT/test   class folders of scenes          OUT/truth.csv     path, top, left, height, width of each object
-OUT/two_objects       scenes with a second digit       OUT/run, OUT/ipc1, OUT/ipc10, OUT/summary.json, OUT/demo.png
+OUT/two_objects       scenes with a second digit       OUT/run, OUT/ipc1, OUT/ipc10   diffsel's run and sets
+OUT/rded-ipc1 ...     the baselines' sets              OUT/results       one JSON a student
+OUT/summary.json      all figures                      OUT/demo.png      what a person looks at
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from importlib.resources import files
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +22,24 @@ from PIL import Image
 
 from . import method, report, scenes
 from .config import Estimator, Settings, resolve
-from .data import Progress, Row, quiet
+from .data import Progress, Row, open_data, quiet
+from .diffusion import pick_device
+from .evaluation import Machine, Spread
+from .experiment import Bench, gather, make_cell, run_cells
 from .patches import Box, best_boxes, estimate
+from .pictures import open_set
 from .scoring import forwards
 from .session import Session, start
 from .store import read_yaml, write_atomically
+from .teachers import load_teacher
 
 PATCH = 32  # pixels; a scene has 64, a digit's box at most 30 or so
 HELD = 0.8  # a patch holds a digit if it covers this share of its box
 IPCS = (1, 10)
+EPOCHS = 100  # of a student
+STUDENTS = 5
+STUDENT = "conv3w32"
+METHODS = ("diffsel", "rded", "random")
 Truth = dict[str, Box]
 
 
@@ -39,6 +52,7 @@ def demo_settings(seed: int = 0, **scoring: int) -> Settings:
         "scoring": scoring,
         "patches": {"patch_size": PATCH},
         "assembly": {"size": scenes.SIZE},
+        "protocol": {"name": "demo", "size": 32, "epochs": EPOCHS, "flip": False},
     })  # fmt: skip
 
 
@@ -52,6 +66,7 @@ def run_demo(
     one = method.distill(str(out / "train"), out / "run", {n: out / f"ipc{n}" for n in IPCS}, settings, progress)
     two = start(str(out / "two_objects"), out / "run_two_objects", settings, progress)
     method.score(two)
+    accuracy = accuracies(one, out, progress)
     if not one.workers.is_main:
         return ""
     summary = {
@@ -65,6 +80,7 @@ def run_demo(
         "images_two_objects": len(two.data.rows),
         "forwards": forwards(len(one.data.rows), 1, settings.scoring),
         "forwards_two_objects": forwards(len(two.data.rows), 1, settings.scoring),
+        "accuracy": accuracy,
         "seconds": round(time.monotonic() - begin, 1),
     }
     write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
@@ -72,6 +88,37 @@ def run_demo(
     draw_page(one, two, truth, out).save(buffer, "PNG", optimize=True)
     write_atomically(out / "demo.png", buffer.getvalue())
     return _as_text(summary, out)
+
+
+def accuracies(session: Session, out: Path, progress: Progress = quiet) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Top-1 on the test scenes, percent, of students trained on diffsel's sets, RDED's and random ones: same protocol,
+    same teacher (embedded), for each IPC.  Empty on other processes than the main one."""
+    settings, workers = session.settings, session.workers
+    machine = Machine(pick_device(workers.device))
+    bench, teacher = Bench(machine, progress), str(files("diffsel") / "assets" / "demo-teacher")
+    if workers.is_main:
+        judge = load_teacher(teacher, session.data.classes, method.judge_size(settings), machine.device)
+        for name, ipc in product(("rded", "random"), IPCS):
+            chosen = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": name})})
+            method.select_baseline(session.data, ipc, out / f"{name}-ipc{ipc}", chosen, None, judge if name == "rded" else None)
+    sets = {(name, n): out / (f"ipc{n}" if name == "diffsel" else f"{name}-ipc{n}") for name, n in product(METHODS, IPCS)}
+    workers.wait_for([path / "set.yaml" for path in sets.values()])
+    test = open_data(str(out / "test"), settings.data, settings.seed)
+    cells = {
+        key: make_cell(f"{key[0]} ipc {key[1]}", open_set(path), test, STUDENT, settings.protocol, teacher, bench)
+        for key, path in sets.items()
+    }
+    seeds = range(settings.seed, settings.seed + STUDENTS)
+    run_cells(list(cells.values()), seeds, out / "results", bench, workers)
+    if not workers.is_main:
+        return {}
+    lines = dict(zip(cells, gather(list(cells.values()), seeds, out / "results", machine), strict=True))
+    return {str(n): {name: _figures(lines[name, n].top1) for name in METHODS} for n in IPCS}
+
+
+def _figures(value: Spread | None) -> dict[str, float | None]:
+    keys = ("mean", "std", "ci95")
+    return {key: None if value is None or getattr(value, key) is None else round(getattr(value, key), 3) for key in keys}
 
 
 def compose_data(out: Path, seed: int, per_class: int, progress: Progress = quiet) -> Truth:
@@ -175,6 +222,13 @@ def _pair(session: Session, row: Row, box: Box) -> list[Image.Image]:
     return [report.with_boxes(pixels, outlines, scale=2) for pixels in pictures]
 
 
+def accuracy_rows(accuracy: dict) -> list[list[str]]:
+    def text(value: dict) -> str:
+        return "-" if value["mean"] is None else f"{value['mean']:.1f} ± {value['ci95']:.1f}"
+
+    return [[name, *(text(accuracy[str(n)][name]) for n in IPCS)] for name in METHODS]
+
+
 def _as_text(summary: dict, out: Path) -> str:
     order = ("diffsel", "gap", "differential", "centre", "random")
     rows = [[name, 100 * summary["hit_rate"][name], 100 * summary["hit_rate_two_objects"][name]] for name in order]
@@ -183,7 +237,10 @@ def _as_text(summary: dict, out: Path) -> str:
         f"\nBest {PATCH} x {PATCH} patches that hold at least {HELD:.0%} of the labelled digit's box, in percent\n"
         f"(diffsel: the default estimator, {summary['estimator']})\n\n"
         + report.table(rows, ["chosen by", "one digit", "two digits"])
-        + f"\n\nOf the patches in the distilled sets: {selected}\n"
+        + f"\n\nOf the patches in the distilled sets: {selected}\n\n"
+        f"Accuracy on the test scenes of {STUDENTS} students ({STUDENT}, {EPOCHS} epochs) in percent, mean and 95% interval\n"
+        + report.table(accuracy_rows(summary["accuracy"]), ["selected by", *(f"ipc {n}" for n in IPCS)])
+        + "\n\n"
         f"{summary['images']} + {summary['images_two_objects']} scenes, {summary['forwards']:,} + "
         f"{summary['forwards_two_objects']:,} U-Net forwards, {summary['seconds']} s\n\n"
         f"picture:  {out / 'demo.png'}\nsets:     {out / 'ipc1'}, {out / 'ipc10'}\nsummary:  {out / 'summary.json'}"

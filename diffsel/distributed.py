@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .store import StoreError
 
@@ -24,6 +24,7 @@ class Workers:
         from accelerate import PartialState
 
         self._state = PartialState(cpu=cpu)
+        self._cpu = cpu
 
     @cached_property
     def device(self) -> str:
@@ -40,6 +41,14 @@ class Workers:
     def mine(self, items: Sequence[T]) -> list[T]:
         """Every ``count``-th item."""
         return list(items[self._state.process_index :: self.count])
+
+    def accelerator(self, precision: str) -> Any:
+        """accelerate's Accelerator, for a training that all processes share (one batch split among them)."""
+        from accelerate import Accelerator
+        from accelerate.utils import DataLoaderConfiguration
+
+        mixed = "no" if precision == "fp32" else precision
+        return Accelerator(cpu=self._cpu, mixed_precision=mixed, dataloader_config=DataLoaderConfiguration(split_batches=True))
 
     def wait_for(self, files: Sequence[Path]) -> None:
         """Wait until other processes have written these files: no collective operation, so none that can time out."""

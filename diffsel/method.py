@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from . import assembly, features, scoring, selection, store
-from .config import ConfigError, DataError, Settings, identity
-from .data import Progress, Skipped, quiet
+from . import assembly, baselines, features, scoring, selection, store
+from .config import ConfigError, DataError, Settings, fingerprint, identity
+from .data import ImageData, Progress, Skipped, quiet
 from .patches import Box
 from .session import Session, start
 from .store import StoreError
+from .teachers import Teacher
 
 
 def distill(source: str, run: Path, sets: Mapping[int, Path], settings: Settings, progress: Progress = quiet) -> Session:
@@ -96,7 +97,7 @@ def embed(session: Session) -> None:
 
 def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:
     """RUN -> SET, on the main process, without any network.  False where this very set is there already."""
-    s, names = session.settings, known_classes(session, classes)
+    s, names = session.settings, known_classes(session.data, classes)
     record = provenance(session, ipc, names)
     if not session.workers.is_main or assembly.check_set(out, record):
         return False
@@ -105,6 +106,32 @@ def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None 
     picks = selection.select(pool, ipc, record["factor"], s.selection, s.seed, jobs)
     assembly.assemble(out, picks, session.data, s.assembly, record, session.progress)
     session.count("distilled images", ipc * len(names))
+    return True
+
+
+def select_baseline(data: ImageData, ipc: int, out: Path, s: Settings, classes: Sequence[str] | None = None,
+                    teacher: Teacher | None = None, progress: Progress = quiet) -> bool:  # fmt: skip
+    """Images -> SET by `random` or `rded`, through the same Selection and assembly; False where it is there already.
+
+    ``teacher`` knows the classes in the order asked for.  Raises SelectionError, DataError, StoreError.
+    """
+    names = known_classes(data, classes)
+    limit = {label: min(len(data.of_class(label)), s.baseline.pool if teacher else len(data.rows)) for label in names}
+    factor = s.assembly.factor_at(ipc)
+    if not s.assembly.factor and min(limit.values()) < ipc * factor**2:
+        factor = 1
+    record = baseline_provenance(data, ipc, factor, s, names, teacher)
+    if assembly.check_set(out, record):
+        return False
+    picks = {}
+    for number, label in enumerate(names):
+        if teacher:
+            picks[label] = baselines.select_rded(
+                data, label, number, ipc, factor, s.baseline, s.seed, teacher, judge_size(s), progress
+            )
+        else:
+            picks[label] = baselines.select_random(data, label, ipc, factor, s.baseline, s.seed)
+    assembly.assemble(out, picks, data, s.assembly, record, progress)
     return True
 
 
@@ -117,13 +144,14 @@ def _finite(maps: scoring.Maps, path: str) -> scoring.Maps:
     return maps
 
 
-def known_classes(session: Session, names: Sequence[str] | None) -> list[str]:
-    """The classes asked for (all by default).  Raises DataError for one that the run lacks."""
+def known_classes(data: ImageData, names: Sequence[str] | None) -> list[str]:
+    """The classes asked for (all by default).  Raises DataError for one that the data lacks."""
+    there = [info.folder for info in data.classes]
     for name in dict.fromkeys(names or ()):
-        if name not in session.classes:
-            near = get_close_matches(name, session.classes, n=3) or list(session.classes)[:8]
-            raise DataError(f"class {name!r} is not in {session.run.path}; there is {', '.join(near)}")
-    return list(dict.fromkeys(names or session.classes))
+        if name not in there:
+            near = get_close_matches(name, there, n=3) or there[:8]
+            raise DataError(f"class {name!r} is not in {data.root}; there is {', '.join(near)}")
+    return list(dict.fromkeys(names or there))
 
 
 def candidates(session: Session, label: str) -> selection.Candidates:
@@ -137,7 +165,7 @@ def candidates(session: Session, label: str) -> selection.Candidates:
 def check_set(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> None:
     """Refuse, before anything is computed, a set that cannot be made: SelectionError where a class cannot give that
     many images, StoreError where ``out`` holds something else, DataError for an unknown class."""
-    names = known_classes(session, classes)
+    names = known_classes(session.data, classes)
     record = provenance(session, ipc, names)
     assembly.check_set(out, record)
     factor, most = record["factor"], most_patches(session, names)
@@ -178,6 +206,29 @@ def _columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:
         "row": np.array([row.row for row, _, _ in boxes], np.int64),
         "box": np.array([box for _, box, _ in boxes], np.int64).reshape(-1, 4),
         "score": np.array([score for _, _, score in boxes], np.float64),
+    }
+
+
+def judge_size(s: Settings) -> int:
+    """Side of what RDED's teacher sees, pixels: the student's input, as far as it is known."""
+    return s.protocol.size or s.assembly.size
+
+
+def baseline_provenance(data: ImageData, ipc: int, factor: int, s: Settings, classes: Sequence[str],
+                        teacher: Teacher | None) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides a baseline set's bytes."""
+    return {
+        "format": 1,
+        "ipc": ipc,
+        "factor": factor,
+        "seed": s.seed,
+        "classes": list(classes),
+        "image_size": s.data.image_size,
+        "images": fingerprint([[row.path, row.label, row.digest] for row in data.rows]),
+        "selection": {"method": s.selection.method},
+        "teacher": {"network": teacher.name, "digest": teacher.digest, "size": judge_size(s)} if teacher else None,
+        "baseline": identity(s.baseline),
+        "assembly": identity(s.assembly),
     }
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from . import method, selection
 from .config import DataError, Settings
 from .data import ImageData, Row
+from .experiment import Line
 from .patches import Box
 from .pixels import Pixels
 from .session import Session
@@ -30,6 +31,27 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip() for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def accuracy_table(lines: Sequence[Line]) -> str:
+    """Top-1 and top-5 in percent with 95% intervals; below it, what failed."""
+    rows = [
+        [
+            line.cell.name,
+            line.cell.student,
+            line.cell.protocol.name,
+            line.top1.n if line.top1 else 0,
+            str(line.top1 or "-"),
+            "-" if line.top1 is None or line.top1.std is None else f"{line.top1.std:.2f}",
+            str(line.top5 or "-"),
+            str(line.best or "-"),
+            str(line.last or "-"),
+        ]
+        for line in lines
+    ]
+    header = ["set", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
+    failed = [f"{line.cell.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
+    return "\n".join([table(rows, header), *failed])
 
 
 def describe_data(data: ImageData, settings: Settings) -> str:

@@ -46,7 +46,7 @@ class Pick:
     cluster: int | None  # 0 is the best cluster; None: no clustering took place
     place: int | None  # rank inside the cluster, 0 is nearest to the centroid
     distance: float | None
-    reason: Literal["cluster", "score"]  # picked for its place in a top cluster, or to fill up by score
+    reason: Literal["cluster", "score", "random", "loss"]  # for its place in a top cluster, or to fill up by score; baselines
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,12 @@ def test_bad_usage_and_settings_exit_with_2_before_any_work(words, message: str,
 
 
 def test_every_setting_has_a_flag(diffsel) -> None:
-    code, out, _ = diffsel("distill", "--help")
-    assert code == 0
+    out = "".join(diffsel(command, "--help")[1] for command in ("distill", "select", "teacher", "evaluate"))
     renamed = {"classes": "classes", "prompts": "prompt"}
     for section in Settings.model_fields.values():
         if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
             for name in section.annotation.model_fields:
-                assert f"--{renamed.get(name, name).replace('_', '-')} " in out + " "
+                assert f"--{renamed.get(name, name).replace('_', '-')} " in out.replace("/--no", " --no") + " "
 
 
 def test_a_run_remembers_its_settings_and_refuses_others(diffsel, folder, tmp_path: Path) -> None:

@@ -80,5 +80,5 @@ def test_every_setting_is_explained_and_frozen() -> None:
 @pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "configs").glob("[!a]*/*.yaml")), ids=lambda p: p.stem)
 def test_every_settings_file_loads(file: Path) -> None:
     settings = load_settings([file])
-    assert settings != Settings()
+    assert (settings == Settings()) == (file.stem == "rded-fixed")  # which spells out the default protocol
     assert file.read_text().startswith("#")

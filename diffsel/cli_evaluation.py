@@ -1,0 +1,165 @@
+"""The commands about what a distilled set is worth: `teacher`, `relabel`, `evaluate`, `experiment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .config import Settings
+from .flags import DataArg, Quiet, progress, settings_flags
+
+if TYPE_CHECKING:
+    from .distributed import Workers
+    from .evaluation import Machine
+
+SetArg = Annotated[Path, typer.Argument(metavar="SET", help="A distilled set, or any folder of class folders.")]
+Val = Annotated[str, typer.Option("--val", metavar="VAL", help="Validation images: folder of class folders, or data set id.")]
+TeacherOpt = Annotated[
+    str | None, typer.Option("--teacher", metavar="T", help="Network name, teacher folder, or weights file.")
+]
+Factor = Annotated[int | None, typer.Option("--factor", min=1, help="Tiles per mosaic side, for sets of other tools.")]
+Ipc = Annotated[int | None, typer.Option("--ipc", min=1, help="Only the first N images of each class.")]
+Seeds = Annotated[int, typer.Option("--students", min=1, help="Students, seeded from `seed` on.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (teacher, relabel, evaluate, experiment):
+        app.command()(command)
+
+
+@settings_flags("training", "data", "compute")
+def teacher(
+    data: DataArg,
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", metavar="TEACHER", help="Folder for weights and metrics.")],
+    val: Annotated[str | None, typer.Option("--val", metavar="VAL", help="Validation images, measured every epoch.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on a labelled data set, to judge crops and to label distilled images.  Resumable."""
+    from .data import open_data
+    from .networks import canonical, check_size
+    from .pictures import validation_pictures
+    from .teaching import train_teacher
+
+    t = settings.training
+    canonical(t.network)
+    check_size(t.network, t.size)
+    machine, workers = _machine(settings)
+    images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    album = None
+    if val:
+        opened = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+        album = validation_pictures(opened, images.classes, t.size, t.size if t.crop != "resized" else t.size // 7 * 8)
+    pictures = album.load(progress(quiet)) if album else None
+    line = train_teacher(images, pictures, out, t, settings.seed, workers, machine, settings.compute.workers, progress(quiet))
+    if workers.is_main:
+        shown = {key: line[key] for key in ("epoch", "loss", "train_top1", "top1", "top5") if key in line}
+        print("  ".join(f"{key} {value}" for key, value in shown.items()))
+        print(f"the teacher: {out}")
+
+
+@settings_flags("protocol", "compute")
+def relabel(
+    set_: SetArg,
+    settings: Settings,
+    teacher: Annotated[str, typer.Option("--teacher", metavar="T", help="Network name, teacher folder, or weights file.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="LABELS", help="Default: SET-labels, beside SET.")] = None,
+    val: Annotated[str | None, typer.Option("--val", metavar="VAL", help="Measure the teacher on these images first.")] = None,
+    ipc: Ipc = None,
+    factor: Factor = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Keep only the k largest logits of an image.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """A teacher's labels for every epoch that students will be trained, stored once: `evaluate --labels` reads them."""
+    from .data import open_data
+    from .experiment import Bench
+    from .pictures import open_set, set_pictures, validation_pictures
+    from .protocols import resolve_recipe
+    from .relabeling import relabel as write_labels
+    from .relabeling import stored_bytes
+
+    p, (machine, _) = settings.protocol, _machine(settings)
+    found = open_set(set_, factor, progress(quiet))
+    album = set_pictures(found, ipc, p.size or found.side)
+    bench = Bench(machine, progress(quiet))
+    loaded = bench.teacher(teacher, album)
+    recipe = resolve_recipe(p, classes=len(album.classes), ipc=ipc or found.ipc, factor=found.factor, size=album.size,
+                            student="conv3", teacher=loaded.name)  # fmt: skip
+    if val:
+        images = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+        top1 = bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
+        print(f"teacher {loaded.source}: {top1:.1f} % on {val}")
+    size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
+    print(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
+    target = out or set_.with_name(set_.name + "-labels")
+    written = write_labels(target, bench.pictures(album), p, recipe, settings.seed, loaded, p.epochs, top_k, progress(quiet))
+    print(f"{written} epochs written, {p.epochs - written} were there: {target}")
+
+
+@settings_flags("protocol", "compute")
+def evaluate(
+    sets: Annotated[list[Path], typer.Argument(metavar="SET ...", help="Distilled sets, or any folders of class folders.")],
+    settings: Settings,
+    val: Val,
+    student: Annotated[list[str], typer.Option("--student", metavar="S", help="conv3, resnet18, ...; repeatable.")],
+    teacher: TeacherOpt = None,
+    stored: Annotated[Path | None, typer.Option("--stored", metavar="LABELS", help="Labels written by `relabel`.")] = None,
+    students: Seeds = 5,
+    ipc: Ipc = None,
+    factor: Factor = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="RESULTS", help="Default: SET-results, beside SET.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
+    from .data import open_data
+    from .experiment import Bench, gather, make_cell, run_cells
+    from .pictures import open_set
+    from .report import accuracy_table
+
+    machine, workers = _machine(settings)
+    bench = Bench(machine, progress(quiet), tell=print if workers.is_main else lambda text: None)
+    found = [open_set(path, factor, progress(quiet)) for path in sets]
+    images = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    seeds = range(settings.seed, settings.seed + students)
+    cells = {  # all of them, so that what cannot work is refused before anything is trained
+        (one.path, name): make_cell(one.path.name, one, images, name, settings.protocol, teacher, bench, ipc, stored)
+        for one in found
+        for name in dict.fromkeys(student)
+    }
+    lines = []
+    for (path, _), cell in cells.items():
+        target = out or path.with_name(path.name + "-results")
+        run_cells([cell], seeds, target, bench, workers)
+        if workers.is_main:
+            lines += gather([cell], seeds, target, machine)
+    if workers.is_main:
+        print(accuracy_table(lines))
+        print(f"results: {out or ', '.join(f'{path}-results' for path in dict.fromkeys(sets))}")
+        if any(line.failed for line in lines):
+            raise typer.Exit(1)
+
+
+@settings_flags("protocol", "compute")
+def experiment(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to compare; see configs/experiments/.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for sets, runs and results.")],
+    quiet: Quiet = False,
+) -> None:
+    """Every combination of data sets, class subsets, methods, ipc, teachers, students and protocols; each once."""
+    from .matrix import read_matrix, run_matrix
+
+    machine, workers = _machine(settings)
+    print(run_matrix(read_matrix(file), out, settings, machine, workers, progress(quiet)), end="")
+
+
+def _machine(settings: Settings) -> tuple[Machine, Workers]:
+    from .diffusion import pick_device, pick_precision
+    from .distributed import Workers
+    from .evaluation import Machine
+
+    workers = Workers(cpu=settings.compute.device == "cpu")
+    device = pick_device(workers.device if settings.compute.device == "auto" else settings.compute.device)
+    return Machine(device, pick_precision(settings.compute.precision, device), settings.compute.compile), workers

@@ -1,0 +1,209 @@
+"""Many runs: every cell of a table once, one JSON for each student, and the table with its intervals.
+
+    OUT/  sets/NAME/                        distilled sets, made where they are missing
+          results/NAME/CELL-KEY/seed-0.json   one student: what it was trained on, and how well it did
+
+A cell is everything but the seed; KEY is the hash of all that decides its numbers (set, validation images, teacher,
+student, protocol, precision), so that results of other settings never mix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import evaluation
+from .config import ConfigError, ProtocolSettings, fingerprint, identity
+from .data import ImageData, Progress, quiet
+from .distributed import Workers
+from .evaluation import Diverged, Machine, Spread, spread
+from .networks import canonical, check_size
+from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
+from .protocols import Recipe, resolve_recipe
+from .relabeling import check_labels, online, stored
+from .store import StoreError, write_atomically
+from .teachers import Teacher, check_order, load_teacher
+
+
+@dataclass
+class Bench:
+    """What the cells of one command share: the device, loaded teachers, and pictures, each read once."""
+
+    machine: Machine
+    progress: Progress = quiet
+    tell: Callable[[str], None] = lambda text: None  # shows a line to the user, on the main process
+    teachers: dict[tuple, Teacher] = field(default_factory=dict)
+    accuracies: dict[tuple[str, str], float] = field(default_factory=dict)  # (teacher, validation images) -> top-1
+    loaded: dict[str, Pictures] = field(default_factory=dict)
+
+    def teacher(self, spec: str, album: Album) -> Teacher:
+        key = (spec, album.size, tuple(info.folder for info in album.classes))
+        if key not in self.teachers:
+            self.teachers[key] = load_teacher(spec, album.classes, album.size, self.machine.device)
+        return self.teachers[key]
+
+    def pictures(self, album: Album) -> Pictures:
+        if album.digest not in self.loaded:
+            if len(self.loaded) > 4:  # the oldest set; validation images are asked for often and come back early
+                self.loaded.pop(next(iter(self.loaded)))
+            self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
+        return self.loaded[album.digest]
+
+    def check_teacher(self, teacher: Teacher, validation: Album) -> float:
+        """Its top-1 on the validation images, percent; measured once.  Raises DataError where its classes slipped."""
+        key = (teacher.digest, validation.digest)
+        if key not in self.accuracies:
+            counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(validation), self.machine)
+            names = [info.folder for info in validation.classes]
+            self.accuracies[key] = check_order(counts, names, teacher.accuracy, teacher.source)
+            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(validation.rows)} validation images")
+        return self.accuracies[key]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of a table: a set, a student, a protocol and a teacher, for any number of seeds."""
+
+    name: str  # for people and for paths: method, ipc, student ...
+    train: Album
+    validation: Album
+    student: str
+    protocol: ProtocolSettings
+    recipe: Recipe
+    teacher: Teacher | None
+    labels: Path | None = None  # stored labels; None: the teacher labels as the student learns
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the numbers, apart from the seed and the precision."""
+        return {
+            "set": self.train.digest,
+            "images": len(self.train.rows),
+            "classes": [info.folder for info in self.train.classes],
+            "validation": self.validation.digest,
+            "student": self.student,
+            "protocol": {**identity(self.protocol), "resolved": _plain(self.recipe)},
+            "protocol_hash": fingerprint(identity(self.protocol)),
+            "teacher": {"network": self.teacher.name, "digest": self.teacher.digest} if self.teacher else None,
+            "labels": "online" if self.labels is None else fingerprint((self.labels / "labels.yaml").read_text()),
+        }
+
+
+def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, protocol: ProtocolSettings, teacher: str | None,
+              bench: Bench, ipc: int | None = None, labels: Path | None = None) -> Cell:  # fmt: skip
+    """A cell, with everything that can be refused refused: no training has begun yet.
+
+    Raises ConfigError for a student or size that does not work, or a missing teacher; DataError where classes or images
+    are missing; StoreError where stored labels do not fit.
+    """
+    student, size = canonical(student), protocol.size or found.side
+    check_size(student, size)
+    train = set_pictures(found, ipc, size)
+    soft = protocol.labels == "soft"
+    if soft and not teacher and not labels:
+        raise ConfigError(f"protocol {protocol.name!r} needs a teacher (--teacher), stored labels, or protocol.labels = hard")
+    loaded = bench.teacher(teacher, train) if teacher and soft else None
+    recipe = resolve_recipe(
+        protocol,
+        classes=len(train.classes),
+        ipc=ipc or found.ipc,
+        factor=found.factor,
+        size=size,
+        student=student,
+        teacher=loaded.name if loaded else None,
+    )
+    validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
+    if labels and soft:
+        check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
+    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None)
+
+
+def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path, bench: Bench, workers: Workers) -> None:
+    """Train every (cell, seed) that has no result yet; each process takes every n-th of them.
+
+    A student whose loss stops being a number gets a result that says so, and the others go on.
+    """
+    todo = [(cell, seed) for seed in seeds for cell in cells]
+    files = [result_file(out, cell, seed, bench.machine) for cell, seed in todo]
+    for cell in cells:
+        if cell.teacher and not all(result_file(out, cell, seed, bench.machine).exists() for seed in seeds):
+            bench.check_teacher(cell.teacher, cell.validation)
+    for (cell, seed), file in workers.mine(list(zip(todo, files, strict=True))):
+        if not file.exists():
+            result = train_one(cell, seed, bench)
+            write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    if workers.is_main:
+        workers.wait_for(files)
+
+
+def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
+    """One student; a teacher is measured on the validation images before it labels anything."""
+    known = bench.check_teacher(cell.teacher, cell.validation) if cell.teacher else None
+    train, validation = bench.pictures(cell.train), bench.pictures(cell.validation)
+    if cell.labels:
+        source = stored(cell.labels, train, cell.protocol, cell.recipe, cell.teacher.digest if cell.teacher else None)
+    else:
+        source = online(train, cell.protocol, cell.recipe, seed, cell.teacher)
+    result = {
+        "cell": cell.name,
+        "seed": seed,
+        "protocol": cell.protocol.name,
+        "identity": cell.identity,
+        "precision": bench.machine.precision,
+        "teacher_top1": known,
+    }
+    try:
+        outcome = evaluation.train_student(
+            cell.student, source, validation, cell.protocol, cell.recipe, seed, bench.machine, bench.progress
+        )
+    except Diverged as error:
+        return {**result, "failed": {"epoch": error.epoch, "reason": str(error)}}
+    return {**result, **outcome, "torch": torch.__version__}
+
+
+def result_file(out: Path, cell: Cell, seed: int, machine: Machine) -> Path:
+    key = fingerprint([cell.identity, machine.precision])
+    return out / f"{cell.student.replace(':', '-')}-{cell.protocol.name}-{key}" / f"seed-{seed}.json"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell's students together; ``failed`` maps a seed to what went wrong."""
+
+    cell: Cell
+    top1: Spread | None
+    top5: Spread | None
+    best: Spread | None  # top-1 of the best epoch, whatever the protocol reports
+    last: Spread | None
+    failed: dict[int, str]
+
+
+def gather(cells: Sequence[Cell], seeds: Sequence[int], out: Path, machine: Machine) -> list[Line]:
+    """Means and intervals of finished cells.  Raises StoreError where a result is missing or damaged."""
+    lines = []
+    for cell in cells:
+        results = {seed: _read(result_file(out, cell, seed, machine)) for seed in seeds}
+        failed = {seed: result["failed"]["reason"] for seed, result in results.items() if "failed" in result}
+        good = [result for seed, result in results.items() if seed not in failed]
+        report = cell.protocol.report
+        columns = [(report, "top1"), (report, "top5"), ("best", "top1"), ("last", "top1")]
+        spreads = [spread([result[epoch][key] for result in good]) if good else None for epoch, key in columns]
+        lines.append(Line(cell, spreads[0], spreads[1], spreads[2], spreads[3], failed))
+    return lines
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file}: {error}") from None
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return json.loads(json.dumps(recipe.__dict__))

@@ -1,0 +1,304 @@
+"""Students: the same batches whatever the labels come from, reproducible, honest statistics, one JSON each."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+from safetensors.numpy import load_file
+
+from diffsel import evaluation, experiment, relabeling
+from diffsel.data import open_data
+from diffsel.evaluation import Machine, fairness, spread, train_student
+from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells
+from diffsel.networks import build
+from diffsel.pictures import open_set, set_pictures, validation_pictures
+from diffsel.protocols import resolve_recipe
+from diffsel.relabeling import online, plan_epoch, relabel, show, stored
+from diffsel.sections import ConfigError, DataError, DataSettings, ProtocolSettings
+from diffsel.store import SettingsDiffer, StoreError
+from diffsel.teachers import load_teacher
+
+CPU = Machine(torch.device("cpu"))
+QUICK = ProtocolSettings(epochs=3, batch_size=4, size=16)
+
+
+@pytest.fixture
+def world(folder, tmp_path: Path):
+    """A set of 2 x 3 images of 16 pixels, validation images, and a teacher that is right about half of the time."""
+    made = folder("set", (16, 16), ant=3, bee=3)
+    val = folder("val", (20, 16), ant=4, bee=4)
+    torch.manual_seed(0)
+    network = build("conv3w8", 2, 16)
+    torch.save(network.state_dict(), tmp_path / "t.pth")
+    return open_set(made, factor=2), open_data(str(val), DataSettings(), 0), str(tmp_path / "t.pth")
+
+
+def cell_of(world, bench: Bench, protocol: ProtocolSettings = QUICK, **options):
+    found, val, teacher = world
+    return make_cell("tiny", found, val, "conv3w8", protocol, teacher, bench, **options)
+
+
+class Trusting(Bench):
+    """A bench whose teachers need not be good."""
+
+    def check_teacher(self, teacher, validation) -> float:
+        return 50.0
+
+
+# ---- batches and labels ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+@pytest.mark.parametrize("top_k", [None, 1, 2])
+def test_stored_labels_give_the_batches_of_online_ones(world, tmp_path: Path, mix, top_k) -> None:
+    cell = cell_of(world, Bench(CPU), QUICK.model_copy(update={"mix": mix}))
+    pictures = cell.train.load()
+    relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3, top_k)
+    read = stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)
+    live = online(pictures, cell.protocol, cell.recipe, 5, cell.teacher)
+    for epoch in range(3):
+        for ours, theirs in zip(read(epoch), live(epoch), strict=True):
+            assert torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.labels, theirs.labels)
+            assert torch.equal(ours.other, theirs.other)
+            assert ours.share == theirs.share
+            probability, right = ours.logits.softmax(1), theirs.logits.softmax(1)
+            torch.testing.assert_close(probability, right, atol=2e-3, rtol=0)  # float16; two classes: one tells the other
+
+
+def test_stored_labels_are_as_large_as_was_told_and_resume(world, tmp_path: Path) -> None:
+    cell = cell_of(world, Bench(CPU))
+    pictures = cell.train.load()
+    assert relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2) == 2
+    assert relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 3) == 1
+    arrays = [load_file(file) for file in sorted((tmp_path / "l").glob("epoch-*"))]
+    assert len(arrays) == 3
+    kept = ("ids", "partner", "crop", "flip", "rows", "cols", "logits")
+    size = sum(value.nbytes for each in arrays for key, value in each.items() if key in kept)
+    assert size == relabeling.stored_bytes(6, 2, 3, None, cell.recipe.factor)
+    with pytest.raises(SettingsDiffer, match="seed: stored 0, asked 1"):
+        relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 1, cell.teacher, 3)
+
+
+def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> None:
+    cell = cell_of(world, Bench(CPU))
+    pictures = cell.train.load()
+    with pytest.raises(StoreError, match="no stored labels"):
+        stored(tmp_path / "nothing", pictures, cell.protocol, cell.recipe)
+    relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2)
+    with pytest.raises(StoreError, match="labels of 2 epochs, the protocol trains 3"):
+        stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)
+    with pytest.raises(SettingsDiffer, match="mix: stored 'cutmix', asked 'mixup'"):
+        stored(tmp_path / "l", pictures, cell.protocol.model_copy(update={"mix": "mixup"}), cell.recipe)
+    with pytest.raises(SettingsDiffer, match="teacher: stored"):
+        stored(tmp_path / "l", pictures, cell.protocol, cell.recipe, "another")
+    with pytest.raises(ConfigError, match="top_k = 3 must lie between 1 and the number of classes, 2"):
+        relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2, 3)
+
+
+def test_an_epoch_shows_every_image_once_and_never_one_alone(world) -> None:
+    cell = cell_of(world, Bench(CPU))
+    pictures = cell.train.load()
+    for size, lengths in ((4, [4, 2]), (5, [6]), (6, [6]), (2, [2, 2, 2])):  # 5 + 1: BatchNorm cannot take one image
+        plans = plan_epoch(pictures, cell.protocol, replace(cell.recipe, batch_size=size), 0, 1)
+        assert [len(plan.ids) for plan in plans] == lengths
+        assert sorted(np.concatenate([plan.ids for plan in plans])) == list(range(6))
+
+
+def test_seeds_and_epochs_differ(world) -> None:
+    cell = cell_of(world, Bench(CPU))
+    pictures = cell.train.load()
+    seen = {}
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        plan = plan_epoch(pictures, cell.protocol, cell.recipe, seed, epoch)[0]
+        seen[seed, epoch] = show(pictures, [plan], cell.protocol, cell.recipe)
+    assert not torch.equal(seen[0, 0], seen[0, 1])
+    assert not torch.equal(seen[0, 0], seen[1, 0])
+
+
+def test_hard_labels_weigh_both_classes_of_a_mix() -> None:
+    output = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    batch = relabeling.Batch(output, torch.tensor([0, 1]), None, torch.tensor([1, 1]), 0.75)
+    own = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
+    other = (math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1))) / 2
+    assert evaluation.batch_loss(output, batch, 20.0, "hard").item() == pytest.approx(0.75 * own + 0.25 * other, rel=1e-6)
+
+
+# ---- students --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_student(world) -> None:
+    cell, out = cell_of(world, Bench(CPU)), []
+    pictures, val = cell.train.load(), cell.validation.load()
+    for seed in (3, 3, 4):
+        source = online(pictures, cell.protocol, cell.recipe, seed, cell.teacher)
+        out.append(train_student("conv3w8", source, val, cell.protocol, cell.recipe, seed, CPU))
+        del out[-1]["seconds"]
+    assert out[0] == out[1]
+    assert out[0]["loss"] != out[2]["loss"]
+
+
+def test_a_student_learns_what_can_be_learned(tmp_path: Path) -> None:
+    """Two classes told apart by colour: hard labels bring a fresh student from chance to near certainty."""
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    for split, count in (("set", 8), ("val", 20)):
+        for name, channel in (("red", 0), ("blue", 2)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 150, (16, 16, 3), dtype=np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    found = open_set(tmp_path / "set")
+    val = open_data(str(tmp_path / "val"), DataSettings(), 0)
+    protocol = ProtocolSettings(labels="hard", epochs=25, batch_size=8, mix="none", evaluate_every=1)
+    cell = make_cell("colours", found, val, "conv3w8", protocol, None, Bench(CPU))
+    result = experiment.train_one(cell, 0, Bench(CPU))
+    assert result["best"]["top1"] >= 95
+    assert result["loss"][-1] < result["loss"][0] / 2
+    assert result["best"]["top1"] == max(top1 for _, top1, _ in result["evaluations"])
+    assert result["last"]["epoch"] == 24
+    assert result["images_seen"] == 25 * 16
+    assert np.mean(result["last"]["per_class"]) == pytest.approx(result["last"]["top1"])
+
+
+def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None:
+    from diffsel.distributed import Workers
+
+    bench, workers = Trusting(CPU), Workers(cpu=True)
+    cell = cell_of(world, bench)
+    run_cells([cell], range(2), tmp_path / "r", bench, workers)
+    files = sorted((tmp_path / "r").rglob("*.json"))
+    assert [file.name for file in files] == ["seed-0.json", "seed-1.json"]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    run_cells([cell], range(2), tmp_path / "r", bench, workers)
+    assert before == {file: file.stat().st_mtime_ns for file in files}
+    other = cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))
+    assert result_file(tmp_path, other, 0, CPU) != result_file(tmp_path, cell, 0, CPU)
+    assert result_file(tmp_path, cell, 0, Machine(CPU.device, "bf16")) != result_file(tmp_path, cell, 0, CPU)
+    (line,) = gather([cell], range(2), tmp_path / "r", CPU)
+    values = [json.loads(file.read_text())["last"]["top1"] for file in files]
+    assert line.top1.mean == pytest.approx(np.mean(values))
+    assert line.last == line.top1  # rded-fixed reports the last epoch
+    with pytest.raises(StoreError, match=r"seed-2\.json"):
+        gather([cell], range(3), tmp_path / "r", CPU)
+
+
+def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_path: Path, monkeypatch) -> None:
+    from diffsel.distributed import Workers
+
+    real = evaluation.batch_loss
+
+    def loss(output, batch, temperature, labels):
+        return real(output, batch, temperature, labels) * (math.nan if torch.initial_seed() == 1 else 1)
+
+    monkeypatch.setattr(evaluation, "batch_loss", loss)
+    bench = Trusting(CPU)
+    cell = cell_of(world, bench)
+    run_cells([cell], range(3), tmp_path, bench, Workers(cpu=True))
+    (line,) = gather([cell], range(3), tmp_path, CPU)
+    assert line.top1.n == 2
+    assert line.failed == {1: "the loss is not a number in epoch 0"}
+
+
+def test_what_cannot_work_is_refused_before_training(world, folder, tmp_path: Path) -> None:
+    found, val, teacher = world
+    bench = Bench(CPU)
+    with pytest.raises(ConfigError, match="unknown network 'convnext'"):
+        make_cell("x", found, val, "convnext", QUICK, teacher, bench)
+    with pytest.raises(ConfigError, match="conv5w8 halves images 5 times"):
+        make_cell("x", found, val, "conv5w8", QUICK, teacher, bench)
+    with pytest.raises(DataError, match="3 images in its smallest class, so ipc 4 cannot be evaluated"):
+        make_cell("x", found, val, "conv3w8", QUICK, teacher, bench, ipc=4)
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        make_cell("x", found, val, "conv3w8", QUICK, None, bench)
+    other = open_data(str(folder("other", (16, 16), ant=1, cat=1)), DataSettings(), 0)
+    with pytest.raises(DataError, match="lacks 1 of the 2 classes: 'bee'; it has 'ant', 'cat'"):
+        make_cell("x", found, other, "conv3w8", QUICK, teacher, bench)
+    with pytest.raises(DataError, match="no such distilled set"):
+        open_set(tmp_path / "nowhere")
+    (tmp_path / "set" / "ant" / "9.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match="the set is damaged"):
+        open_set(found.path)
+
+
+def test_a_teacher_that_slipped_stops_before_it_labels(world, tmp_path: Path) -> None:
+    from diffsel.distributed import Workers
+
+    found, val, teacher = world
+    bench = Bench(CPU)
+    cell = make_cell("x", found, val, "conv3w8", QUICK, teacher, bench)
+    with pytest.raises(DataError, match="on the validation images, no better than chance for 2 classes"):
+        run_cells([cell], range(1), tmp_path / "r", bench, Workers(cpu=True))
+    assert not (tmp_path / "r").exists()
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_validation_pictures_are_torchvisions(tmp_path: Path) -> None:
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    for i, (width, height) in enumerate(((50, 37), (37, 50), (36, 36), (91, 36))):
+        draw(tmp_path / "v" / "cat" / f"{i}.png", i, width, height)
+    data = open_data(str(tmp_path / "v"), DataSettings(), 0)
+    ours = validation_pictures(data, data.classes, 32, 36).load()
+    theirs = v2.Compose([v2.Resize(36), v2.CenterCrop(32), v2.PILToTensor()])
+    for row, mine in zip(data.rows, ours.pixels, strict=True):
+        assert torch.equal(mine, theirs(Image.open(tmp_path / "v" / row.path).convert("RGB")))
+
+
+def test_a_subset_of_validation_classes_and_the_first_files(folder, world) -> None:
+    found, _, _ = world
+    more = open_data(str(folder("more", (16, 16), bee=3, ant=2, cow=2)), DataSettings(), 0)
+    train = set_pictures(found, 2, 16)
+    assert len(train.rows) == 4
+    album = validation_pictures(more, train.classes, 16, 16)
+    assert [row.label for row in album.rows] == ["ant", "ant", "bee", "bee", "bee"]
+    assert album.load().labels.tolist() == [0, 0, 1, 1, 1]
+    assert len(validation_pictures(more, train.classes, 16, 16, per_class=1).rows) == 2
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_students_t() -> None:
+    value = spread([50.0, 51.0, 52.0, 53.0, 54.0])
+    assert (value.mean, value.n) == (52, 5)
+    assert value.std == pytest.approx(math.sqrt(2.5))
+    assert value.ci95 == pytest.approx(2.7764451 * math.sqrt(2.5) / math.sqrt(5), rel=1e-6)
+    assert str(value) == "52.0 ± 2.0"
+    assert spread([3.0]).ci95 is None
+    with pytest.raises(ValueError, match="no student"):
+        spread([])
+
+
+def test_fairness_scores_have_the_closed_form_of_dd_ranking() -> None:
+    scores = fairness(soft=60, random_soft=50, hard=40, full_hard=90, plain=45, random_plain=43)
+    assert scores["IOR"] == 10
+    assert scores["HLR"] == 50
+    assert scores["LRS"] == pytest.approx(100 * (math.exp(-0.2) - math.exp(-1)) / (math.e - math.exp(-1)))
+    assert scores["ARS"] == pytest.approx(100 * (math.exp(0.06) - math.exp(-1)) / (math.e - math.exp(-1)))
+    assert set(fairness(soft=60, random_soft=50)) == {"IOR"}
+
+
+def test_top_five_of_few_classes_is_everything() -> None:
+    logits, labels = torch.eye(3), torch.tensor([0, 1, 1])
+    assert evaluation.accuracy(logits, labels) == (66.6667, 100.0)
+
+
+def test_load_teacher_keeps_the_order_of_the_classes_asked_for(world) -> None:
+    found, _, teacher = world
+    infos = set_pictures(found, None, 16).classes
+    loaded = load_teacher(teacher, infos, 16, CPU.device)
+    assert loaded.rows.tolist() == [0, 1]
+    assert resolve_recipe(QUICK, classes=2, ipc=3, factor=2, size=16, student="conv3w8").crop_scale == (0.5, 1.0)

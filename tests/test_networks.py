@@ -1,0 +1,144 @@
+"""Which networks there are, what they refuse, and teachers of every layout with their classes in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffsel import networks, teachers
+from diffsel.classes import ClassInfo, imagenet_wnids
+from diffsel.networks import build, canonical, check_size
+from diffsel.sections import ConfigError, DataError
+from diffsel.teachers import check_order, class_rows, load_teacher, read_checkpoint, recognise
+
+CPU = torch.device("cpu")
+SIDES = {"swin_t": 64, "swin_v2_t": 64, "vit_b_16": 32, "alexnet": 64}
+
+
+@pytest.mark.parametrize("name", [*networks.NAMES, "conv3w32"])
+def test_every_network_gives_a_logit_for_each_class(name: str) -> None:
+    side = SIDES.get(name, 64)
+    with torch.device("meta"):
+        assert build(name, 7, side).eval()(torch.empty(2, 3, side, side)).shape == (2, 7)
+
+
+def test_small_networks_keep_the_size_of_small_images() -> None:
+    with torch.device("meta"):
+        images = torch.empty(1, 3, 32, 32)
+        small, usual = build("resnet18_modified", 2, 32), build("resnet18", 2, 32)
+        assert small.layer1(small.maxpool(small.conv1(images))).shape[-1] == 32
+        assert usual.layer1(usual.maxpool(usual.conv1(images))).shape[-1] == 8
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("ConvNet-3", "conv3"),
+        ("convnet_4", "conv4"),
+        ("conv3-w32", "conv3w32"),
+        ("ResNet-18", "resnet18"),
+        ("resnet50-small", "resnet50_modified"),
+        ("EfficientNet-B0", "efficientnet_b0"),
+        ("timm:resnet10t", "timm:resnet10t"),
+    ],
+)
+def test_names_as_people_write_them(said: str, meant: str) -> None:
+    assert canonical(said) == meant
+
+
+def test_unknown_networks_and_sizes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown network 'resnet19'; did you mean 'resnet1"):
+        canonical("resnet19")
+    with pytest.raises(ConfigError, match="conv6 halves images 6 times, too often for 32 x 32"):
+        check_size("conv6", 32)
+    with pytest.raises(ConfigError, match="alexnet cannot take images of 16 x 16 pixels"):
+        check_size("alexnet", 16)
+    with pytest.raises(ConfigError, match="vit_b_16 cannot take images of 33"):
+        check_size("vit_b_16", 33)
+    check_size("conv3", 32)
+
+
+# ---- teachers --------------------------------------------------------------------------------------------------------
+
+CLASSES = [ClassInfo(name, name) for name in ("ant", "bee", "cat")]
+
+
+def weights(outputs: int = 3, name: str = "conv3w32", size: int = 32) -> dict[str, torch.Tensor]:
+    torch.manual_seed(outputs)
+    return build(name, outputs, size).state_dict()
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"epoch": 3, "state_dict": s, "acc1": 82.2},
+                                  lambda s: {"net": {f"module.{k}": v for k, v in s.items()}}])  # fmt: skip
+def test_pth_files_of_every_layout_are_read_without_pickles(wrap, tmp_path: Path) -> None:
+    torch.save(wrap(weights()), tmp_path / "t.pth")
+    teacher = load_teacher(str(tmp_path / "t.pth"), CLASSES, 32, CPU)
+    assert teacher.name == "conv3w32"
+    images = torch.randn(2, 3, 32, 32)
+    network = build("conv3w32", 3, 32)
+    network.load_state_dict(weights())
+    torch.testing.assert_close(teacher.logits(images), network.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_modified", "mobilenet_v2", "efficientnet_b0"])
+def test_architectures_are_recognised_by_their_weights(name: str) -> None:
+    with torch.device("meta"):
+        state = build(name, 10, 224).state_dict()
+    assert recognise(state, Path("x.pth")) == name
+
+
+def test_bad_teacher_files_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "pickled.pth")
+    with pytest.raises(ConfigError, match=r"pickled\.pth cannot be read as plain weights"):
+        read_checkpoint(str(tmp_path / "pickled.pth"))
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(ConfigError, match="holds no weights; its keys are epoch"):
+        read_checkpoint(str(tmp_path / "empty.pth"))
+    save_file({"a.weight": torch.zeros(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ConfigError, match="no classifier known here"):
+        read_checkpoint(str(tmp_path / "odd.safetensors"))
+    (tmp_path / "cut.safetensors").write_bytes(b"123")
+    with pytest.raises(ConfigError, match="damaged"):
+        read_checkpoint(str(tmp_path / "cut.safetensors"))
+    with pytest.raises(ConfigError, match="no such file"):
+        read_checkpoint("nowhere/t.pth")
+    with pytest.raises(ConfigError, match=r"no public weights of conv3; train them with `diffsel teacher DATA --network conv3"):
+        read_checkpoint("conv3")
+
+
+def test_a_teacher_for_other_sizes_or_classes_is_refused(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "t.pth")
+    with pytest.raises(ConfigError, match="does not fit images of 64 x 64 pixels"):
+        load_teacher(str(tmp_path / "t.pth"), CLASSES, 64, CPU)
+    with pytest.raises(DataError, match="has 3 classes and no names for them, the data has 2"):
+        load_teacher(str(tmp_path / "t.pth"), CLASSES[:2], 32, CPU)
+
+
+def test_a_thousand_class_teacher_serves_any_subset_by_its_rows() -> None:
+    state = {"fc.bias": torch.zeros(1000)}
+    found = teachers.Checkpoint("resnet18", state, None, None, None, "there")
+    wnids = imagenet_wnids()
+    subset = [ClassInfo(wnids[5], "electric ray"), ClassInfo("fish", "tench"), ClassInfo("dog", "x", {"wnid": wnids[207]})]
+    assert class_rows(found, subset) == [5, 0, 207]
+    with pytest.raises(DataError, match="lacks 1 of the 2 classes: 'unicorn'"):
+        class_rows(found, [ClassInfo(wnids[1], "x"), ClassInfo("unicorn", "unicorn")])
+
+
+def test_a_class_order_slip_is_found_and_named() -> None:
+    names, right = ["ant", "bee", "cat", "dog"], np.diag([90, 80, 85, 95]) + 3
+    assert check_order(right, names, 85.0, "T") == pytest.approx(100 * right.trace() / right.sum())
+    swapped = right[[1, 0, 2, 3]]  # ants are taken for bees and the other way round
+    with pytest.raises(
+        DataError, match=r"another order .* permuted it would be 91\.0 % \('ant' is its 'bee', 'bee' is its 'ant'\)"
+    ):
+        check_order(swapped, names, None, "T")
+    with pytest.raises(DataError, match=r"no better than chance for 4 classes; with the outputs permuted it would be"):
+        check_order(right[[1, 2, 3, 0]], names, None, "T")
+    with pytest.raises(DataError, match=r"but 99\.0 % is recorded"):
+        check_order(np.diag([60] * 4) + 10, names, 99.0, "T")
+    with pytest.raises(DataError, match="no better than chance"):
+        check_order(np.full((4, 4), 10), names, None, "T")
