@@ -82,7 +82,7 @@ def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int,
 
 def _crops(pixels: np.ndarray, boxes: np.ndarray, side: int, device: torch.device) -> Float[Tensor, "n 3 side side"]:
     n = len(boxes)
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None].expand(n, -1, -1, -1)
+    image = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].expand(n, -1, -1, -1)
     still = np.zeros((n, 1), np.int64)
     return view(image, Views(boxes, np.zeros(n, bool), still, still), side)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffsel import cli
 from diffsel.config import Settings, resolve
 from diffsel.diffusion import Diffusion
 
@@ -69,3 +70,33 @@ def small_values() -> dict:
         "selection": {"clusters": 3, "top_clusters": 2},
         "assembly": {"size": 32},
     }
+
+
+@pytest.fixture
+def diffsel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line; gives (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["diffsel", *map(str, words)])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Callable[..., None]:
+    """Writes splits of two classes that only colour tells apart: ``colours(train=10, val=6)``."""
+
+    def make(**splits: int) -> None:
+        rng = np.random.default_rng(0)
+        for split, count in splits.items():
+            for name, channel in (("red", 0), ("blue", 2)):
+                (tmp_path / split / name).mkdir(parents=True)
+                for i in range(count):
+                    pixels = rng.integers(0, 150, (16, 16, 3), dtype=np.uint8)
+                    pixels[..., channel] += 100
+                    Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+
+    return make

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import TINY, small_values
 
-from diffsel import cli
 from diffsel.config import Section, Settings
 
 SMALL = [
@@ -20,19 +18,6 @@ SMALL = [
 
 
 JOB = ["distill", "DATA", "--out", "RUN", "--ipc", "1"]
-
-
-@pytest.fixture
-def diffsel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line; gives (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["diffsel", *map(str, words)])
-        code = cli.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_distill_select_trace_and_inspect(diffsel, folder, tmp_path: Path) -> None:

@@ -145,18 +145,9 @@ def test_the_same_seed_gives_the_same_student(world) -> None:
     assert out[0]["loss"] != out[2]["loss"]
 
 
-def test_a_student_learns_what_can_be_learned(tmp_path: Path) -> None:
+def test_a_student_learns_what_can_be_learned(colours, tmp_path: Path) -> None:
     """Two classes told apart by colour: hard labels bring a fresh student from chance to near certainty."""
-    rng = np.random.default_rng(0)
-    from PIL import Image
-
-    for split, count in (("set", 8), ("val", 20)):
-        for name, channel in (("red", 0), ("blue", 2)):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 150, (16, 16, 3), dtype=np.uint8)
-                pixels[..., channel] += 100
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    colours(set=8, val=20)
     found = open_set(tmp_path / "set")
     val = open_data(str(tmp_path / "val"), DataSettings(), 0)
     protocol = ProtocolSettings(labels="hard", epochs=25, batch_size=8, mix="none", evaluate_every=1)

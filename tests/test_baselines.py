@@ -1,0 +1,145 @@
+"""Random and RDED: fair draws, the teacher's favourite crops, and the same sets with provenance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+from PIL import Image
+from torch import nn
+
+from diffsel import baselines, method
+from diffsel.baselines import boxes_of, drawn, select_random, select_rded
+from diffsel.config import resolve
+from diffsel.data import ImageData, open_data
+from diffsel.sections import BaselineSettings, DataSettings
+from diffsel.selection import SelectionError
+from diffsel.store import StoreError
+from diffsel.teachers import Teacher
+
+RULES = BaselineSettings(pool=6, crops=4)
+
+
+@pytest.fixture
+def data(folder) -> ImageData:
+    return open_data(str(folder(cat=8, dog=8, size=(48, 40))), DataSettings(image_size=32), 0)
+
+
+class Brightness(nn.Module):
+    """A teacher whose first class is 'bright': the more light in the picture, the surer."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        light = images.mean((1, 2, 3))
+        return torch.stack([light, -light], dim=1)
+
+
+def teacher() -> Teacher:
+    return Teacher("brightness", "made here", Brightness(), torch.tensor([0, 1]), None, "0")
+
+
+def test_random_draws_one_box_of_each_image(data: ImageData) -> None:
+    picks = select_random(data, "dog", 2, 2, RULES, 0)
+    assert len({pick.row for pick in picks}) == len(picks) == 8
+    assert [pick.rank for pick in picks] == list(range(8))
+    for pick in picks:
+        top, left, height, width = pick.box
+        assert height == width
+        assert min(top, left) >= 0
+        full = data.size(data.rows[pick.row])
+        assert (left + width <= full[0]) & (top + height <= full[1])
+        assert pick.reason == "random"
+    assert select_random(data, "dog", 2, 2, RULES, 0) == picks
+    assert [p.row for p in select_random(data, "dog", 2, 2, RULES, 1)] != [p.row for p in picks]
+    with pytest.raises(SelectionError, match="class 'dog' has 8 patches, but ipc 3 with 2 x 2 patches an image needs 12"):
+        select_random(data, "dog", 3, 2, RULES, 0)
+
+
+def test_every_image_is_drawn_equally_often(data: ImageData) -> None:
+    first = [drawn(data, "cat", seed)[0].row for seed in range(400)]
+    counts = np.bincount(first, minlength=8)[:8]
+    assert counts.min() > 25  # expected: 50 each, standard deviation 6.6
+    assert counts.sum() == 400
+
+
+def test_whole_images_are_their_middle_square(data: ImageData) -> None:
+    (box,) = boxes_of(data, data.rows[0], RULES.model_copy(update={"whole": True}), 0, 1)
+    width, height = data.size(data.rows[0])
+    assert (width, height) == (38, 32)
+    assert box.tolist() == [0, 3, 32, 32]
+
+
+def test_boxes_do_not_depend_on_other_images_or_order(data: ImageData, folder, tmp_path: Path) -> None:
+    again = open_data(data.root, DataSettings(image_size=32, classes=("dog",)), 0)
+    mine = {row.path: boxes_of(data, row, RULES, 3, 4).tolist() for row in data.of_class("dog")}
+    assert {row.path: boxes_of(again, row, RULES, 3, 4).tolist() for row in again.rows} == mine
+
+
+def test_rded_keeps_the_crops_that_the_teacher_is_surest_of(tmp_path: Path) -> None:
+    """The classes are 'bright' and 'dark': of a half-white image, bright keeps the whitest crop and dark the blackest."""
+    for label in ("bright", "dark"):
+        for i in range(6):
+            pixels = np.zeros((32, 32, 3), np.uint8)
+            pixels[:, : 4 * (i + 1)] = 255
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
+    data = open_data(str(tmp_path), DataSettings(image_size=32), 0)
+    for target, label in enumerate(("bright", "dark")):
+        picks = select_rded(data, label, target, 3, 1, RULES, 0, teacher(), 32)
+        whites = {}
+        for row in data.of_class(label):
+            image = data.pixels(row).astype(float)
+            whites[row.row] = [image[t : t + h, left : left + w].mean() for t, left, h, w in boxes_of(data, row, RULES, 0, 4)]
+        best = max if target == 0 else min
+        for pick in picks:
+            chosen = data.pixels(data.rows[pick.row]).astype(float)
+            t, left, h, w = pick.box
+            assert chosen[t : t + h, left : left + w].mean() == pytest.approx(best(whites[pick.row]))
+        ranked = sorted(whites, key=lambda row: best(whites[row]), reverse=target == 0)
+        kept = {best(whites[pick.row]) for pick in picks}
+        assert kept == {best(whites[row]) for row in ranked[:3]}
+        assert [pick.score for pick in picks] == sorted((pick.score for pick in picks), reverse=True)
+
+
+def test_crops_are_padded_with_the_mean_colour(data: ImageData) -> None:
+    padded = baselines.pad(torch.ones(2, 3, 5, 5), 8)
+    assert padded[:, :, 1:6, 1:6].eq(1).all()
+    assert padded.sum() == 2 * 3 * 25
+
+
+def test_rded_sets_have_provenance_and_are_not_overwritten(data: ImageData, tmp_path: Path) -> None:
+    values = {"data": {"image_size": 32}, "patches": {"patch_size": 16}, "assembly": {"size": 32}, "baseline": {"pool": 8}}
+    s = resolve({**values, "selection": {"method": "rded"}})
+    assert method.select_baseline(data, 2, tmp_path / "set", s, None, teacher())
+    lines = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert all(len(line["tiles"]) == 4 for line in lines)
+    assert {tile["reason"] for line in lines for tile in line["tiles"]} == {"loss"}
+    assert not method.select_baseline(data, 2, tmp_path / "set", s, None, teacher())
+    other = resolve({**values, "seed": 1, "selection": {"method": "rded"}})
+    with pytest.raises(StoreError, match="holds a set made with other settings"):
+        method.select_baseline(data, 2, tmp_path / "set", other, None, teacher())
+    with pytest.raises(SelectionError, match="ipc 8 is the most it can give"):
+        method.select_baseline(data, 9, tmp_path / "more", s, None, teacher())
+
+
+def test_rdeds_own_bytes_lose_what_rounding_keeps(tmp_path: Path) -> None:
+    """The default keeps a flat colour exactly; RDED's way of writing may lose a step, and never gains one."""
+    draw(tmp_path / "d" / "cat" / "0.png", 1, 32, 32)
+    data = open_data(str(tmp_path / "d"), DataSettings(image_size=32), 0)
+    written = {}
+    for resample in ("bicubic", "rded"):
+        s = resolve({
+            "data": {"image_size": 32}, "patches": {"patch_size": 0}, "selection": {"method": "random"},
+            "baseline": {"whole": True}, "assembly": {"size": 32, "factor": 1, "resample": resample},
+        })  # fmt: skip
+        method.select_baseline(data, 1, tmp_path / resample, s)
+        with Image.open(tmp_path / resample / "cat" / "00000.png") as picture:
+            written[resample] = np.asarray(picture).astype(int)
+    assert (written["bicubic"] == data.pixels(data.rows[0])).all()
+    lost = written["bicubic"] - written["rded"]
+    assert set(np.unique(lost)) <= {0, 1}
+    assert lost.any()

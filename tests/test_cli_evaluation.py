@@ -1,0 +1,95 @@
+"""The commands about accuracy, from a folder of images to a table, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TEACH = ["--network", "conv3w8", "--size", 16, "--epochs", 3, "--batch-size", 8, "--learning-rate", 0.05, "--crop", "padded",
+         "--workers", 1, "-q"]  # fmt: skip
+
+
+@pytest.fixture
+def pictures(colours, tmp_path: Path) -> Path:
+    colours(train=10, val=6)
+    return tmp_path
+
+
+def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
+    train, val = pictures / "train", pictures / "val"
+    code, out, err = diffsel("teacher", train, "--val", val, "--out", pictures / "t", *TEACH)
+    assert code == 0, err
+    assert "top1" in out
+    for method in ("random", "rded"):
+        words = ["select", train, "--method", method, "--ipc", 2, "--factor", 1, "--image-size", 16, "--patch-size", 0]
+        judge = ["--teacher", pictures / "t"] if method == "rded" else []
+        code, out, err = diffsel(*words, "--size", 16, "--out", pictures / method, *judge, "-q")
+        assert code == 0, err
+    code, out, err = diffsel(
+        "relabel", pictures / "random", "--teacher", pictures / "t", "--epochs", 3, "--val", val, "-q"
+    )  # fmt: skip
+    assert code == 0, err
+    assert "3 epochs of 4 images: 0.0 MB" in out
+    assert "% on" in out
+    words = ["evaluate", pictures / "random", "--val", val, "--student", "conv3w8", "--epochs", 3, "--students", 2, "-q"]
+    code, out, err = diffsel(*words, pictures / "rded", "--teacher", pictures / "t")
+    assert code == 0, err
+    assert "12 validation images" in out
+    assert [line.split()[0] for line in out.splitlines() if "conv3w8  rded-fixed" in line] == ["random", "rded"]
+    results = sorted((pictures / "random-results").rglob("seed-*.json"))
+    assert [file.name for file in results] == ["seed-0.json", "seed-1.json"]
+    record = json.loads(results[0].read_text())
+    assert record["identity"]["protocol"]["resolved"]["batch_size"] == 4
+    assert record["teacher_top1"] > 60
+    code, out, err = diffsel(*words, "--stored", pictures / "random-labels")
+    assert code == 0, err
+    stored = [p for p in (pictures / "random-results").rglob("seed-0.json") if p not in results]
+    assert json.loads(stored[0].read_text())["loss"] == pytest.approx(record["loss"], rel=2e-2)  # the same batches, in float16
+    code, out, err = diffsel(*words, "--labels", "hard", "--name", "hard")
+    assert code == 0, err
+    assert "conv3w8  hard" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["select", "DATA", "--method", "rded", "--ipc", 1, "--out", "SET"], "--method rded needs a classifier"),
+        (["select", "DATA", "--method", "random", "--ipc", 99, "--out", "SET"], "has 10 patches, but ipc 99"),
+        (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--teacher", "conv3"], "no public weights of conv3"),
+        (["evaluate", "DATA", "--val", "DATA", "--student", "conv9"], "unknown network 'conv9'; did you mean 'conv"),
+        (["evaluate", "DATA", "--val", "DATA", "--student", "conv3"], "needs a teacher"),
+        (["evaluate", "DATA", "--val", "nowhere", "--student", "conv3"], "nowhere: no such folder"),
+        (["teacher", "DATA", "--network", "conv6", "--size", 32, "--out", "SET"], "too often for 32 x 32"),
+        (["experiment", "nowhere.yaml", "--out", "SET"], "nowhere.yaml"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_by_name(words, message: str, diffsel: Callable, pictures: Path) -> None:
+    places = {"DATA": pictures / "train", "SET": pictures / "set"}
+    code, _, err = diffsel(*(places.get(word, word) for word in words))
+    assert code == 2
+    assert message in err
+    assert not (pictures / "set").exists()
+
+
+def test_students_are_spread_over_processes(diffsel: Callable, pictures: Path) -> None:
+    """Two processes do what one does, each its share; the accuracies are the same."""
+    train, val = pictures / "train", pictures / "val"
+    words = ["evaluate", str(train), "--val", str(val), "--student", "conv3w8", "--epochs", "2", "--students", "3", "--labels",
+             "hard", "-q", "--device", "cpu"]  # fmt: skip
+    assert diffsel(*words, "--out", pictures / "one")[0] == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffsel"]  # fmt: skip
+    subprocess.run([*launch, *words, "--out", str(pictures / "two")], check=True, capture_output=True, timeout=200)
+    one, two = (
+        {file.relative_to(pictures / n): json.loads(file.read_text()) for file in (pictures / n).rglob("*.json")}
+        for n in ("one", "two")
+    )
+    assert len(one) == 3
+    assert one.keys() == two.keys()
+    for file, result in one.items():
+        assert {**result, "seconds": 0} == {**two[file], "seconds": 0}

@@ -1,0 +1,90 @@
+"""Tables as products: every combination once, what is there is kept, bad files are refused by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+
+from diffsel import experiment
+from diffsel.config import ConfigError, resolve
+from diffsel.distributed import Workers
+from diffsel.evaluation import Machine
+from diffsel.matrix import Point, points, read_matrix, run_matrix
+from diffsel.networks import build
+
+CPU = Machine(torch.device("cpu"))
+
+
+def write(path: Path, **values) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def world(folder, tmp_path: Path, monkeypatch) -> dict:
+    train, val = folder("train", (16, 16), ant=6, bee=6), folder("val", (16, 16), ant=3, bee=3)
+    torch.manual_seed(0)
+    torch.save(build("conv3w8", 2, 16).state_dict(), tmp_path / "t.pth")
+    monkeypatch.setattr(experiment.Bench, "check_teacher", lambda *args: 50.0)  # it is as bad as chance
+    return {"datasets": {"toy": {"train": str(train), "val": str(val), "settings": {"data.image_size": 16}}},
+            "teachers": [str(tmp_path / "t.pth")]}  # fmt: skip
+
+
+def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
+    file = write(tmp_path / "m.yaml", **world, methods=["random", "rded"], ipc=[1, 2], students=["conv3w8"], seeds=2,
+                 protocols={"soft": {}, "hard": {"labels": "hard"}})  # fmt: skip
+    matrix = read_matrix(file)
+    assert len(points(matrix)) == 8
+    s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 2}})
+    text = run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True))
+    assert text.count("±") == 8 * 4 + 2  # the header has two
+    assert len(text.splitlines()) == 2 + 8
+    results = sorted((tmp_path / "out" / "results").rglob("seed-*.json"))
+    assert len(results) == 16
+    assert sorted(p.name for p in (tmp_path / "out" / "sets").iterdir()) == [
+        f"toy-all-{name}" for name in ("random-ipc1", "random-ipc2", "rded-ipc1-t.pth", "rded-ipc2-t.pth")
+    ]
+    before = {file: file.stat().st_mtime_ns for file in results}
+    assert run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True)) == text
+    assert before == {file: file.stat().st_mtime_ns for file in results}
+    assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 9
+
+
+def test_diffsel_takes_part(world, tmp_path: Path) -> None:
+    world["datasets"]["toy"]["settings"] |= {"patches.patch_size": 0, "model.model": TINY, "scoring.draws": 3}
+    world["datasets"]["toy"]["settings"]["data.image_size"] = 64
+    file = write(
+        tmp_path / "m.yaml", **world, methods=["diffsel", "diffsel-noclusters"], ipc=[1], students=["conv3w8"], seeds=1
+    )
+    s = resolve({"assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 1}, "selection": {"clusters": 2}})
+    text = run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
+    assert "toy all diffsel ipc 1" in text
+    assert "toy all diffsel-noclusters ipc 1" in text
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 1  # one scoring pass serves both
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"student": ["conv3"]}, r"student: Unexpected keyword argument .*axes: .*students"), ({"ipc": ["ten"]}, "ipc.0"),
+     ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val")],
+)  # fmt: skip
+def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, message: str) -> None:
+    good = {**world, "methods": ["random"], "ipc": [1], "students": ["conv3"]}
+    with pytest.raises(ConfigError, match=message):
+        read_matrix(write(tmp_path / "m.yaml", **{**good, **change}))
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_matrix(tmp_path / "none.yaml")
+
+
+def test_rded_sets_belong_to_their_judge() -> None:
+    one = Point("d", "all", "rded", 1, "a/t1", "conv3", "p")
+    other = Point("d", "all", "rded", 1, "a/t2", "conv3", "p")
+    assert one.set_name != other.set_name
+    assert (
+        Point("d", "all", "random", 1, "a/t1", "conv3", "p").set_name
+        == Point("d", "all", "random", 1, "b", "conv3", "p").set_name
+    )

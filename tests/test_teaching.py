@@ -1,0 +1,116 @@
+"""`diffsel teacher`: learns, resumes to the same weights, and its file is a teacher for what comes after."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffsel.data import open_data
+from diffsel.distributed import Workers
+from diffsel.evaluation import Machine
+from diffsel.pictures import validation_pictures
+from diffsel.sections import ConfigError, DataSettings, TrainingSettings
+from diffsel.store import SettingsDiffer, StoreError
+from diffsel.teachers import load_teacher, read_checkpoint
+from diffsel.teaching import Order, Shown, rate, train_teacher, training_transform
+
+CPU = Machine(torch.device("cpu"))
+QUICK = TrainingSettings(network="conv3w8", size=16, epochs=4, batch_size=8, learning_rate=0.05, crop="padded")
+
+
+@pytest.fixture
+def images(colours, tmp_path: Path):
+    colours(train=12, val=10)
+    train, val = (open_data(str(tmp_path / split), DataSettings(), 0) for split in ("train", "val"))
+    return train, validation_pictures(val, train.classes, 16, 16).load()
+
+
+def test_it_learns_and_its_file_is_a_teacher(images, tmp_path: Path) -> None:
+    train, val = images
+    line = train_teacher(train, val, tmp_path / "t", QUICK, 0, Workers(cpu=True), CPU)
+    lines = [json.loads(text) for text in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in lines] == [0, 1, 2, 3]
+    assert lines[-1] == line
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    found = read_checkpoint(str(tmp_path / "t"))
+    assert found.accuracy == max(entry["top1"] for entry in lines) >= 90
+    assert found.classes == ("blue", "red")
+    teacher = load_teacher(str(tmp_path / "t"), [train.classes[1], train.classes[0]], 16, CPU.device)
+    assert teacher.rows.tolist() == [1, 0]  # by name, in the order asked for
+    with pytest.raises(ConfigError, match=r"does not fit images of 32 x 32 pixels \(it was trained at 16 pixels\)"):
+        load_teacher(str(tmp_path / "t"), train.classes, 32, CPU.device)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_stopped_training_goes_on_to_the_same_weights(images, tmp_path: Path, monkeypatch, optimizer: str) -> None:
+    from diffsel import teaching
+
+    train, val = images
+    settings = QUICK.model_copy(update={"optimizer": optimizer, "learning_rate": 0.01})
+    train_teacher(train, val, tmp_path / "whole", settings, 0, Workers(cpu=True), CPU)
+    real, calls = teaching._train_epoch, []
+
+    def dies(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(teaching, "_train_epoch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher(train, val, tmp_path / "cut", settings, 0, Workers(cpu=True), CPU)
+    monkeypatch.setattr(teaching, "_train_epoch", real)
+    train_teacher(train, val, tmp_path / "cut", settings, 0, Workers(cpu=True), CPU)
+    for name in ("best.safetensors", "last.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    cut, whole = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("cut", "whole"))
+    assert [{**entry, "seconds": 0} for entry in cut] == [{**entry, "seconds": 0} for entry in whole]
+
+
+def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) -> None:
+    train, val = images
+    train_teacher(train, val, tmp_path / "t", QUICK, 0, Workers(cpu=True), CPU)
+    with pytest.raises(SettingsDiffer, match=r"training.epochs: stored 4, asked 5"):
+        train_teacher(train, val, tmp_path / "t", QUICK.model_copy(update={"epochs": 5}), 0, Workers(cpu=True), CPU)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").touch()
+    with pytest.raises(StoreError, match="exists and is not a teacher"):
+        train_teacher(train, val, tmp_path / "x", QUICK, 0, Workers(cpu=True), CPU)
+    with pytest.raises(ConfigError, match=r"not a number in epoch \d; lower training.learning_rate"):
+        train_teacher(train, val, tmp_path / "n", QUICK.model_copy(update={"learning_rate": 1e30}), 0, Workers(cpu=True), CPU)
+
+
+def test_images_are_cut_by_epoch_and_number_alone(images) -> None:
+    train, _ = images
+    shown, other = Shown(train, QUICK, 0), Shown(train, QUICK, 1)
+    first, _ = shown[5]
+    torch.manual_seed(99)
+    assert torch.equal(shown[5][0], first)
+    assert not torch.equal(shown[len(train.rows) + 5][0], first)
+    assert not torch.equal(other[5][0], first)
+    order = Order(24, 0)
+    assert sorted(order) == list(range(24))
+    before = list(order)
+    order.epoch = 2
+    assert sorted(order) == list(range(48, 72))
+    assert [i - 48 for i in order] != before
+
+
+@pytest.mark.parametrize("crop", ["resized", "padded", "none"])
+def test_every_crop_has_the_size(crop: str) -> None:
+    cut = training_transform(QUICK.model_copy(update={"crop": crop}))
+    assert cut(Image.new("RGB", (50, 40))).shape == (3, 16, 16)
+
+
+def test_rates() -> None:
+    step = TrainingSettings(epochs=90)
+    assert [rate(step, e) for e in (0, 29, 30, 60, 89)] == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])  # torchvision's
+    cosine = TrainingSettings(epochs=10, warmup=2, schedule="cosine")
+    assert [rate(cosine, e) for e in (0, 1, 2)] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+    assert rate(cosine, 6) == pytest.approx(0.05)
+    assert math.isclose(rate(cosine, 9), 0.05 * (1 + math.cos(math.pi * 7 / 8)))
