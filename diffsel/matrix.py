@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from pydantic.dataclasses import dataclass as checked
 
 from . import method, report
 from .config import ConfigError, ProtocolSettings, Settings, load_settings
-from .data import ImageData, Progress, open_data, quiet
+from .data import Progress, open_data, quiet
 from .distributed import Workers
-from .evaluation import Machine
+from .evaluation import Machine, fairness
 from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
 from .pictures import open_set
 from .session import start
@@ -64,6 +64,7 @@ class Matrix:
     classes: dict[str, tuple[str, ...] | None] = Field(default_factory=_all_classes)
     protocols: dict[str, dict[str, Any]] = Field(default_factory=_default_protocol)
     seeds: int = 5
+    full: dict[str, float] = Field(default_factory=dict)  # data set -> top-1 of training on all of it, hard labels (for HLR)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Point:
     teacher: str
     student: str
     protocol: str
+
+    @property
+    def name(self) -> str:
+        """What a person reads."""
+        return f"{self.dataset} {self.subset} {self.method} ipc {self.ipc}"
 
     @property
     def set_name(self) -> str:
@@ -109,26 +115,80 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
     """Make the sets that are missing, train the students that are missing; returns the table."""
     bench = Bench(machine, progress, tell if workers.is_main else lambda text: None)
     protocols = {name: _protocol(name, values, settings) for name, values in matrix.protocols.items()}
-    opened: dict[str, tuple[Settings, ImageData]] = {}
+    own, val = {}, {}
     for name, source in matrix.datasets.items():
-        own = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
-        opened[name] = (own, open_data(source.val, own.data, own.seed, own.compute.workers, progress))
-    cells: list[Cell] = []
-    for point in points(matrix):
-        own, val = opened[point.dataset]
-        folder = out / "sets" / point.set_name
-        make_set(point, matrix, folder, out / "runs" / point.dataset, own, workers, machine, progress)
-        name = f"{point.dataset} {point.subset} {point.method} ipc {point.ipc}"
-        cells.append(make_cell(name, open_set(folder), val, point.student, protocols[point.protocol], point.teacher, bench))
-    unique = list({(cell.name, str(cell.identity)): cell for cell in cells}.values())  # hard labels: one for all teachers
-    run_cells(unique, range(settings.seed, settings.seed + matrix.seeds), out / "results", bench, workers)
+        own[name] = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
+        val[name] = open_data(source.val, own[name].data, own[name].seed, own[name].compute.workers, progress)
+    folders = {point.set_name: point for point in points(matrix)}
+    for name, point in folders.items():
+        make_set(
+            point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, machine, progress
+        )
+    sets = {name: open_set(out / "sets" / name) for name in folders}
+    cells: dict[Point, Cell] = {
+        point: make_cell(point.name, sets[point.set_name], val[point.dataset], point.student, protocols[point.protocol],
+                         point.teacher, bench)
+        for point in points(matrix)
+    }  # fmt: skip
+    unique = {(cell.name, str(cell.identity)): cell for cell in cells.values()}  # hard labels: one for all teachers
+    seeds = range(settings.seed, settings.seed + matrix.seeds)
+    run_cells(list(unique.values()), seeds, out / "results", bench, workers)
     if not workers.is_main:
         return ""
-    lines = gather(unique, range(settings.seed, settings.seed + matrix.seeds), out / "results", machine)
-    text = report.accuracy_table(lines) + "\n"
-    write_atomically(out / "table.txt", text.encode())
-    write_atomically(out / "table.csv", as_csv(lines).encode())
-    return text
+    found = dict(zip(unique, gather(list(unique.values()), seeds, out / "results", machine), strict=True))
+    lines = {point: found[cell.name, str(cell.identity)] for point, cell in cells.items()}
+    text = "\n\n".join(
+        part for part in (report.accuracy_table(list(found.values())), *pivots(lines), scores(lines, matrix)) if part
+    )
+    write_atomically(out / "table.txt", (text + "\n").encode())
+    write_atomically(out / "table.csv", as_csv(list(found.values())).encode())
+    return text + "\n"
+
+
+def pivots(lines: Mapping[Point, Line]) -> list[str]:
+    """Teachers down, students across (paper Tab. 3 and 8), wherever there are several of both."""
+    groups: dict[Point, dict[tuple[str, str], Line]] = {}
+    for point, line in lines.items():
+        groups.setdefault(replace(point, teacher="", student=""), {})[point.teacher, point.student] = line
+    texts = []
+    for group, cells in groups.items():
+        teachers, students = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
+        if len(teachers) > 1 and len(students) > 1:
+            rows = [[Path(t).name, *(str(cells[t, s].top1 or "-") for s in students)] for t in teachers]
+            texts.append(f"{group.name}, {group.protocol}\n" + report.table(rows, ["teacher \\ student", *students]))
+    return texts
+
+
+def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
+    """DD-Ranking's scores of every soft-labelled cell, as far as the other cells of the table give them."""
+    rows = []
+    for point, line in lines.items():
+        protocol = line.cell.protocol
+        if point.method == "random" or protocol.labels == "hard" or _is_plain(protocol):
+            continue
+        others = {other.protocol: lines[other] for other in lines if replace(other, protocol=point.protocol) == point}
+        hard = next((one for one in others.values() if one.cell.protocol.labels == "hard"), None)
+        plain = next((name for name, one in others.items() if _is_plain(one.cell.protocol)), None)
+        base = replace(point, method="random")
+        known = {
+            "soft": line,
+            "random_soft": lines.get(base),
+            "hard": hard,
+            "plain": others.get(plain or ""),
+            "random_plain": lines.get(replace(base, protocol=plain or "")),
+        }
+        means = {name: one.top1.mean for name, one in known.items() if one and one.top1}
+        if {"soft", "random_soft"} <= means.keys():
+            found = fairness(**means, full_hard=matrix.full.get(point.dataset))
+            columns = [f"{found[key]:.1f}" if key in found else "-" for key in ("IOR", "HLR", "LRS", "ARS")]
+            rows.append([point.name, point.student, point.protocol, *columns])
+    head = "Fairness scores of DD-Ranking: improvement over random, hard-label recovery (points), robust scores (percent)\n"
+    return head + report.table(rows, ["set", "student", "protocol", "IOR", "HLR", "LRS", "ARS"]) if rows else ""
+
+
+def _is_plain(protocol: ProtocolSettings) -> bool:
+    """Without augmentation, as DD-Ranking's augmentation-robust score asks for."""
+    return protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
 
 
 def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, machine: Machine,

@@ -38,6 +38,7 @@ def accuracy_table(lines: Sequence[Line]) -> str:
     rows = [
         [
             line.cell.name,
+            line.cell.teacher.name if line.cell.teacher else "-",
             line.cell.student,
             line.cell.protocol.name,
             line.top1.n if line.top1 else 0,
@@ -49,7 +50,7 @@ def accuracy_table(lines: Sequence[Line]) -> str:
         ]
         for line in lines
     ]
-    header = ["set", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
+    header = ["set", "teacher", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
     failed = [f"{line.cell.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
     return "\n".join([table(rows, header), *failed])
 

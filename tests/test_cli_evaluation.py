@@ -40,7 +40,7 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     code, out, err = diffsel(*words, pictures / "rded", "--teacher", pictures / "t")
     assert code == 0, err
     assert "12 validation images" in out
-    assert [line.split()[0] for line in out.splitlines() if "conv3w8  rded-fixed" in line] == ["random", "rded"]
+    assert [line.split()[0] for line in out.splitlines() if "conv3w8  conv3w8  rded-fixed" in line] == ["random", "rded"]
     results = sorted((pictures / "random-results").rglob("seed-*.json"))
     assert [file.name for file in results] == ["seed-0.json", "seed-1.json"]
     record = json.loads(results[0].read_text())

@@ -77,7 +77,7 @@ def test_every_setting_is_explained_and_frozen() -> None:
         Settings().seed = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "configs").glob("[!a]*/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "configs").glob("[dmp]*/*.yaml")), ids=lambda p: p.stem)
 def test_every_settings_file_loads(file: Path) -> None:
     settings = load_settings([file])
     assert (settings == Settings()) == (file.stem == "rded-fixed")  # which spells out the default protocol

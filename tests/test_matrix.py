@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,20 @@ def world(folder, tmp_path: Path, monkeypatch) -> dict:
 
 
 def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
-    file = write(tmp_path / "m.yaml", **world, methods=["random", "rded"], ipc=[1, 2], students=["conv3w8"], seeds=2,
-                 protocols={"soft": {}, "hard": {"labels": "hard"}})  # fmt: skip
+    file = write(tmp_path / "m.yaml", **world, full={"toy": 90.0}, methods=["random", "rded"], ipc=[1, 2], students=["conv3w8"],
+                 seeds=2, protocols={"soft": {}, "hard": {"labels": "hard"}})  # fmt: skip
     matrix = read_matrix(file)
     assert len(points(matrix)) == 8
     s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 2}})
     text = run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True))
     assert text.count("±") == 8 * 4 + 2  # the header has two
-    assert len(text.splitlines()) == 2 + 8
+    table, fair = text.split("\n\n")
+    assert len(table.splitlines()) == 2 + 8
+    for line in fair.splitlines()[3:]:
+        ior, hlr, lrs, ars = line.split()[-4:]
+        alpha = 0.5 * float(ior) / 100 - 0.5 * float(hlr) / 100
+        assert float(lrs) == pytest.approx(100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1)), abs=0.06)
+        assert ars == "-"  # there are no students without augmentation
     results = sorted((tmp_path / "out" / "results").rglob("seed-*.json"))
     assert len(results) == 16
     assert sorted(p.name for p in (tmp_path / "out" / "sets").iterdir()) == [
@@ -52,6 +59,19 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
     assert run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True)) == text
     assert before == {file: file.stat().st_mtime_ns for file in results}
     assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 9
+
+
+def test_teachers_down_students_across(world, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    torch.save(build("conv3w4", 2, 16).state_dict(), tmp_path / "u.pth")
+    world["teachers"].append(str(tmp_path / "u.pth"))
+    file = write(tmp_path / "m.yaml", **world, methods=["random"], ipc=[1], students=["conv3w8", "conv3w4"], seeds=1)
+    s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 1}})
+    text = run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
+    pivot = text.split("\n\n")[1].splitlines()
+    assert pivot[0] == "toy all random ipc 1, rded-fixed"
+    assert pivot[1].split() == ["teacher", "\\", "student", "conv3w8", "conv3w4"]
+    assert [line.split()[0] for line in pivot[3:]] == ["t.pth", "u.pth"]
 
 
 def test_diffsel_takes_part(world, tmp_path: Path) -> None:
@@ -78,6 +98,14 @@ def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, messa
         read_matrix(write(tmp_path / "m.yaml", **{**good, **change}))
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         read_matrix(tmp_path / "none.yaml")
+
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "configs" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_file_is_well_formed(file: Path) -> None:
+    assert points(read_matrix(file))
 
 
 def test_rded_sets_belong_to_their_judge() -> None:
