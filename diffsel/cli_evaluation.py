@@ -66,7 +66,9 @@ def relabel(
     settings: Settings,
     teacher: Annotated[str, typer.Option("--teacher", metavar="T", help="Network name, teacher folder, or weights file.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="LABELS", help="Default: SET-labels, beside SET.")] = None,
-    val: Annotated[str | None, typer.Option("--val", metavar="VAL", help="Measure the teacher on these images first.")] = None,
+    val: Annotated[
+        str | None, typer.Option("--val", metavar="VAL", help="Measure the teacher on these images first, instead of on SET.")
+    ] = None,
     ipc: Ipc = None,
     factor: Factor = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Keep only the k largest logits of an image.")] = None,
@@ -83,14 +85,15 @@ def relabel(
     p, (machine, _) = settings.protocol, _machine(settings)
     found = open_set(set_, factor, progress(quiet))
     album = set_pictures(found, ipc, p.size or found.side)
-    bench = Bench(machine, progress(quiet))
+    bench = Bench(machine, progress(quiet), tell=print)
     loaded = bench.teacher(teacher, album)
     recipe = resolve_recipe(p, classes=len(album.classes), ipc=ipc or found.ipc, factor=found.factor, size=album.size,
                             student="conv3", teacher=loaded.name)  # fmt: skip
     if val:
         images = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
-        top1 = bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
-        print(f"teacher {loaded.source}: {top1:.1f} % on {val}")
+        bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
+    else:
+        bench.check_teacher(loaded, album, recorded=False)
     size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
     print(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
     target = out or set_.with_name(set_.name + "-labels")

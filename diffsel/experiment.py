@@ -55,14 +55,18 @@ class Bench:
             self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
         return self.loaded[album.digest]
 
-    def check_teacher(self, teacher: Teacher, validation: Album) -> float:
-        """Its top-1 on the validation images, percent; measured once.  Raises DataError where its classes slipped."""
+    def check_teacher(self, teacher: Teacher, validation: Album, recorded: bool = True) -> float:
+        """Its top-1 on the validation images, percent; measured once.  Raises DataError where its classes slipped.
+
+        ``recorded``: the images are such as the teacher's recorded accuracy speaks of.
+        """
         key = (teacher.digest, validation.digest)
         if key not in self.accuracies:
             counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(validation), self.machine)
             names = [info.folder for info in validation.classes]
-            self.accuracies[key] = check_order(counts, names, teacher.accuracy, teacher.source)
-            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(validation.rows)} validation images")
+            self.accuracies[key] = check_order(counts, names, teacher.accuracy if recorded else None, teacher.source)
+            where = "validation images" if recorded else "distilled images"
+            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(validation.rows)} {where}")
         return self.accuracies[key]
 
 

@@ -49,9 +49,12 @@ class Shown(Dataset):
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         epoch, index = divmod(item, len(self))
         row = self.data.rows[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(fingerprint([self.seed, epoch, index]), 16) >> 1)
+        before = torch.get_rng_state()  # torch.manual_seed would do, but takes a millisecond
+        try:
+            torch.default_generator.manual_seed(int(fingerprint([self.seed, epoch, index]), 16) >> 1)
             return self.transform(self.data.image(row)), self.labels[row.label]
+        finally:
+            torch.set_rng_state(before)
 
 
 class Order(Sampler[int]):

@@ -35,7 +35,11 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     )  # fmt: skip
     assert code == 0, err
     assert "3 epochs of 4 images: 0.0 MB" in out
-    assert "% on" in out
+    assert "% on 12 validation images" in out
+    code, out, err = diffsel("relabel", pictures / "random", "--teacher", pictures / "t", "--epochs", 3, "-q")
+    assert code == 0, err
+    assert "% on 4 distilled images" in out
+    assert "0 epochs written, 3 were there" in out
     words = ["evaluate", pictures / "random", "--val", val, "--student", "conv3w8", "--epochs", 3, "--students", 2, "-q"]
     code, out, err = diffsel(*words, pictures / "rded", "--teacher", pictures / "t")
     assert code == 0, err

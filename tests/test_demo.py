@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffsel import method, report, scenes
+from diffsel import demo, method, report, scenes
 from diffsel.config import ModelSettings
 from diffsel.demo import compose_data, demo_settings, held, hit_rates, run_demo
 from diffsel.diffusion import locate
@@ -87,6 +87,8 @@ def test_the_best_patches_hold_the_digits_far_more_often_than_random_ones(tmp_pa
 
 
 def test_the_demo_leaves_all_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "EPOCHS", {1: 2, 10: 1})
+    monkeypatch.setattr(demo, "STUDENTS", 2)
     text = run_demo(tmp_path, seed=1, per_class=40, settings=demo_settings(1, draws=3))
     for name in ("train", "test", "truth.csv", "run", "ipc1", "ipc10", "summary.json", "demo.png"):
         assert (tmp_path / name).exists(), name
@@ -98,6 +100,15 @@ def test_the_demo_leaves_all_it_promises(tmp_path: Path, monkeypatch: pytest.Mon
     assert summary["seconds"] > 0
     assert len(list((tmp_path / "ipc10").glob("*/*.png"))) == 100
     assert "one digit" in text
+    assert set(summary["accuracy"]) == {"1", "10"}
+    for accuracy in summary["accuracy"].values():
+        assert set(accuracy) == {"diffsel", "rded", "random"}
+        assert all(set(figures) == {"mean", "std", "ci95"} for figures in accuracy.values())
+        assert all(0 <= figures["mean"] <= 100 for figures in accuracy.values())
+    for name in ("rded-ipc1", "random-ipc10"):
+        assert len(list((tmp_path / name).glob("*/*.png"))) == (10 if name.endswith("-ipc1") else 100)
+    assert len(list((tmp_path / "results").rglob("seed-*.json"))) == 2 * 3 * 2
+    assert "random" in text.split("Accuracy on the test scenes")[1]
     assert size(tmp_path / "demo.png")[0] > 600
 
 

@@ -62,6 +62,14 @@ def test_unknown_networks_and_sizes_are_refused() -> None:
     check_size("conv3", 32)
 
 
+def test_timm_networks_by_name() -> None:
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        assert build("timm:resnet10t", 7, 64).eval()(torch.empty(1, 3, 64, 64)).shape == (1, 7)
+    with pytest.raises(ConfigError, match="Unknown model"):
+        build("timm:resnet9000", 7, 64)
+
+
 # ---- teachers --------------------------------------------------------------------------------------------------------
 
 CLASSES = [ClassInfo(name, name) for name in ("ant", "bee", "cat")]

@@ -1,0 +1,34 @@
+"""Write demo scenes of training digits as class folders; what the demo's embedded teacher was trained on.
+
+    python scripts/compose_scenes.py --out scenes --per-class 640
+    diffsel demo --out demo                                             # for its test scenes
+    diffsel teacher scenes --val demo/test --network conv3w32 --size 32 --epochs 30 --crop resized --min-scale 0.35 --no-flip \\
+        --optimizer adamw --learning-rate 0.004 --weight-decay 0.01 --schedule cosine --warmup 1 --batch-size 64 --workers 2 \\
+        --out teacher                                                   # best.safetensors -> diffsel/assets/demo-teacher
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from diffsel import scenes
+
+FIRST = 20_000  # number of the first scene: far from those of the demo and of its diffusion model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--per-class", type=int, default=640)
+    args = parser.parse_args()
+    for label, name in enumerate(scenes.NAMES):
+        (args.out / name).mkdir(parents=True, exist_ok=True)
+        for i in range(args.per_class):
+            Image.fromarray(scenes.compose("train", label, FIRST + i).pixels).save(args.out / name / f"{i:05d}.png")
+
+
+if __name__ == "__main__":
+    main()
