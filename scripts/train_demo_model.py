@@ -6,12 +6,14 @@ Everything comes from ``--seed``: the scenes (diffsel/scenes.py, training digits
 the noise.  Three parts are trained in turn: a byte-level CLIP tokenizer (built, not trained), an AutoencoderKL
 (4x smaller, 4 channels, latents standardised), then the U-Net together with its CLIP text encoder.  Every
 ``--log-every`` steps the moving average of the weights is measured on scenes of held-out digits (loss with
-right, wrong and no label; share of best patches that hold the labelled digit) and written to ``--out``.
+right, wrong and no label; share of best patches that hold the labelled digit) and written to ``--out``, and all
+that a stopped training needs to go on to the same bytes to ``--out``-state (weights_only tensors).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -77,10 +79,9 @@ def as_images(pixels: Tensor, device: torch.device) -> Tensor:
     return (pixels.to(device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def train_vae(pixels: Tensor, steps: int, batch: int, device: torch.device) -> AutoencoderKL:
-    """MSE + 1e-4 KL; then the latents' mean and deviation are folded into the 1x1 convolutions on either side."""
+def build_vae() -> AutoencoderKL:
     channels = (8, 32, 64)
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=channels,
@@ -90,7 +91,12 @@ def train_vae(pixels: Tensor, steps: int, batch: int, device: torch.device) -> A
         sample_size=scenes.SIZE,
         scaling_factor=1.0,
         mid_block_add_attention=False,
-    ).to(device, memory_format=torch.channels_last)
+    )
+
+
+def train_vae(pixels: Tensor, steps: int, batch: int, device: torch.device) -> AutoencoderKL:
+    """MSE + 1e-4 KL; then the latents' mean and deviation are folded into the 1x1 convolutions on either side."""
+    vae = build_vae().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
     start = time.time()
@@ -200,13 +206,20 @@ def train_unet(args, vae, latents: Tensor, labels: Tensor, tokenizer, probe, sav
     )
     warm = 200
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1, s / warm) * 0.5 * (1 + np.cos(np.pi * min(1, s / args.steps))) + 1e-3
+        optimizer, lambda s: min(1, s / warm) * 0.5 * (1 + math.cos(math.pi * min(1, s / args.steps))) + 1e-3
     )
     weights = [*unet.parameters(), *text.parameters()]
     average = [p.detach().clone() for p in weights]
     predict = torch.compile(unet) if args.compile else unet
-    start, running = time.time(), 0.0
-    for step in range(1, args.steps + 1):
+    start, running, first = time.time(), 0.0, 1
+    parts = {"unet": unet, "text": text, "optimizer": optimizer, "schedule": schedule}
+    if (state := read_state(args)) is not None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        torch._foreach_copy_(average, state["average"])
+        running, first = state["running"], state["step"] + 1
+        torch.set_rng_state(state["random"])
+    for step in range(first, args.steps + 1):
         pick = torch.randint(len(latents), (args.batch,))
         z0, words = latents[pick].to(device), captions.sample(labels[pick]).to(device)
         noise, times = torch.randn(z0.shape).to(device), sample_timesteps(args.batch).to(device)
@@ -228,6 +241,26 @@ def train_unet(args, vae, latents: Tensor, labels: Tensor, tokenizer, probe, sav
             )
             save(vae, unet, text, tokenizer, scheduler)
             torch._foreach_copy_([p.data for p in weights], live)
+            write_state(args, {
+                "vae": vae.state_dict(), "average": average, "running": running, "step": step, "random": torch.get_rng_state(),
+                **{name: part.state_dict() for name, part in parts.items()},
+            })  # fmt: skip
+
+
+def state_file(args) -> Path:
+    return args.out.with_name(args.out.name + "-state") / f"seed-{args.seed}-{args.steps}.pt"
+
+
+def read_state(args) -> dict | None:
+    file = state_file(args)
+    return torch.load(file, map_location=args.device, weights_only=True) if file.exists() else None
+
+
+def write_state(args, state: dict) -> None:
+    file = state_file(args)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
 
 
 def make_probe(vae, device, count: int = 100, draws: int = 4):
@@ -315,7 +348,11 @@ def main() -> None:
     two, drawn_two = draw_scenes(args.scenes // 3, "train", 2)
     pixels, drawn = torch.cat([one, two]), drawn_one + drawn_two
     print(f"{len(pixels)} scenes drawn in {time.time() - start:.0f} s", flush=True)
-    if args.reuse_vae:
+    if (state := read_state(args)) is not None:
+        vae = build_vae().to(device, memory_format=torch.channels_last).eval()
+        vae.load_state_dict(state["vae"])
+        print(f"going on after step {state['step']}", flush=True)
+    elif args.reuse_vae:
         vae = AutoencoderKL.from_pretrained(args.reuse_vae, subfolder="vae").to(device)
     else:
         vae = train_vae(pixels, args.vae_steps, args.vae_batch, device)
