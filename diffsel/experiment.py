@@ -46,6 +46,8 @@ class Bench:
         key = (spec, album.size, tuple(info.folder for info in album.classes))
         if key not in self.teachers:
             self.teachers[key] = load_teacher(spec, album.classes, album.size, self.machine.device)
+            if self.machine.compile:
+                self.teachers[key].network.compile()
         return self.teachers[key]
 
     def pictures(self, album: Album) -> Pictures:

@@ -73,7 +73,9 @@ class ComputeSettings(Section):
     )
     batch_size: int = Field(16, ge=1, description="U-Net samples per forward, prompts included.", json_schema_extra=EXECUTION)
     compile: bool = Field(
-        False, description="torch.compile students and teachers-to-be: slow to start, then faster.", json_schema_extra=EXECUTION
+        False,
+        description="torch.compile students and teachers: half a minute to start, then faster.",
+        json_schema_extra=EXECUTION,
     )
     workers: int = Field(4, ge=1, description="Threads that read and decode images.", json_schema_extra=EXECUTION)
 

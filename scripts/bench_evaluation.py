@@ -169,7 +169,9 @@ def measure_speed(args, device: torch.device) -> list[dict]:
             "diffsel": ours(resident, student[0], teacher, recipe, protocol, Machine(device), forever),
         }
         if args.compile:
-            ways["compiled"] = ours(resident, student[1], teacher, recipe, protocol, Machine(device, compile=True), forever)
+            quick = teacher_of(name, side, device)
+            quick.network.compile()
+            ways["compiled"] = ours(resident, student[1], quick, recipe, protocol, Machine(device, compile=True), forever)
         found = rates(ways, len(pictures.labels), args.rounds, args.chunk)
         line = {"student": name, "side": side, "ipc": ipc, "factor": factor, "batch": recipe.batch_size}
         line |= {way: round(float(np.median(values)), 1) for way, values in found.items()}
