@@ -36,7 +36,7 @@ from .teachers import load_teacher
 PATCH = 32  # pixels; a scene has 64, a digit's box at most 30 or so
 HELD = 0.8  # a patch holds a digit if it covers this share of its box
 IPCS = (1, 10)
-EPOCHS = {1: 300, 10: 80}  # of a student; fewer steps than RDED's 300 epochs, so at a higher rate
+EPOCHS = {1: 100, 10: 80}  # of a student; fewer steps than RDED's 300 epochs, so at a higher rate
 STUDENTS = 5
 STUDENT = "conv3w32"
 METHODS = ("diffsel", "rded", "random")
