@@ -21,9 +21,10 @@ from PIL import Image
 
 from .config import AssemblySettings
 from .data import ImageData, Progress, Row, quiet
+from .files import APPEARED, safe_name, whole_folder, write_atomically
 from .pixels import resized_size
 from .selection import Pick, tile_rank
-from .store import StoreError, differences, dump_yaml, read_yaml, safe_name, whole_folder, write_atomically
+from .store import StoreError, differences, dump_yaml, read_yaml
 
 RDED_MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 RDED_STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
@@ -110,8 +111,18 @@ def assemble(
 
     ``record`` is everything that decided its bytes, and becomes set.yaml.
 
-    Raises DataError where a source image is gone or was edited since it was scored.
+    Raises DataError where a source image is gone or was edited since it was scored, and as ``check_set``.
     """
+    try:
+        _write_set(out, selection, data, settings, record, progress)
+    except OSError as error:
+        if error.errno not in APPEARED:
+            raise
+        check_set(out, record)  # another launch was first: with the same set, or it is refused
+
+
+def _write_set(out: Path, selection: Mapping[str, Sequence[Pick]], data: ImageData, settings: AssemblySettings,
+               record: Mapping[str, Any], progress: Progress) -> None:  # fmt: skip
     ipc, factor = record["ipc"], record["factor"]
     by_row = {row.row: row for row in data.rows}
     folders = sorted(class_folder(label) for label in selection)

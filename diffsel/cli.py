@@ -5,6 +5,7 @@ Exit codes: 0 all well; 1 ran, but something is wrong with the data (under --str
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -138,6 +139,33 @@ def trace(
 
 
 @app.command()
+def check(
+    run: RunArg,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Delete damaged files, so that the next start makes them again.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read every file of a RUN against its checksum.  Exit code 1 where one is damaged."""
+    from . import store
+
+    opened = store.open_run(run)
+    store.read_index(opened)
+    files, bad = 0, []
+    with progress(quiet)(desc="checking", unit="file") as bar:
+        for file, reason in store.damaged(opened):
+            files += 1
+            bar.update()
+            if reason:
+                bad.append(file)
+                print(f"{file} {reason}{': removed' if remove else ''}")
+                file.unlink() if remove else None
+    print(f"{files} files, {len(bad)} damaged")
+    if bad and not remove:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for the data, the run, the sets.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seeds scenes and noise.")] = 0,
@@ -160,6 +188,7 @@ def main() -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except (DiffselError, OSError) as error:  # OSError: no space, no permission; it names the file
-        print(f"error: {error}", file=sys.stderr)
+        rank = f" (process {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        print(f"error{rank}: {error}", file=sys.stderr)
         return 2
     return 0

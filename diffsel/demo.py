@@ -26,11 +26,12 @@ from .data import Progress, Row, open_data, quiet
 from .diffusion import pick_device
 from .evaluation import Machine, Spread
 from .experiment import Bench, gather, make_cell, run_cells
+from .files import write_atomically
 from .patches import Box, best_boxes, estimate
 from .pictures import open_set
 from .scoring import forwards
 from .session import Session, start
-from .store import read_yaml, write_atomically
+from .store import read_yaml
 from .teachers import load_teacher
 
 PATCH = 32  # pixels; a scene has 64, a digit's box at most 30 or so

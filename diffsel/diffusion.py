@@ -175,6 +175,11 @@ class Diffusion:
         """Pixels per latent cell along a side (8 for SD)."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def channels(self) -> int:
+        """Channels of a latent (4 for SD)."""
+        return int(self.vae.config.latent_channels)
+
     @cached_property
     def _alphas(self) -> Float[Tensor, " steps"]:
         return self.scheduler.alphas_cumprod.to(self.device, torch.float32)

@@ -1,17 +1,19 @@
 """Who does what when several processes work on one run.  The only import of accelerate.
 
-Results never travel between processes: each writes whole files, and the fixed list of units is dealt out by number.
-A unit whose file exists is done, so any number of processes, started again any number of times, end with the same run.
+Results never travel between processes: each writes whole files, and the fixed list of units is shared by claims
+(claims.py).  A unit whose file exists is done, so any number of processes, in any number of launches, started again any
+number of times, end with the same run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .claims import Shared
 from .store import StoreError
 
 T = TypeVar("T")
@@ -38,9 +40,14 @@ class Workers:
     def is_main(self) -> bool:
         return bool(self._state.is_main_process)
 
-    def mine(self, items: Sequence[T]) -> list[T]:
-        """Every ``count``-th item."""
-        return list(items[self._state.process_index :: self.count])
+    @property
+    def index(self) -> int:
+        return int(self._state.process_index)
+
+    def share(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], None] = lambda item: None
+              ) -> Shared[T]:  # fmt: skip
+        """Items that make a file each, one process at a time, among all processes of all launches (``with`` block)."""
+        return Shared(items, file_of, finished, len(items) * self.index // self.count)
 
     def accelerator(self, precision: str) -> Any:
         """accelerate's Accelerator, for a training that all processes share (one batch split among them)."""
@@ -57,3 +64,13 @@ class Workers:
             if self.count == 1:
                 raise StoreError(f"{missing[0]} is missing and no other process is there to write it")
             time.sleep(0.2)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help; the device's cache is emptied if so."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    found = should_reduce_batch_size(error)
+    if found:
+        clear_device_cache(garbage_collection=True)
+    return found

@@ -23,11 +23,12 @@ from .config import ConfigError, ProtocolSettings, fingerprint, identity
 from .data import ImageData, Progress, quiet
 from .distributed import Workers
 from .evaluation import Diverged, Machine, Spread, spread
+from .files import write_atomically
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
 from .protocols import Recipe, resolve_recipe
 from .relabeling import check_labels, online, stored
-from .store import StoreError, write_atomically
+from .store import StoreError
 from .teachers import Teacher, check_order, load_teacher
 
 
@@ -131,7 +132,7 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
 
 
 def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path, bench: Bench, workers: Workers) -> None:
-    """Train every (cell, seed) that has no result yet; each process takes every n-th of them.
+    """Train every (cell, seed) that has no result yet, each in one process; returns when all have one.
 
     A student whose loss stops being a number gets a result that says so, and the others go on.
     """
@@ -140,12 +141,10 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path, bench: Ben
     for cell in cells:
         if cell.teacher and not all(result_file(out, cell, seed, bench.machine).exists() for seed in seeds):
             bench.check_teacher(cell.teacher, cell.validation)
-    for (cell, seed), file in workers.mine(list(zip(todo, files, strict=True))):
-        if not file.exists():
+    with workers.share(list(zip(todo, files, strict=True)), lambda item: item[1]) as left:
+        for (cell, seed), file in left:
             result = train_one(cell, seed, bench)
             write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    if workers.is_main:
-        workers.wait_for(files)
 
 
 def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from .data import Progress, open_data, quiet
 from .distributed import Workers
 from .evaluation import Machine, fairness
 from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
+from .files import safe_name, write_atomically
 from .pictures import open_set
 from .session import start
-from .store import safe_name, write_atomically
 from .teachers import load_teacher
 
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import assembly, baselines, features, scoring, selection, store
+from .claims import ahead
 from .config import ConfigError, DataError, Settings, fingerprint, identity
-from .data import ImageData, Progress, Skipped, quiet
+from .data import ImageData, Progress, Row, Skipped, quiet
 from .patches import Box
 from .session import Session, start
 from .store import StoreError
@@ -44,27 +46,27 @@ def distill(source: str, run: Path, sets: Mapping[int, Path], settings: Settings
 
 def score(session: Session) -> None:
     """Images -> RUN/maps (paper 3.1)."""
-    s, run, mine = session.settings, session.run, session.workers.mine(session.units)
-    todo = [unit for unit in mine if not run.map_file(unit).exists()]
-    session.count("units already scored", len(mine) - len(todo))
-    with session.progress(total=sum(len(unit.rows) for unit in todo), desc="scoring images", unit="image") as bar:
-        for unit in todo:
-            pictures, skipped = session.read(unit.rows)
+    s, run = session.settings, session.run
+    before = {unit.name for unit in session.units if run.map_file(unit).exists()}
+    with session.left(run.map_file, "scoring images") as (units, bar):
+        for unit, (pictures, skipped) in ahead(units, lambda unit: session.read(unit.rows)):
             prompts = [session.classes[unit.label].prompt(template) for template in s.scoring.prompts]
             keyed = [(row.digest, pixels) for row, pixels in pictures]
+            score_some = partial(scoring.score_images, session.model, prompts=prompts, settings=s.scoring, seed=s.seed)
             tensors: dict[str, np.ndarray] = {}
-            for place, maps in scoring.score_images(session.model, keyed, prompts, s.scoring, s.seed, s.compute.batch_size):
+            for place, maps in session.fitting(keyed, score_some):
                 tensors |= _finite(maps, pictures[place][0].path).tensors(pictures[place][0].row)
                 bar.update()
             bar.update(len(skipped))
             extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "skipped": [asdict(x) for x in skipped]}
             store.write_unit(run.map_file(unit), run.mark, tensors, extra)
-            session.count("images scored", len(pictures))
-            session.count("U-Net forwards", scoring.forwards(len(pictures), len(prompts), s.scoring))
     if session.workers.is_main:
-        session.workers.wait_for([run.map_file(unit) for unit in session.units])
-        lost = [Skipped(**entry) for unit in session.units for entry in session.maps(unit)[1]["skipped"]]
-        store.write_skipped(run.path, session.data.skipped, lost)
+        extras = {unit.name: store.read_extra(run.map_file(unit)) for unit in session.units}
+        store.write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])
+        new = sum(len(extra["rows"]) for name, extra in extras.items() if name not in before)
+        session.count("units already scored", len(before))
+        session.count("images scored", new)
+        session.count("U-Net forwards", scoring.forwards(new, len(s.scoring.prompts), s.scoring))
 
 
 def embed(session: Session) -> None:
@@ -73,17 +75,11 @@ def embed(session: Session) -> None:
     if s.selection.method == "diffsel-noclusters":
         return  # ranks by score alone
     session.run.open_features(session.feature_identity)
-    todo = [unit for unit in session.workers.mine(session.units) if not session.feature_file(unit).exists()]
-    with session.progress(total=sum(len(unit.rows) for unit in todo), desc="embedding patches", unit="image") as bar:
-        for unit in todo:
-            boxes = session.boxes(unit)
-            pictures, lost = session.read(list(dict.fromkeys(row for row, _, _ in boxes)))
-            if lost:
-                raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
-            pixels = {row.row: image for row, image in pictures}
-            patches = [features.Patch(row.digest, pixels[row.row], box) for row, box, _ in boxes]
+    with session.left(session.feature_file, "embedding patches") as (units, bar):
+        for unit, (boxes, patches) in ahead(units, lambda unit: _patches(session, unit)):
             prompt = session.classes[unit.label].prompt(s.scoring.prompts[s.patches.prompt])
-            vectors = dict(features.embed_patches(session.model, patches, prompt, s.features, s.seed, s.compute.batch_size))
+            embed_some = partial(features.embed_patches, session.model, prompt=prompt, settings=s.features, seed=s.seed)
+            vectors = dict(session.fitting(patches, embed_some))
             tensors = {
                 **_columns(boxes),
                 "vector": np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32),
@@ -91,8 +87,6 @@ def embed(session: Session) -> None:
             store.write_unit(session.feature_file(unit), session.feature_mark, tensors, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))
-    if session.workers.is_main:
-        session.workers.wait_for([session.feature_file(unit) for unit in session.units])
 
 
 def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:
@@ -101,9 +95,10 @@ def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None 
     record = provenance(session, ipc, names)
     if not session.workers.is_main or assembly.check_set(out, record):
         return False
-    pool = [candidates(session, name) for name in names]
-    jobs = 1 if sum(len(c.rows) for c in pool) < 20_000 else -1
-    picks = selection.select(pool, ipc, record["factor"], s.selection, s.seed, jobs)
+    pool = (candidates(session, name) for name in names)  # class by class: all vectors together may not fit into memory
+    told = session.progress(pool, total=len(names), desc=f"selecting ipc {ipc}", unit="class")
+    jobs = 1 if len(session.data.rows) < 20_000 else -1
+    picks = selection.select(told, ipc, record["factor"], s.selection, s.seed, jobs)
     assembly.assemble(out, picks, session.data, s.assembly, record, session.progress)
     session.count("distilled images", ipc * len(names))
     return True
@@ -133,6 +128,16 @@ def select_baseline(data: ImageData, ipc: int, out: Path, s: Settings, classes: 
             picks[label] = baselines.select_random(data, label, ipc, factor, s.baseline, s.seed)
     assembly.assemble(out, picks, data, s.assembly, record, progress)
     return True
+
+
+def _patches(session: Session, unit: store.Unit) -> tuple[list[tuple[Row, Box, float]], list[features.Patch]]:
+    """The best patches of a scored unit, and their pixels."""
+    boxes = session.boxes(unit)
+    pictures, lost = session.read(list(dict.fromkeys(row for row, _, _ in boxes)))
+    if lost:
+        raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
+    pixels = {row.row: image for row, image in pictures}
+    return boxes, [features.Patch(row.digest, pixels[row.row], box) for row, box, _ in boxes]
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------------------

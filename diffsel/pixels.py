@@ -32,6 +32,8 @@ def _opened(blob: bytes, max_pixels: int, name: str) -> Iterator[Image.Image]:
                 yield picture
     except UnreadableImage:
         raise
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"{name}: more than twice the pixels of data.max_pixels = {max_pixels}") from None
     except Exception as error:  # PIL's plugins raise nearly anything on broken files
         raise UnreadableImage(f"{name}: {_reason(blob, error)}") from None
 

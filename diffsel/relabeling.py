@@ -22,11 +22,12 @@ from torch import Tensor
 from .augment import Mix, Views, apply_mix, draw_mix, draw_views, epoch_generator, view
 from .config import fingerprint
 from .data import Progress, quiet
+from .files import write_atomically
 from .networks import normalise
 from .pictures import Pictures
 from .protocols import Recipe
 from .sections import ConfigError, ProtocolSettings
-from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_unit, read_yaml, write_atomically, write_unit
+from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_unit, read_yaml, write_unit
 from .teachers import Teacher
 
 

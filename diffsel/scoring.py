@@ -12,8 +12,9 @@ timestep bin, so that one pass serves every patch size, timestep range, estimato
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from torch import Tensor
 from .config import ScoringSettings
 from .diffusion import Diffusion
 from .pixels import Pixels
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,11 @@ def score_images(
     has the same number of samples (the last is filled up), so that an image's bytes do not depend on its neighbours.
     """
     words = model.embed_prompts([settings.null_prompt, *prompts])
-    shapes = sorted({pixels.shape[:2] for _, pixels in images})
-    for shape in shapes:
-        places = [i for i, (_, pixels) in enumerate(images) if pixels.shape[:2] == shape]
-        yield from _score_bucket(model, [(i, *images[i]) for i in places], words, settings, seed, batch_size)
+    cells = [latent_shape(model, pixels) for _, pixels in images]
+    for shape in sorted(set(cells)):
+        bucket = [place for place, cell in enumerate(cells) if cell == shape]
+        for i, maps in _score_bucket(model, [images[place] for place in bucket], words, settings, seed, batch_size):
+            yield bucket[i], maps
 
 
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
@@ -63,43 +67,72 @@ def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
     return images * settings.draws * (1 + prompts)
 
 
+def latent_shape(model: Diffusion, pixels: Pixels) -> tuple[int, int, int]:
+    """(channels, h, w) of a picture's latent; each halving of the VAE rounds down."""
+    height, width = pixels.shape[:2]
+    return model.channels, height // model.cell, width // model.cell
+
+
 @torch.inference_mode()
 def _score_bucket(
     model: Diffusion,
-    bucket: list[tuple[int, str, Pixels]],
+    bucket: Sequence[tuple[str, Pixels]],
     words: Float[Tensor, "prompts tokens width"],
     settings: ScoringSettings,
     seed: int,
     batch_size: int,
 ) -> Iterator[tuple[int, Maps]]:
-    prompts = len(words) - 1
-    latents = _encode(model, bucket, settings, seed, batch_size)
-    _, _, h, w = latents.shape
-    # Draws run through images in turn; at most two batches' images are unfinished at any time.
+    """Images of one latent shape.  Draws run through images in turn, so that few images are unfinished at any time."""
+    latents = encode(model, bucket, settings, seed, batch_size)
     items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
-    sums: dict[int, list[NDArray[np.float32]]] = {}
-    for chunk in padded(items, max(1, batch_size // len(words))):
-        drawn = [draw_noise(bucket[i][1], d, (4, h, w), settings, seed, model.steps) for i, d in chunk]
-        noise = torch.stack([eps for _, eps in drawn]).to(model.device)
-        t = torch.tensor([t for t, _ in drawn], device=model.device)
-        noisy = model.add_noise(latents[[i for i, _ in chunk]], noise, t)
+    keys = [key for key, _ in bucket]
+    share = np.float32(settings.bins / settings.draws)
+    sums: dict[int, tuple[NDArray[np.float32], ...]] = {}
+    for (i, d), losses in draw_losses(model, latents, keys, items, words, settings, seed, batch_size):
+        total = sums.setdefault(
+            i, tuple(np.zeros((*part.shape[:-2], settings.bins, *part.shape[-2:]), np.float32) for part in losses)
+        )
+        for whole, part in zip(total, losses, strict=True):
+            whole[..., d % settings.bins, :, :] += part * share
+        if d == settings.draws - 1:
+            differential, gap, null = sums.pop(i)
+            yield i, Maps(differential.astype(np.float16), gap.astype(np.float16), null)
+
+
+Losses = tuple[Float[np.ndarray, "P h w"], Float[np.ndarray, "P h w"], Float[np.ndarray, "h w"]]
+
+
+def draw_losses(
+    model: Diffusion,
+    latents: Float[Tensor, "images 4 h w"],
+    keys: Sequence[str],
+    items: Sequence[tuple[int, int]],
+    words: Float[Tensor, "prompts tokens width"],
+    settings: ScoringSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[tuple[int, int], Losses]]:
+    """D, G and the null prompt's loss of each (image, draw) in ``items``, in their order, in float32.
+
+    One batch is under way on the device while the one before is taken in.
+    """
+
+    def launch(chunk: Sequence[tuple[int, int]]) -> tuple[Sequence[tuple[int, int]], Tensor, Callable[[], None]]:
+        drawn = [draw_noise(keys[i], d, tuple(latents.shape[1:]), settings, seed, model.steps) for i, d in chunk]
+        noise = to_device(torch.stack([eps for _, eps in drawn]), model.device)
+        t = to_device(torch.tensor([t for t, _ in drawn]), model.device)
+        which = to_device(torch.tensor([i for i, _ in chunk]), model.device)
+        noisy = model.add_noise(latents[which], noise, t)
         null, *label = predict_all(model, noisy, t, words, batch_size)
-        loss = (null - noise).square().mean(1).cpu().numpy()
-        maps = [[m.cpu().numpy() for m in differential_and_gap(noise, null, b)] for b in label]
-        for place, (i, d) in enumerate(dict.fromkeys(chunk)):  # without the filling
-            total = sums.setdefault(i, _empty(prompts, settings.bins, h, w))
-            share, b = np.float32(settings.bins / settings.draws), d * settings.bins // settings.draws
-            for p in range(prompts):
-                total[0][p, b] += maps[p][0][place] * share
-                total[1][p, b] += maps[p][1][place] * share
-            total[2][b] += loss[place] * share
-            if d == settings.draws - 1:
-                differential, gap, null_loss = sums.pop(i)
-                yield bucket[i][0], Maps(differential.astype(np.float16), gap.astype(np.float16), null_loss)
+        maps = [differential_and_gap(noise, null, b) for b in label]
+        parts = [d for d, _ in maps] + [g for _, g in maps] + [(null - noise).square().mean(1)]
+        return chunk, *to_host(torch.stack(parts, 1))
 
-
-def _empty(prompts: int, bins: int, h: int, w: int) -> list[NDArray[np.float32]]:
-    return [np.zeros(shape, np.float32) for shape in ((prompts, bins, h, w), (prompts, bins, h, w), (bins, h, w))]
+    prompts = len(words) - 1
+    for chunk, losses, arrived in one_behind(launch(c) for c in padded(items, max(1, batch_size // len(words)))):
+        arrived()
+        for item, part in dict(zip(chunk, losses.numpy(), strict=True)).items():  # without the filling
+            yield item, (part[:prompts], part[prompts:-1], part[-1])
 
 
 def differential_and_gap(
@@ -127,12 +160,22 @@ def predict_all(
 def draw_noise(
     key: str, draw: int, shape: tuple[int, ...], settings: ScoringSettings, seed: int, steps: int
 ) -> tuple[int, Float[Tensor, "4 h w"]]:
-    """Draw number ``draw`` of an image: a timestep, stratified over [t_min, t_max) (one draw in each of ``draws`` equal
-    parts), and standard normal noise.  A function of (seed, key, draw) alone."""
-    generator = keyed_generator(seed, key, "draw", draw)
-    place = (draw + torch.rand((), generator=generator, dtype=torch.float64).item()) / settings.draws
+    """Draw number ``draw`` of an image: a timestep in [t_min, t_max) and standard normal noise.
+
+    A function of (seed, key, draw) alone: the draws of a shorter pass are the first ones of a longer.  Draws go to the
+    bins in turn; inside a bin the timesteps are a van der Corput sequence with a random shift, so that the first 2, 4,
+    8 ... of a bin lie one in each equal part of it (stratified at any number of draws).
+    """
+    bin_, turn = draw % settings.bins, draw // settings.bins
+    shift = torch.rand((), generator=keyed_generator(seed, key, "t", bin_), dtype=torch.float64).item()
+    place = (bin_ + (van_der_corput(turn) + shift) % 1) / settings.bins
     t = int((settings.t_min + (settings.t_max - settings.t_min) * place) * steps)
-    return min(t, steps - 1), torch.randn(shape, generator=generator)
+    return min(t, steps - 1), torch.randn(shape, generator=keyed_generator(seed, key, "draw", draw))
+
+
+def van_der_corput(n: int) -> float:
+    """The binary digits of ``n`` mirrored at the point: 0, 1/2, 1/4, 3/4, 1/8 ..."""
+    return int(f"{n:b}"[::-1], 2) / 2 ** n.bit_length()
 
 
 def keyed_generator(*key: object) -> torch.Generator:
@@ -153,15 +196,50 @@ def padded(items: Sequence, size: int) -> Iterator[list]:
         yield part + part[-1:] * (size - len(part))
 
 
-def _encode(
-    model: Diffusion, bucket: list[tuple[int, str, Pixels]], settings: ScoringSettings, seed: int, batch_size: int
+def encode(
+    model: Diffusion, bucket: Sequence[tuple[str, Pixels]], settings: ScoringSettings, seed: int, batch_size: int
 ) -> Float[Tensor, "b 4 h w"]:
-    height, width = bucket[0][2].shape[:2]
-    latents = []
-    for chunk in padded(bucket, min(batch_size, 2)):  # photographs come in many sizes; more would mostly be filling
-        noise = None
-        if settings.posterior == "sample":
-            shape = (4, height // model.cell, width // model.cell)
-            noise = torch.stack([torch.randn(shape, generator=keyed_generator(seed, key, "posterior")) for _, key, _ in chunk])
-        latents.append(model.encode(as_images([pixels for *_, pixels in chunk], model.device), noise))
-    return torch.cat(latents)[: len(bucket)]
+    """Latents of (key, pixels) of one latent shape, each exact size in batches of its own."""
+    # Photographs come in many sizes: larger batches would mostly be filling, where a batch costs more than its overhead.
+    size = min(batch_size, 2 if model.device.type == "cpu" else 8)
+    found: dict[int, Tensor] = {}
+    for shape in sorted({pixels.shape[:2] for _, pixels in bucket}):
+        same = [i for i, (_, pixels) in enumerate(bucket) if pixels.shape[:2] == shape]
+        for chunk in padded(same, size):
+            noise = None
+            if settings.posterior == "sample":
+                keyed = [keyed_generator(seed, bucket[i][0], "posterior") for i in chunk]
+                noise = torch.stack(
+                    [torch.randn(latent_shape(model, bucket[i][1]), generator=g) for i, g in zip(chunk, keyed, strict=True)]
+                )
+            latents = model.encode(as_images([bucket[i][1] for i in chunk], model.device), noise)
+            found |= dict(zip(chunk, latents, strict=True))
+    return torch.stack([found[i] for i in range(len(bucket))])
+
+
+# ---- to and from the device ------------------------------------------------------------------------------------------
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory to a GPU, so that nobody waits for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """A copy on the CPU that is under way, and what waits for its arrival."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), lambda: None
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event.synchronize
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Each item after the next one was made."""
+    last: list[T] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last

@@ -71,7 +71,12 @@ class ComputeSettings(Section):
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="Of the networks; auto: fp32. Losses are always subtracted in fp32."
     )
-    batch_size: int = Field(16, ge=1, description="U-Net samples per forward, prompts included.", json_schema_extra=EXECUTION)
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="U-Net samples per forward, default 16 on a CPU, 128 on a GPU; halved when memory runs out.",
+        json_schema_extra=EXECUTION,
+    )
     compile: bool = Field(
         False,
         description="torch.compile students and teachers: half a minute to start, then faster.",

@@ -7,7 +7,7 @@ unused patches by score.  Ties go to the lower row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,20 +125,23 @@ def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:
     )
 
 
-def select(classes: Sequence[Candidates], ipc: int, factor: int, settings: SelectionSettings, seed: int,
+def select(classes: Iterable[Candidates], ipc: int, factor: int, settings: SelectionSettings, seed: int,
            jobs: int = 1) -> Mapping[str, list[Pick]]:  # fmt: skip
-    """Picks of every class.  Each class runs on one thread, ``jobs`` classes at a time; the picks do not depend on it."""
+    """Picks of every class.  Each class runs on one thread, ``jobs`` classes at a time; the picks do not depend on it.
+
+    ``classes`` is asked for a few classes at a time, so that it may read them one by one.
+    """
     tasks = (delayed(_one_thread)(c, ipc, factor, settings, seed) for c in classes)
-    with Parallel(n_jobs=jobs) as parallel:
-        return {c.label: picks for c, picks in zip(classes, parallel(tasks), strict=True)}
+    return dict(Parallel(n_jobs=jobs, pre_dispatch="2*n_jobs", max_nbytes=None)(tasks))
 
 
-def _one_thread(candidates: Candidates, ipc: int, factor: int, settings: SelectionSettings, seed: int) -> list[Pick]:
+def _one_thread(candidates: Candidates, ipc: int, factor: int, settings: SelectionSettings, seed: int
+                ) -> tuple[str, list[Pick]]:  # fmt: skip
     """K-means sums in an order that depends on its thread count, so it always gets one."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        return select_class(candidates, ipc, factor, settings, seed)
+        return candidates.label, select_class(candidates, ipc, factor, settings, seed)
 
 
 def tile_rank(image: int, tile: int, ipc: int) -> int:

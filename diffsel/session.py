@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from . import store
+from .claims import Shared
 from .classes import ClassInfo
 from .config import Settings, UnreadableImage, fingerprint, identity
 from .data import ImageData, Progress, Row, Skipped, open_data, quiet, reopen
 from .diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
-from .distributed import Workers
+from .distributed import Workers, out_of_memory
+from .files import sweep
 from .patches import Box, best_boxes, chosen_bins, estimate
 from .pixels import Pixels
 from .store import Run, StoreError, Unit
+
+T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass
@@ -93,6 +100,46 @@ class Session:
         self.count("images passed over", len(lost))
         return [(row, pixels) for row, pixels in results if not isinstance(pixels, UnreadableImage)], lost
 
+    @contextmanager
+    def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:
+        """The units whose file is missing, one process each, and the bar of the whole job, whoever does it."""
+        missing = [unit for unit in self.units if not file_of(unit).exists()]
+        total, todo = (sum(len(unit.rows) for unit in units) for units in (self.units, missing))
+
+        def finished(unit: Unit) -> None:
+            bar.update(len(unit.rows))
+
+        with (
+            self.progress(total=total, initial=total - todo, desc=what, unit="image") as bar,
+            self.workers.share(missing, file_of, finished) as shared,
+        ):
+            yield shared, bar
+
+    def fitting(self, items: Sequence[T], make: Callable[..., Iterator[tuple[int, V]]]) -> Iterator[tuple[int, V]]:
+        """(place, value) of each item, as ``make(items, batch_size=)`` gives them.
+
+        Where memory runs out the batch is halved for the rest of the run, and only what is not made yet is made again.
+        """
+        left = list(range(len(items)))
+        while left:
+            made = set()
+            try:
+                for place, value in make([items[i] for i in left], batch_size=self.batch_size):
+                    made.add(left[place])
+                    yield left[place], value
+            except RuntimeError as error:
+                if self.batch_size == 1 or not out_of_memory(error):
+                    raise
+                self.batch_size //= 2
+                self.note(f"out of memory: compute.batch_size was lowered to {self.batch_size}")
+            left = [i for i in left if i not in made]
+
+    @cached_property
+    def batch_size(self) -> int:
+        """U-Net samples per forward."""
+        chosen = self.settings.compute.batch_size
+        return chosen or (16 if _device(self.settings, self.workers).type == "cpu" else 128)
+
     def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
         file = self.run.map_file(unit)
@@ -148,6 +195,8 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     }
     if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"model": str(folder.resolve())})})
+    if workers.is_main:
+        sweep(out)
     run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
     return Session(settings, data, run, workers, progress, model_checked=True)
 
@@ -158,6 +207,8 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     Raises ConfigError, DataError, StoreError, and SettingsDiffer where settings of the scoring pass are asked otherwise.
     """
     run, workers = store.open_run(path), Workers(cpu=settings.compute.device == "cpu")
+    if workers.is_main:
+        sweep(path)
     chosen_bins(settings.patches, settings.scoring)
     asked = _pass_identity(settings, workers)
     if found := store.differences({key: run.record["identity"][key] for key in asked}, asked):

@@ -10,17 +10,12 @@ rows it had to pass over and a checksum of its tensors.  Nothing is ever pickled
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +27,7 @@ from safetensors.numpy import save as save_safetensors
 from .classes import ClassInfo
 from .config import DiffselError, fingerprint
 from .data import ImageData, Row, Skipped
+from .files import PART, safe_name, write_atomically
 
 FORMAT = 1
 UNIT_ROWS = 256  # images per unit of work, at most
@@ -59,45 +55,7 @@ class Unit:
     rows: tuple[Row, ...]
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to disk, rename: whoever sees the file sees all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def safe_name(text: str) -> str:
-    """A class name as one harmless file name: other than letters, digits, ``_ - .`` and spaces are percent-encoded.
-
-    Different texts give different names; a text that is too long ends in a hash of itself.
-    """
-    name = "".join(c if c.isalnum() or c in "_-. " else quote(c, safe="") for c in text)
-    if not name or name[0] in ".- " or name[-1] in ". ":
-        name = "".join(f"%{b:02X}" for b in text[:1].encode()) + "".join(
-            c if c.isalnum() or c in "_-" else quote(c, safe="") if c != "." else "%2E" for c in text[1:]
-        )
-    if len(name.encode()) > 120:
-        name = name.encode()[:100].decode("utf-8", "ignore") + "~" + hashlib.sha256(text.encode()).hexdigest()[:12]
-    return name or "%"
+# ---- comparing and reading ---------------------------------------------------------------------------------------
 
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -153,12 +111,27 @@ def read_unit(path: Path, mark: str) -> tuple[dict[str, np.ndarray], dict[str, A
             about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); delete it and start again to have it recomputed") from None
+        raise StoreError(
+            f"{path} is damaged ({error}); `diffsel check RUN --remove` removes it, the next start makes it again"
+        ) from None
     if about.get("checksum") != _checksum(tensors, about.get("extra")):
-        raise StoreError(f"{path} is damaged (checksum differs); delete it and start again to have it recomputed")
+        raise StoreError(
+            f"{path} is damaged (checksum differs); `diffsel check RUN --remove` removes it, the next start makes it again"
+        )
     if about.get("fingerprint") != mark:
         raise StoreError(f"{path} was made with other settings than its run.yaml says; it does not belong here")
     return tensors, about["extra"]
+
+
+def read_extra(path: Path) -> dict[str, Any]:
+    """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {})["diffsel"])["extra"]
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}); `diffsel check RUN --remove` removes it, the next start makes it again"
+        ) from None
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], extra: Any) -> str:
@@ -198,6 +171,20 @@ class Run:
         return folder
 
 
+def damaged(run: Run) -> Iterator[tuple[Path, str | None]]:
+    """Every unit file of a run, and what is wrong with it (None: whole): read to the last byte against its checksum."""
+    marks = {run.path / "maps": run.mark}
+    for file in sorted((run.path / "features").glob("*/settings.yaml")):
+        marks[file.parent] = fingerprint([run.mark, read_yaml(file)])
+    for folder, mark in marks.items():
+        for file in sorted(folder.glob("*.safetensors")):
+            try:
+                read_unit(file, mark)
+                yield file, None
+            except StoreError as error:
+                yield file, str(error).removeprefix(f"{file} ").partition("; ")[0]
+
+
 def create_run(path: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], versions: Mapping[str, str],
                data: ImageData) -> Run:  # fmt: skip
     """Make RUN, or open it where it exists.
@@ -212,7 +199,7 @@ def create_run(path: Path, identity: Mapping[str, Any], settings: Mapping[str, A
             raise SettingsDiffer(path, found)
         return run
     begun = {"index.parquet", "skipped.jsonl"}  # what a start that was killed may have left
-    others = [p for p in path.iterdir() if p.name not in begun and not p.name.startswith(".part-")] if path.is_dir() else [path]
+    others = [p for p in path.iterdir() if p.name not in begun and not p.name.startswith(PART)] if path.is_dir() else [path]
     if path.exists() and others:
         raise StoreError(f"{path} exists and is not a run; give a new or empty folder")
     write_index(path / "index.parquet", data.rows)
@@ -273,17 +260,3 @@ def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:
         return [Skipped(e["path"], e["label"], e["reason"]) for e in entries if e["stage"] == "index" or not indexed]
     except (ValueError, KeyError) as error:
         raise StoreError(f"{file} is damaged ({type(error).__name__}: {error})") from None
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it takes ``path``'s place, all at once, when the block ends well, and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".part-{path.name[:50]}-"))
-    try:
-        os.chmod(part, 0o777 & ~_umask())
-        yield part
-        os.rename(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise

@@ -29,10 +29,11 @@ from .config import fingerprint, identity
 from .data import ImageData, Progress, quiet
 from .distributed import Workers
 from .evaluation import Machine, measure
+from .files import write_atomically
 from .networks import build, canonical, check_size, normalise
 from .pictures import Pictures
 from .sections import ConfigError, TrainingSettings
-from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_yaml, write_atomically
+from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_yaml
 
 
 class Shown(Dataset):

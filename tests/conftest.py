@@ -29,6 +29,14 @@ def tiny() -> Diffusion:
     return Diffusion.load(Path(TINY), torch.device("cpu"), "fp32")
 
 
+# accelerate starts several processes on one machine with its GPU launcher only, whether there is a GPU or not:
+# `--cpu --num_processes 2` starts one.
+TWO_PROCESSES = (
+    *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
+
+
 def draw(path: Path, seed: int, width: int = 64, height: int = 64) -> Path:
     """A picture of a few random rectangles."""
     rng = np.random.default_rng(seed)

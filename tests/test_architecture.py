@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffsel"
 FLOORS = [
-    {"sections", "augment", "scenes"},
+    {"sections", "augment", "scenes", "claims", "files"},
     {"config", "protocols", "networks"},
     {"classes", "diffusion", "patches", "pixels"},
     {"data", "teachers"},

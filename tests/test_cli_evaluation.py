@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import TWO_PROCESSES
 
 TEACH = ["--network", "conv3w8", "--size", 16, "--epochs", 3, "--batch-size", 8, "--learning-rate", 0.05, "--crop", "padded",
          "--workers", 1, "-q"]  # fmt: skip
@@ -86,9 +87,12 @@ def test_students_are_spread_over_processes(diffsel: Callable, pictures: Path) -
     words = ["evaluate", str(train), "--val", str(val), "--student", "conv3w8", "--epochs", "2", "--students", "3", "--labels",
              "hard", "-q", "--device", "cpu"]  # fmt: skip
     assert diffsel(*words, "--out", pictures / "one")[0] == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "diffsel"]  # fmt: skip
-    subprocess.run([*launch, *words, "--out", str(pictures / "two")], check=True, capture_output=True, timeout=200)
+    subprocess.run(
+        [sys.executable, "-m", *TWO_PROCESSES, "-m", "diffsel", *words, "--out", str(pictures / "two")],
+        check=True,
+        capture_output=True,
+        timeout=200,
+    )
     one, two = (
         {file.relative_to(pictures / n): json.loads(file.read_text()) for file in (pictures / n).rglob("*.json")}
         for n in ("one", "two")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import draw, small_values
+from conftest import TWO_PROCESSES, draw, small_values
 from PIL import Image
 
 from diffsel import method
@@ -121,7 +121,8 @@ def test_units_may_be_computed_in_any_order(folder, tmp_path, small, monkeypatch
     distill(source, tmp_path / "run1", small)
     from diffsel.distributed import Workers
 
-    monkeypatch.setattr(Workers, "mine", lambda self, items: list(items)[::-1])
+    share = Workers.share
+    monkeypatch.setattr(Workers, "share", lambda self, items, *rest: share(self, list(items)[::-1], *rest))
     distill(source, tmp_path / "run2", small)
     assert contents(tmp_path / "run1") == contents(tmp_path / "run2")
 
@@ -164,9 +165,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, tmp_path, sma
 def test_two_processes_write_the_same_bytes_as_one(folder, tmp_path, small, config) -> None:
     source = folder(cat=6, dog=5, emu=5)
     distill(source, tmp_path / "one", small)
-    launch = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
-    subprocess.run(command(source, tmp_path / "two", config, *launch), env=ENVIRONMENT, check=True, timeout=240)
+    subprocess.run(command(source, tmp_path / "two", config, *TWO_PROCESSES), env=ENVIRONMENT, check=True, timeout=240)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 

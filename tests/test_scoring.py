@@ -35,7 +35,7 @@ def close(a: Maps, b: Maps) -> bool:
 class Oracle:
     """A model whose predictions are known: eps + offset, where the offset is the prompt's number."""
 
-    device, steps, cell = torch.device("cpu"), 1000, 8
+    device, steps, cell, channels = torch.device("cpu"), 1000, 8, 4
 
     def embed_prompts(self, prompts):
         return torch.tensor([float(len(prompt)) for prompt in prompts])[:, None, None]
@@ -55,7 +55,7 @@ def test_maps_are_the_formulas_of_the_method() -> None:
     settings = ScoringSettings(null_prompt="12", draws=6, bins=3)
     maps = score(Oracle(), [("key", picture(0))], ["1234", "12345"], settings)["key"]
     t = np.array([draw_noise("key", d, (4, 8, 8), settings, 0, 1000)[0] / 1000 for d in range(6)])
-    square = (t**2).reshape(3, 2).mean(1)
+    square = (t**2).reshape(2, 3).mean(0)  # draws go to the bins in turn
     for p, length in enumerate((4, 5)):
         for b in range(3):
             np.testing.assert_allclose(maps.differential[p, b], (length**2 - 4) * square[b], rtol=2e-3)
@@ -81,12 +81,30 @@ def test_the_gap_has_minus_the_expectation_of_the_differential_for_a_calibrated_
     assert gap.std(0).max() < 1e-5
 
 
-def test_timesteps_are_stratified_and_bins_nest_in_strata() -> None:
-    settings = ScoringSettings(t_min=0.1, t_max=0.7, draws=12, bins=3)
+def timesteps(key: str, draws: int) -> np.ndarray:
+    settings = ScoringSettings(t_min=0.1, t_max=0.7, draws=draws, bins=3)
+    return np.array([draw_noise(key, d, (4, 2, 2), settings, 0, 1000)[0] for d in range(draws)])
+
+
+@pytest.mark.parametrize("per_bin", [1, 2, 4, 8])
+def test_timesteps_are_stratified_inside_every_bin(per_bin: int) -> None:
     for key in ("a", "b", "c"):
-        t = np.array([draw_noise(key, d, (4, 2, 2), settings, 0, 1000)[0] for d in range(12)])
-        assert (t >= 100 + 50 * np.arange(12)).all()
-        assert (t < 150 + 50 * np.arange(12)).all()
+        t = timesteps(key, 3 * per_bin).reshape(per_bin, 3)
+        for b in range(3):
+            assert ((t[:, b] >= 100 + 200 * b) & (t[:, b] < 300 + 200 * b)).all()
+            part = 200 / per_bin
+            shift = (np.sort(t[:, b]) - 100 - 200 * b) / part  # one in each equal part, at the same place within
+            np.testing.assert_allclose(shift, shift[0] + np.arange(per_bin), atol=1.01 / part)
+
+
+def test_a_shorter_pass_is_the_beginning_of_a_longer_one() -> None:
+    assert (timesteps("a", 6) == timesteps("a", 24)[:6]).all()
+
+
+def test_timesteps_are_uniform_over_images() -> None:
+    t = np.concatenate([timesteps(str(key), 3) for key in range(400)])
+    counts, _ = np.histogram(t, 12, (100, 700))
+    assert abs(counts - 100).max() < 45  # 4.7 standard deviations
 
 
 def test_noise_is_keyed_by_seed_image_and_draw() -> None:
@@ -98,6 +116,17 @@ def test_noise_is_keyed_by_seed_image_and_draw() -> None:
     everything = torch.cat([draw_noise(str(k), 0, (4, 16, 16), SETTINGS, 0, 1000)[1].flatten() for k in range(50)])
     assert abs(everything.mean()) < 0.02
     assert abs(everything.std() - 1) < 0.02
+
+
+def test_sizes_of_one_latent_shape_share_a_forward(tiny: Diffusion, monkeypatch) -> None:
+    """Photographs come in many sizes; a latent cell is 8 pixels, so that few shapes are left for the U-Net."""
+    sizes: list[int] = []
+    original = Diffusion.predict_noise
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda self, x, *a: sizes.append(len(x)) or original(self, x, *a))
+    images = [(str(i), picture(i, 64, 64 + i)) for i in range(4)]
+    together = score(tiny, images)
+    assert sizes == [8] * 4  # 4 images x 4 draws x 2 prompts, in batches of 8
+    assert all(same_bytes(together[key], score(tiny, [(key, pixels)])[key]) for key, pixels in images)
 
 
 def test_maps_do_not_depend_on_neighbours_or_their_order(tiny: Diffusion) -> None:

@@ -1,0 +1,177 @@
+"""Who makes which file, among any number of processes and launches that share a folder, without talking to each other.
+
+Whoever is about to make FILE first creates ``.FILE.claim`` beside it; creation is atomic, so one process wins, and the
+others go on to the next file.  A claim is an economy and never a lock: two processes that make the same file write the
+same bytes, and each write replaces the file whole.  So a claim may be taken over at the least doubt, which is when
+
+- its process is gone (same host: no such process; other hosts: its time stamp, renewed every few seconds, stood still),
+- or whoever waits for it has waited far longer than the longest file of its own took: its owner is slow or hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+import psutil
+
+HEARTBEAT = 5.0  # seconds between renewals of the claims that a process holds
+STALE = 60.0  # seconds without renewal, by the watcher's own clock, after which a claim's process counts as gone
+PATIENCE = 3.0  # times the longest own item, and at least STALE seconds, that a process waits for a slow one
+LOOK = 5.0  # seconds between looks at what the others have finished
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Shared(Generic[T]):
+    """Items, of which each makes one file.  Iterating gives those to be made here, until every file is there.
+
+    ``finished`` is told of each item that was there already or that another process made.  Use it in a ``with`` block:
+    claims are renewed by a thread, and given back at its end.
+    """
+
+    def __init__(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], None] = lambda item: None,
+                 first: int = 0):  # fmt: skip
+        turned = [*items[first:], *items[:first]]  # processes begin at different places and so seldom meet
+        self._open = {file_of(item): item for item in turned}
+        self._finished = finished
+        self._mine: dict[Path, float] = {}  # file -> when it was begun here, monotonic seconds
+        self._watched: dict[Path, tuple[int, float]] = {}  # claim -> its time stamp, and since when it stands still
+        self._longest = 0.0
+        self._looked = -LOOK
+        self._stop = threading.Event()
+        self._beat = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._beat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._beat.join()
+        for file in list(self._mine):
+            self._drop(file)
+
+    def __iter__(self) -> Iterator[T]:
+        waiting_since = time.monotonic()
+        queue = deque(self._open)
+        while self._open:
+            self._settle()
+            while queue:
+                file = queue.popleft()
+                if file in self._open and file not in self._mine and self._take(file, waiting_since):
+                    waiting_since = time.monotonic()
+                    yield self._open[file]
+                    self._settle()
+            if self._open:
+                if self._mine.keys() >= self._open.keys():
+                    return  # what is left is in work here: the caller reads ahead
+                if self._stop.wait(0.1):
+                    return
+                self._looked -= LOOK - 0.5  # nothing else to do: look often
+                queue.extend(file for file in self._open if file not in self._mine)
+
+    def _settle(self) -> None:
+        """Drop what is finished: what was made here at once, what others made at a look every few seconds."""
+        now = time.monotonic()
+        for file, begun in list(self._mine.items()):
+            if file.exists():
+                self._longest = max(self._longest, now - begun)
+                del self._open[file]
+                self._drop(file)
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        for folder in {file.parent for file in self._open}:
+            there = set(os.listdir(folder)) if folder.is_dir() else set()
+            for file in [file for file in self._open if file.parent == folder and file.name in there]:
+                if file not in self._mine:
+                    self._finished(self._open.pop(file))
+
+    # ---- one claim -----------------------------------------------------------------------------------------------
+
+    def _take(self, file: Path, waiting_since: float) -> bool:
+        if file.exists():  # made since the last look
+            self._finished(self._open.pop(file))
+            return False
+        claim = _claim(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        try:
+            handle = os.open(claim, flags | os.O_EXCL, 0o666)
+        except FileExistsError:
+            if not self._gone(claim) and time.monotonic() - waiting_since < max(STALE, PATIENCE * self._longest):
+                return False
+            handle = os.open(claim, flags, 0o666)
+        with os.fdopen(handle, "w") as stream:
+            json.dump(_me(), stream)
+        self._mine[file] = time.monotonic()
+        return True
+
+    def _gone(self, claim: Path) -> bool:
+        """Whether the process that claimed is no more."""
+        try:
+            stamp, text = claim.stat().st_mtime_ns, claim.read_text()
+        except FileNotFoundError:  # given back in this moment
+            return False
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # being written in this moment
+            owner = json.loads(text)
+            if owner["host"] == socket.gethostname() and not _alive(owner["pid"], owner["born"]):
+                return True
+        before, since = self._watched.setdefault(claim, (stamp, time.monotonic()))
+        if stamp != before:
+            self._watched[claim] = (stamp, time.monotonic())
+        return stamp == before and time.monotonic() - since > STALE
+
+    def _drop(self, file: Path) -> None:
+        del self._mine[file]
+        with contextlib.suppress(FileNotFoundError):
+            _claim(file).unlink()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            for file in list(self._mine):
+                with contextlib.suppress(OSError):  # taken over by one that lost patience
+                    os.utime(_claim(file))
+
+
+def ahead(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
+    """Each item with what ``load`` makes of it, in a thread and one item ahead of whoever iterates."""
+    waiting = iter(items)
+
+    def step() -> tuple[T, U] | None:
+        return next(((item, load(item)) for item in waiting), None)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(step)
+        while (found := future.result()) is not None:
+            future = pool.submit(step)
+            yield found
+
+
+def _claim(file: Path) -> Path:
+    return file.with_name(f".{file.name}.claim")
+
+
+def _me() -> dict[str, object]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time()}
+
+
+def _alive(pid: int, born: float) -> bool:
+    """A process number is given to others later; the time of birth is not."""
+    try:
+        return abs(psutil.Process(pid).create_time() - born) < 1
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

@@ -1,0 +1,136 @@
+"""Claims: every file is made once where all goes well, and made all the same where it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from diffsel import claims
+from diffsel.claims import Shared, ahead
+
+
+def shared(folder: Path, names: str = "abcdef", **kwargs) -> Shared[str]:
+    return Shared(list(names), lambda name: folder / name, **kwargs)
+
+
+def work(folder: Path, made: list[str], seconds: float = 0.0, **kwargs) -> None:
+    with shared(folder, **kwargs) as left:
+        for name in left:
+            time.sleep(seconds)
+            made.append(name)
+            (folder / name).write_text(name)
+
+
+def claim_of(path: Path, pid: int, host: str | None = None) -> Path:
+    claim = path.with_name(f".{path.name}.claim")
+    claim.write_text(json.dumps({"host": host or socket.gethostname(), "pid": pid, "born": 1.0}))
+    return claim
+
+
+def test_everything_is_made_once_by_processes_that_work_at_the_same_time(tmp_path) -> None:
+    made: list[list[str]] = [[], [], []]
+    threads = [
+        threading.Thread(target=work, args=(tmp_path, part, 0.02), kwargs={"first": 2 * i}) for i, part in enumerate(made)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(made[0] + made[1] + made[2]) == list("abcdef")
+    assert all(made)
+    assert sorted(p.name for p in tmp_path.iterdir()) == list("abcdef")  # no claim is left
+
+
+def test_what_others_finish_is_told_once(tmp_path) -> None:
+    told: list[str] = []
+    (tmp_path / "b").write_text("")
+    made: list[str] = []
+    work(tmp_path, made, finished=told.append)
+    assert (sorted(made), told) == (list("acdef"), ["b"])
+
+
+def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True, text=True)
+    claim_of(tmp_path / "c", int(dead.stdout))
+    made: list[str] = []
+    begin = time.monotonic()
+    work(tmp_path, made)
+    assert sorted(made) == list("abcdef")
+    assert time.monotonic() - begin < 5
+
+
+def test_a_process_number_that_was_given_away_again_is_not_the_claimer(tmp_path) -> None:
+    claim_of(tmp_path / "c", os.getpid())  # this process lives, but was not born then
+    made: list[str] = []
+    work(tmp_path, made)
+    assert "c" in made
+
+
+def test_a_claim_from_another_host_is_waited_for_while_it_is_renewed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "STALE", 0.4)
+    claim = claim_of(tmp_path / "c", 1, host="elsewhere")
+    stop = threading.Event()
+
+    def elsewhere() -> None:
+        while not stop.wait(0.05):
+            os.utime(claim)
+        (tmp_path / "c").write_text("theirs")
+
+    monkeypatch.setattr(claims, "PATIENCE", 1e9)
+    thread, made = threading.Thread(target=elsewhere), []
+    thread.start()
+    threading.Timer(1.0, stop.set).start()
+    work(tmp_path, made, 0.001)
+    thread.join()
+    assert (sorted(made), (tmp_path / "c").read_text()) == (list("abdef"), "theirs")
+
+
+@pytest.mark.parametrize("why", ["silent", "slow"])
+def test_a_silent_or_slow_process_elsewhere_does_not_stall_the_others(tmp_path, monkeypatch, why) -> None:
+    """Silent: its time stamp stands still.  Slow: renewed all the time, but far beyond what such an item takes here."""
+    monkeypatch.setattr(claims, "STALE", 0.5)
+    claim, stop = claim_of(tmp_path / "c", 1, host="elsewhere"), threading.Event()
+
+    def renew() -> None:
+        while why == "slow" and not stop.wait(0.05):
+            os.utime(claim)
+
+    thread, made = threading.Thread(target=renew), []
+    thread.start()
+    work(tmp_path, made)
+    stop.set()
+    thread.join()
+    assert made[-1] == "c"
+
+
+def test_a_failure_gives_its_claims_back(tmp_path) -> None:
+    def fail() -> None:
+        with shared(tmp_path) as left:
+            for _name, _ in ahead(left, str.upper):
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
+    assert list(ahead("abc", str.upper)) == [("a", "A"), ("b", "B"), ("c", "C")]
+    failing = ahead("abc", {"a": 1, "b": 2}.__getitem__)
+    assert [next(failing), next(failing)] == [("a", 1), ("b", 2)]
+    with pytest.raises(KeyError):
+        next(failing)
+    begun: list[str] = []
+    items = ahead("abcdef", lambda name: begun.append(name) or name)
+    assert next(items)[0] == "a"
+    time.sleep(0.2)
+    assert begun == ["a", "b"]  # one ahead, no more
+    items.close()

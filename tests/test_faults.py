@@ -1,0 +1,421 @@
+"""Whatever goes wrong: nothing that was computed is lost or mixed, and the message says what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import TWO_PROCESSES, draw, small_values
+from test_method import contents, distill, with_
+
+from diffsel import cli, files, method, store
+from diffsel.config import ConfigError, DataError, resolve
+from diffsel.diffusion import Diffusion
+from diffsel.files import PART
+from diffsel.session import resume, start
+from diffsel.store import StoreError, read_skipped
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+LAUNCH = ("-m", *TWO_PROCESSES)
+
+
+def whole(run: Path) -> dict[str, bytes]:
+    """A run's results, without what a killed process left half-written."""
+    return {name: blob for name, blob in contents(run).items() if PART not in name and not name.endswith(".claim")}
+
+
+# ---- kills -----------------------------------------------------------------------------------------------------------
+
+
+def _job(source: Path, run: Path, values: dict) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    method.distill(str(source), run, {1: run / "ipc1"}, resolve(values))
+
+
+@pytest.fixture(scope="module")
+def spawn() -> Callable[..., multiprocessing.Process]:
+    """Starts the job in a process of its own, within milliseconds: its parent has everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_faults", "diffusers", "transformers", "sklearn.cluster"])
+    return lambda *args: context.Process(target=_job, args=args)
+
+
+@pytest.fixture
+def source(folder) -> Path:
+    return folder(**{f"class{i}": 4 for i in range(4)})
+
+
+def test_twenty_kills_at_random_moments_lose_nothing(source, tmp_path, small, spawn) -> None:
+    """Each run is killed again and again until it ends; every one of them ends with the bytes of one left alone."""
+    distill(source, tmp_path / "alone", small)
+    expected, dice, kills = contents(tmp_path / "alone"), random.Random(0), 0
+    for attempt in range(40):
+        run, ended = tmp_path / f"run{attempt}", False
+        while not ended:
+            process = spawn(source, run, small_values())
+            process.start()
+            process.join(dice.uniform(0.2, 2.5) if kills < 20 else 120)
+            ended = process.exitcode is not None
+            if not ended:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                kills += 1
+            else:
+                assert process.exitcode == 0
+        assert whole(run) == expected
+        if kills >= 20:
+            break
+    assert kills == 20
+
+
+def test_what_dead_processes_left_half_written_is_swept(source, tmp_path, small, spawn) -> None:
+    run = tmp_path / "run"
+    distill(source, run, small)
+    process = spawn(source, tmp_path / "other", small_values())
+    process.start()
+    process.join()
+    dead, alive = (run / "maps" / f"{PART}{files._host()}-{pid}-abc" for pid in (process.pid, os.getpid()))
+    elsewhere = run / "maps" / f"{PART}elsewhere-{process.pid}-abc"
+    for path in (dead, alive, elsewhere):
+        path.write_text("half")
+    resume(run, small)
+    assert (dead.exists(), alive.exists(), elsewhere.exists()) == (False, True, True)
+
+
+def _begun(run: Path) -> Iterator[Path]:
+    return (run / "maps").glob(".*.claim")
+
+
+def _until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _ranks(launcher: int) -> list[int]:
+    """Process numbers of what ``accelerate launch`` started."""
+    import psutil
+
+    children = psutil.Process(launcher).children(recursive=True)
+    return [child.pid for child in children if "diffsel" in child.cmdline() and child.environ().get("RANK") is not None]
+
+
+@pytest.mark.parametrize("who", ["one", "all"])
+def test_ranks_killed_in_the_middle_of_a_unit_lose_nothing(who, source, tmp_path, small) -> None:
+    distill(source, tmp_path / "alone", small)
+    config, run = tmp_path / "settings.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(small_values()))
+    command = ["-m", "diffsel", "distill", str(source), "--out", str(run), "--ipc", "1", "--config", str(config), "-q"]
+    with subprocess.Popen([sys.executable, *LAUNCH, *command], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as launched:
+        _until(lambda: len(list(_begun(run))) >= 2)
+        ranks = _ranks(launched.pid)
+        assert len(ranks) == 2
+        for pid in ranks[:1] if who == "one" else ranks:
+            os.kill(pid, signal.SIGKILL)
+        errors = launched.communicate(timeout=120)[1]
+    assert launched.returncode != 0
+    assert "SIGKILL" in errors or "-9" in errors
+    distill(source, run, small)  # what is left is taken by a start with another number of processes
+    assert whole(run) == contents(tmp_path / "alone")
+
+
+def test_two_launches_on_one_run_share_the_work(source, tmp_path, small, spawn) -> None:
+    distill(source, tmp_path / "alone", small)
+    run = tmp_path / "run"
+    processes = [spawn(source, run, small_values()) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert contents(run) == contents(tmp_path / "alone")
+
+
+def test_one_of_two_launches_is_killed_and_the_other_finishes_alone(source, tmp_path, small, spawn) -> None:
+    distill(source, tmp_path / "alone", small)
+    run = tmp_path / "run"
+    first, second = (spawn(source, run, small_values()) for _ in range(2))
+    first.start()
+    _until(lambda: list(_begun(run)))
+    second.start()
+    os.kill(first.pid, signal.SIGKILL)
+    second.join(120)
+    assert second.exitcode == 0
+    assert whole(run) == contents(tmp_path / "alone")
+
+
+# ---- disks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 80 KB; where none can be mounted, a stand-in that counts what is written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", str(disk)], capture_output=True).returncode == 0
+    )
+    if not mounted:
+        pytest.skip("no right to mount a small file system here; test_a_full_disk_is_told_and_costs_nothing has the stand-in")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_really_full_disk_is_told(source, small_disk, small) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        distill(source, small_disk / "run", small)
+    assert caught.value.filename.startswith(str(small_disk))
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    distill(source, small_disk / "run", small)
+
+
+def test_a_full_disk_is_told_and_costs_nothing(source, tmp_path, small, monkeypatch, capsys) -> None:
+    distill(source, tmp_path / "alone", small)
+    room = [4]
+
+    def fsync(handle: int) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run, config = tmp_path / "run", tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(small_values()))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(
+            sys, "argv", ["diffsel", "distill", str(source), "--out", str(run), "--ipc", "1", "--config", str(config), "-q"]
+        )
+        assert cli.main() == 2
+    assert f"No space left on device: '{run}/maps/class1-000.safetensors'" in capsys.readouterr().err
+    assert not list(run.rglob(f"{PART}*"))
+    assert not list(run.rglob("*.claim"))
+    distill(source, run, small)
+    assert contents(run) == contents(tmp_path / "alone")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_network_runs(source, tmp_path, small, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "somewhere")
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda *_: pytest.fail("a network ran"))
+    with pytest.raises(OSError, match="Read-only file system"):
+        distill(source, tmp_path / "run", small)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(StoreError, match="exists and is not a run"):
+        distill(source, blocked, small)
+
+
+def test_no_temporary_folder_is_needed(source, tmp_path, small) -> None:
+    config, run = tmp_path / "settings.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(small_values()))
+    command = ["-m", "diffsel", "distill", str(source), "--out", str(run), "--ipc", "1", "--config", str(config), "-q"]
+    nowhere = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), "/proc/nowhere")
+    subprocess.run([sys.executable, *command], env={**ENVIRONMENT, **nowhere}, check=True, timeout=240, capture_output=True)
+    assert (run / "ipc1" / "set.yaml").exists()
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_unit(folder, tmp_path, small, monkeypatch) -> None:
+    source = folder(cat=6)
+    values = with_(small, compute={"batch_size": 32})
+    distill(source, tmp_path / "alone", with_(small, compute={"batch_size": 8}))
+    sizes: list[int] = []
+    original = Diffusion.predict_noise
+
+    def predict(self, noisy, *rest):
+        sizes.append(len(noisy))
+        if len(noisy) > 8:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return original(self, noisy, *rest)
+
+    monkeypatch.setattr(Diffusion, "predict_noise", predict)
+    session = distill(source, tmp_path / "run", values)
+    assert sizes[:3] == [32, 16, 8]
+    assert set(sizes[3:]) == {8}
+    assert "out of memory: compute.batch_size was lowered to 8" in session.notes
+    assert contents(tmp_path / "run") == contents(tmp_path / "alone")
+
+
+def test_out_of_memory_in_the_middle_makes_only_the_rest_again(folder, tmp_path, small, monkeypatch) -> None:
+    source = folder(cat=8)
+    seen: list[str] = []
+    original, score_images = Diffusion.predict_noise, method.scoring.score_images
+
+    def predict(self, noisy, *rest):
+        if len(noisy) == 16 and seen:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return original(self, noisy, *rest)
+
+    def score(model, images, **rest):
+        for place, maps in score_images(model, images, **rest):
+            seen.append(images[place][0])
+            yield place, maps
+
+    monkeypatch.setattr(Diffusion, "predict_noise", predict)
+    monkeypatch.setattr(method.scoring, "score_images", score)
+    distill(source, tmp_path / "run", with_(small, compute={"batch_size": 16}))
+    assert len(seen) == len(set(seen)) == 8
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(folder, tmp_path, small, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Diffusion, "predict_noise", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        distill(folder(cat=4), tmp_path / "run", small)
+
+
+# ---- data and store --------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_broken_image_is_listed_and_passed_over(folder, tmp_path, small) -> None:
+    from PIL import Image
+
+    source = folder(cat=5)
+    cat = source / "cat"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(cat / "cut.jpg")
+    (cat / "cut.jpg").write_bytes((cat / "cut.jpg").read_bytes()[:2000])
+    (cat / "empty.jpg").write_bytes(b"")
+    (cat / "page.jpg").write_text("<!doctype html><html>404</html>")
+    Image.new("1", (30_000, 30_000)).save(cat / "bomb.png")  # 110 KB that would become 2.7 GB
+    Image.new("L", (30_000, 40)).save(cat / "long.png")
+    distill(source, tmp_path / "run", small)
+    reasons = {Path(item.path).name: item.reason for item in read_skipped(tmp_path / "run")}
+    assert sorted(reasons) == ["bomb.png", "cut.jpg", "empty.jpg", "long.png", "page.jpg"]
+    assert "more than twice the pixels of data.max_pixels = " in reasons["bomb.png"]
+    assert "sides further apart than data.max_aspect" in reasons["long.png"]
+    assert reasons["empty.jpg"] == "empty file"
+    assert "a web page or XML, not an image" in reasons["page.jpg"]
+    assert "unreadable image" in reasons["cut.jpg"]
+
+
+def test_a_picture_of_30000_pixels_is_read_where_it_may_be(folder, tmp_path, small) -> None:
+    from PIL import Image
+
+    source = folder(cat=4)
+    Image.new("L", (30_000, 1_000), 90).save(source / "cat" / "wide.png")
+    session = distill(source, tmp_path / "run", with_(small, data={"max_aspect": 40}))
+    assert read_skipped(tmp_path / "run") == []
+    assert session.counts["images scored"] == 5
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])
+@pytest.mark.parametrize("part", ["maps", "features/*"])
+def test_a_damaged_file_is_found_named_and_made_again_on_request(part, damage, folder, tmp_path, small, capsys) -> None:
+    source, run = folder(cat=5, dog=5), tmp_path / "run"
+    distill(source, run, small)
+    before, method_ = contents(run), "diffsel-noclusters" if part == "maps" else "diffsel"
+    (file,) = run.glob(f"{part}/dog-000.safetensors")
+    blob = bytearray(file.read_bytes())
+    if damage == "cut short":
+        del blob[-100:]
+    else:
+        blob[-100] ^= 4
+    file.write_bytes(blob)
+    with pytest.raises(StoreError, match=rf"{file} is damaged \(.*; `diffsel check RUN --remove` removes it"):
+        method.select(resume(run, with_(small, selection={"method": method_})), 1, tmp_path / "set")
+    assert run_cli("check", str(run), "-q") == 1
+    assert str(file) in capsys.readouterr().out
+    assert file.exists()
+    assert run_cli("check", str(run), "--remove", "-q") == 0
+    assert capsys.readouterr().out.endswith(": removed\n4 files, 1 damaged\n")
+    shutil.rmtree(run / "ipc1")
+    distill(source, run, small)
+    assert contents(run) == before
+    assert run_cli("check", str(run), "-q") == 0
+
+
+def run_cli(*args: str) -> int:
+    before = sys.argv
+    sys.argv = ["diffsel", *args]
+    try:
+        return cli.main()
+    finally:
+        sys.argv = before
+
+
+def test_a_store_of_an_older_format_is_refused_and_left_alone(folder, tmp_path, small) -> None:
+    source, run = folder(cat=4), tmp_path / "run"
+    distill(source, run, small)
+    record = yaml.safe_load((run / "run.yaml").read_text())
+    (run / "run.yaml").write_text(yaml.safe_dump({**record, "format": 0}))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for again in (lambda: start(str(source), run, small), lambda: resume(run, small)):
+        with pytest.raises(StoreError, match=f"store format 0; this version reads format {store.FORMAT}"):
+            again()
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_a_class_folder_renamed_between_scoring_and_selecting_is_reported(folder, tmp_path, small) -> None:
+    source, run = folder(cat=5), tmp_path / "run"
+    distill(source, run, small)
+    (source / "cat").rename(source / "tiger")
+    with pytest.raises(DataError, match=r"cat/.*png: No such file"):
+        method.select(resume(run, small), 1, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    with pytest.raises((store.SettingsDiffer, ConfigError), match=r"classes|images\.digest"):
+        start(str(source), run, small)
+
+
+def test_an_image_edited_while_it_is_scored_stops_the_run(folder, tmp_path, small) -> None:
+    source, run = folder(cat=4), tmp_path / "run"
+    session = start(str(source), run, small)
+    draw(source / "cat" / "1.png", 77)
+    with pytest.raises(DataError, match=r"cat/1\.png: edited since it was indexed"):
+        method.score(session)
+    assert not list((run / "maps").glob("*.safetensors"))
+
+
+def test_a_failing_rank_is_shown_and_fails_the_launch(folder, tmp_path, small) -> None:
+    source, config, run = folder(cat=4, dog=4), tmp_path / "settings.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(small_values()))
+    start(str(source), run, small)
+    for name in ("cat/1.png", "dog/1.png"):
+        (source / name).unlink()
+        draw(source / name, 5)
+    command = ["-m", "diffsel", "score", str(source), "--out", str(run), "--config", str(config), "-q"]
+    done = subprocess.run([sys.executable, *LAUNCH, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "1.png: edited since it was indexed" in done.stderr
+    assert "error (process " in done.stderr
+
+
+def test_a_failed_start_leaves_a_set_folder_alone(folder, tmp_path, small) -> None:
+    """Two launches that assemble one set at once: the second finds it there."""
+    source, run = folder(cat=5), tmp_path / "run"
+    session = distill(source, run, small)
+    original, raced = files.os.rename, []
+
+    def rename(part, path):
+        if not raced:
+            raced.append(path)
+            shutil.copytree(part, path)  # the other launch was a moment faster
+        original(part, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files.os, "rename", rename)
+        method.select(session, 1, tmp_path / "set")
+    assert raced == [tmp_path / "set"]
+    assert json.loads((tmp_path / "set" / "metadata.jsonl").read_text().splitlines()[0])["class"] == "cat"
+    assert not list(tmp_path.glob(f"{PART}*"))
