@@ -41,7 +41,7 @@ def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> Non
 
 
 @app.command()
-@settings_flags("data", "model", "compute", "scoring")
+@settings_flags("data", "model", "compute", "scoring", "patches")
 def score(data: DataArg, settings: Settings, out: RunOut, strict: Strict = False, quiet: Quiet = False) -> None:
     """Images to stored loss maps: the one expensive pass.  Started again, it goes on where it was."""
     from . import method, session

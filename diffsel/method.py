@@ -52,21 +52,26 @@ def score(session: Session) -> None:
         for unit, (pictures, skipped) in ahead(units, lambda unit: session.read(unit.rows)):
             prompts = [session.classes[unit.label].prompt(template) for template in s.scoring.prompts]
             keyed = [(row.digest, pixels) for row, pixels in pictures]
-            score_some = partial(scoring.score_images, session.model, prompts=prompts, settings=s.scoring, seed=s.seed)
+            score_some = partial(
+                scoring.score_class, session.model, prompts=prompts, settings=s.scoring, patches=s.patches, seed=s.seed
+            )
             tensors: dict[str, np.ndarray] = {}
+            draws = [0] * len(pictures)
             for place, maps in session.fitting(keyed, score_some):
                 tensors |= _finite(maps, pictures[place][0].path).tensors(pictures[place][0].row)
+                draws[place] = maps.draws
                 bar.update()
             bar.update(len(skipped))
-            extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "skipped": [asdict(x) for x in skipped]}
+            extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": draws}
+            extra["skipped"] = [asdict(item) for item in skipped]
             store.write_unit(run.map_file(unit), run.mark, tensors, extra)
     if session.workers.is_main:
         extras = {unit.name: store.read_extra(run.map_file(unit)) for unit in session.units}
         store.write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])
-        new = sum(len(extra["rows"]) for name, extra in extras.items() if name not in before)
+        new = [draws for name, extra in extras.items() if name not in before for draws in extra["draws"]]
         session.count("units already scored", len(before))
-        session.count("images scored", new)
-        session.count("U-Net forwards", scoring.forwards(new, len(s.scoring.prompts), s.scoring))
+        session.count("images scored", len(new))
+        session.count("U-Net forwards", sum(new) * (1 + len(s.scoring.prompts)))
 
 
 def embed(session: Session) -> None:

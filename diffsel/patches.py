@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from .config import ConfigError, PatchSettings, ScoringSettings
 
@@ -20,7 +21,11 @@ Box = tuple[int, int, int, int]
 
 def estimate(differential: Float[np.ndarray, "B h w"], gap: Float[np.ndarray, "B h w"], settings: PatchSettings,
              scoring: ScoringSettings) -> Float[np.ndarray, "h w"]:  # fmt: skip
-    """The map that scores patches, HIGHER = more class-relevant: the chosen estimator, averaged over the chosen bins."""
+    """The map that scores patches, HIGHER = more class-relevant: the chosen estimator, averaged over the chosen bins.
+
+    G says sharply where the words change anything, -D noisily whether they fit.  So ``combined`` blurs D, which keeps its
+    mean (mirrored edges) and most of what it knows about a region, and loses most of its noise.
+    """
     bins = chosen_bins(settings, scoring)
     d, g = (m[bins].astype(np.float64).mean(0) for m in (differential, gap))
     match settings.estimator:
@@ -29,7 +34,8 @@ def estimate(differential: Float[np.ndarray, "B h w"], gap: Float[np.ndarray, "B
         case "gap":
             return g
         case "combined":
-            return (1 - settings.weight) * g - settings.weight * d
+            blurred = gaussian_filter(d, settings.blur * min(d.shape), mode="reflect")
+            return (1 - settings.weight) * g - settings.weight * blurred
 
 
 def chosen_bins(settings: PatchSettings, scoring: ScoringSettings) -> list[int]:

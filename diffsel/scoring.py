@@ -22,11 +22,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .config import ScoringSettings
+from .config import PatchSettings, ScoringSettings
 from .diffusion import Diffusion
 from .pixels import Pixels
+from .racing import undecided
 
 T = TypeVar("T")
+Losses = tuple[Float[np.ndarray, "P h w"], Float[np.ndarray, "P h w"], Float[np.ndarray, "h w"]]  # D, G, null
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Maps:
     differential: Float[np.ndarray, "P B h w"]  # float16, D above: conditional minus null loss
     gap: Float[np.ndarray, "P B h w"]  # float16, G above
     null: Float[np.ndarray, "B h w"]  # float32, the null prompt's loss, so that a prompt added later needs no new one
+    draws: int  # how many (timestep, noise) pairs they are the mean of
 
     def tensors(self, row: int) -> dict[str, NDArray[np.generic]]:
         return {f"{row}.{name}": getattr(self, name) for name in ("differential", "gap", "null")}
@@ -62,8 +65,23 @@ def score_images(
             yield bucket[i], maps
 
 
+def score_class(
+    model: Diffusion,
+    images: Sequence[tuple[str, Pixels]],
+    prompts: Sequence[str],
+    settings: ScoringSettings,
+    patches: PatchSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, Maps]]:
+    """Maps of images of one class: all with as many draws, or adaptively, as ``settings`` say."""
+    if settings.adaptive_draws:
+        return score_adaptively(model, images, prompts, settings, patches, seed, batch_size)
+    return score_images(model, images, prompts, settings, seed, batch_size)
+
+
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
-    """U-Net samples that scoring takes: each draw once with every prompt and once with the null prompt."""
+    """U-Net samples that scoring takes (adaptively: at least): each draw once with every prompt and once with the null one."""
     return images * settings.draws * (1 + prompts)
 
 
@@ -71,6 +89,24 @@ def latent_shape(model: Diffusion, pixels: Pixels) -> tuple[int, int, int]:
     """(channels, h, w) of a picture's latent; each halving of the VAE rounds down."""
     height, width = pixels.shape[:2]
     return model.channels, height // model.cell, width // model.cell
+
+
+class _Sums:
+    """One image's draws, added up bin by bin in float32, in the order of the draws."""
+
+    def __init__(self, settings: ScoringSettings):
+        self.bins, self.draws = settings.bins, 0
+        self.totals: list[NDArray[np.float32]] = []
+
+    def add(self, losses: Losses) -> None:
+        self.totals = self.totals or [np.zeros((*x.shape[:-2], self.bins, *x.shape[-2:]), np.float32) for x in losses]
+        for total, part in zip(self.totals, losses, strict=True):
+            total[..., self.draws % self.bins, :, :] += part
+        self.draws += 1
+
+    def maps(self) -> Maps:
+        differential, gap, null = (total / np.float32(self.draws // self.bins) for total in self.totals)
+        return Maps(differential.astype(np.float16), gap.astype(np.float16), null, self.draws)
 
 
 @torch.inference_mode()
@@ -82,24 +118,51 @@ def _score_bucket(
     seed: int,
     batch_size: int,
 ) -> Iterator[tuple[int, Maps]]:
-    """Images of one latent shape.  Draws run through images in turn, so that few images are unfinished at any time."""
+    """Images of one latent shape, all with as many draws.  Draws run through images in turn, so that few are unfinished."""
     latents = encode(model, bucket, settings, seed, batch_size)
     items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
-    keys = [key for key, _ in bucket]
-    share = np.float32(settings.bins / settings.draws)
-    sums: dict[int, tuple[NDArray[np.float32], ...]] = {}
-    for (i, d), losses in draw_losses(model, latents, keys, items, words, settings, seed, batch_size):
-        total = sums.setdefault(
-            i, tuple(np.zeros((*part.shape[:-2], settings.bins, *part.shape[-2:]), np.float32) for part in losses)
-        )
-        for whole, part in zip(total, losses, strict=True):
-            whole[..., d % settings.bins, :, :] += part * share
+    sums: dict[int, _Sums] = {}
+    for (i, d), losses in draw_losses(model, latents, [key for key, _ in bucket], items, words, settings, seed, batch_size):
+        sums.setdefault(i, _Sums(settings)).add(losses)
         if d == settings.draws - 1:
-            differential, gap, null = sums.pop(i)
-            yield i, Maps(differential.astype(np.float16), gap.astype(np.float16), null)
+            yield i, sums.pop(i).maps()
 
 
-Losses = tuple[Float[np.ndarray, "P h w"], Float[np.ndarray, "P h w"], Float[np.ndarray, "h w"]]
+@torch.inference_mode()
+def score_adaptively(
+    model: Diffusion,
+    images: Sequence[tuple[str, Pixels]],
+    prompts: Sequence[str],
+    settings: ScoringSettings,
+    patches: PatchSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, Maps]]:
+    """As ``score_images``, of images of one class: round after round the undecided ones (racing.py) get twice the draws.
+
+    Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
+    """
+    words = model.embed_prompts([settings.null_prompt, *prompts])
+    cells = [latent_shape(model, pixels) for _, pixels in images]
+    latents: dict[tuple[int, ...], Tensor] = {}
+    sums, seen = [_Sums(settings) for _ in images], [[] for _ in images]  # type: ignore[var-annotated]
+    left = list(range(len(images)))
+    for count in settings.rounds():
+        for shape in sorted({cells[i] for i in left}):
+            bucket = [i for i, cell in enumerate(cells) if cell == shape]
+            if shape not in latents:
+                latents[shape] = encode(model, [images[i] for i in bucket], settings, seed, batch_size)
+            items = [(j, d) for j, i in enumerate(bucket) if i in set(left) for d in range(sums[i].draws, count)]
+            keys = [images[i][0] for i in bucket]
+            for (j, _), losses in draw_losses(model, latents[shape], keys, items, words, settings, seed, batch_size):
+                sums[bucket[j]].add(losses)
+                seen[bucket[j]].append(np.stack([losses[0][patches.prompt], losses[1][patches.prompt]]))
+        if count < settings.rounds()[-1]:
+            maps = [np.stack(draws) for draws in seen]
+            more = undecided(maps, [pixels.shape[:2] for _, pixels in images], patches, settings)
+            yield from ((i, sums[i].maps()) for i in left if not more[i])
+            left = [i for i in left if more[i]]
+    yield from ((i, sums[i].maps()) for i in left)
 
 
 def draw_losses(

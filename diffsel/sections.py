@@ -94,6 +94,11 @@ class ScoringSettings(Section):
     t_max: float = Field(0.7, gt=0, le=1, description="Upper end of the timesteps, share of the training steps (A.1).")
     bins: int = Field(3, ge=1, description="Equal parts of [t_min, t_max] whose maps are stored apart.")
     draws: int = Field(12, ge=1, description="(timestep, noise) pairs per image, stratified; a multiple of bins.")
+    adaptive_draws: int | None = Field(
+        None, ge=1, description="Draws at most of an image that is still undecided, by doubling; default: draws (all alike)."
+    )
+    adaptive_keep: float = Field(0.25, gt=0, le=1, description="Adaptive: share of a class that selection may want.")
+    adaptive_z: float = Field(2.0, gt=0, description="Adaptive: width of the bounds, standard errors.")
     posterior: Literal["mean", "sample"] = Field("mean", description="VAE latent: posterior mean, or a keyed sample.")
 
     @model_validator(mode="after")
@@ -103,9 +108,24 @@ class ScoringSettings(Section):
         if self.draws % self.bins:
             near = max(self.bins, round(self.draws / self.bins) * self.bins)
             raise ValueError(f"scoring.draws ({self.draws}) must be a multiple of scoring.bins ({self.bins}), say {near}")
+        if self.adaptive_draws is not None and (self.draws < 2 or not self._doubles_to(self.adaptive_draws)):
+            raise ValueError(
+                f"scoring.adaptive_draws ({self.adaptive_draws}) must be scoring.draws ({self.draws}, at least 2) times a "
+                f"power of 2, say {max(2, self.draws) * 4}"
+            )
         if len(set(self.prompts)) != len(self.prompts):
             raise ValueError("scoring.prompts names a prompt twice")
         return self
+
+    def _doubles_to(self, most: int) -> bool:
+        return most % self.draws == 0 and (most // self.draws).bit_count() == 1
+
+    def rounds(self) -> list[int]:
+        """Draws that an image has after each round."""
+        counts = [self.draws]
+        while counts[-1] < (self.adaptive_draws or self.draws):
+            counts.append(2 * counts[-1])
+        return counts
 
     def bin_edges(self) -> list[float]:
         return [self.t_min + (self.t_max - self.t_min) * i / self.bins for i in range(self.bins + 1)]
@@ -121,8 +141,13 @@ class PatchSettings(Section):
     )
     stride: int = Field(1, ge=1, description="Step between candidate patches, pixels; the last one is always included.")
     per_image: int = Field(1, ge=1, description="Best non-overlapping patches kept of each image.")
-    estimator: Estimator = Field("combined", description="differential: the paper's -D; gap: G; combined: (1-w) G - w D.")
-    weight: float = Field(0.1, ge=0, le=1, description="w of the combined estimator; 0.1: measured, see RESULTS.md.")
+    estimator: Estimator = Field(
+        "combined", description="differential: the paper's -D; gap: G; combined: (1-w) G - w blur(D), see RESULTS.md."
+    )
+    weight: float = Field(0.25, ge=0, le=1, description="w of the combined estimator (measured: RESULTS.md).")
+    blur: float = Field(
+        0.125, ge=0, le=1, description="Blur of D in the combined estimator: deviation, share of the map's shorter side."
+    )
     prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
     t_range: tuple[float, float] | None = Field(None, description="Only the stored bins inside this range (Tab. 6).")
 

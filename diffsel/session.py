@@ -193,6 +193,8 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         "classes": [asdict(c) for c in data.classes],
         "model": content_hash(folder),
     }
+    if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
+        described["racing"] = identity(settings.patches)
     if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"model": str(folder.resolve())})})
     if workers.is_main:

@@ -14,7 +14,7 @@ FLOORS = [
     {"sections", "augment", "scenes", "claims", "files"},
     {"config", "protocols", "networks"},
     {"classes", "diffusion", "patches", "pixels"},
-    {"data", "teachers"},
+    {"data", "teachers", "racing"},
     {"store", "scoring"},
     {"distributed", "features", "selection"},
     {"session", "baselines"},

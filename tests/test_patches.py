@@ -74,10 +74,22 @@ def test_estimators_are_the_formulas_of_the_method() -> None:
     for settings, expected in (
         (PatchSettings(estimator="differential"), -mean_d),
         (PatchSettings(estimator="gap"), mean_g),
-        (PatchSettings(estimator="combined", weight=0.25), 0.75 * mean_g - 0.25 * mean_d),
+        (PatchSettings(estimator="combined", weight=0.25, blur=0), 0.75 * mean_g - 0.25 * mean_d),
         (PatchSettings(estimator="differential", t_range=(0.1, 0.5)), -d[:2].astype(float).mean(0)),
     ):
         np.testing.assert_allclose(estimate(d, g, settings, scoring), expected)
+
+
+def test_the_blur_of_the_combined_estimator_is_a_gaussian_that_keeps_the_mean() -> None:
+    """An impulse far from the edges becomes a sampled normal density; anywhere, nothing is lost."""
+    scoring, settings = ScoringSettings(bins=1, draws=1), PatchSettings(estimator="combined", weight=1.0, blur=0.1)
+    d = np.zeros((1, 20, 24))
+    d[0, 10, 12] = 1
+    y, x = np.mgrid[:20, :24]
+    bell = np.exp(-((y - 10) ** 2 + (x - 12) ** 2) / (2 * 2.0**2))  # 0.1 of the shorter side
+    np.testing.assert_allclose(-estimate(d, d, settings, scoring), bell / bell.sum(), atol=2e-4)
+    noise = np.random.default_rng(0).normal(size=(1, 20, 24))
+    np.testing.assert_allclose(-estimate(noise, noise, settings, scoring).mean(), noise.mean(), atol=1e-12)
 
 
 def test_a_timestep_range_must_end_on_stored_edges() -> None:

@@ -1,0 +1,88 @@
+"""Adaptive draws: who is undecided, and that those who get all draws have the maps of a full pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_scoring import PROMPTS, picture, score
+
+from diffsel.config import PatchSettings, ScoringSettings
+from diffsel.diffusion import Diffusion
+from diffsel.racing import undecided
+from diffsel.scoring import score_adaptively
+
+WHOLE = PatchSettings(patch_size=0, estimator="gap")
+SETTINGS = ScoringSettings(draws=2, bins=1, adaptive_draws=8, adaptive_keep=0.25)
+
+
+def image(mean: float, spread: float, draws: int = 16, seed: int = 0) -> np.ndarray:
+    """D and G of an image whose whole-image scores scatter by ``spread`` around exactly ``mean``."""
+    scatter = np.random.default_rng(seed).normal(size=draws)
+    scatter = (scatter - scatter.mean()) / scatter.std(ddof=1) * spread
+    gap = np.broadcast_to((mean + scatter)[:, None, None], (draws, 4, 4))
+    return np.stack([np.zeros_like(gap), gap], 1)
+
+
+def race(images: list[np.ndarray], keep: float, z: float = 2.0, patches: PatchSettings = WHOLE) -> list[bool]:
+    settings = ScoringSettings(draws=2, bins=1, adaptive_draws=4, adaptive_keep=keep, adaptive_z=z)
+    return list(undecided(images, [(32, 32)] * len(images), patches, settings))
+
+
+def test_the_bounds_are_means_and_standard_errors() -> None:
+    """Error 0.4 / sqrt(16) = 0.1.  Best two of five: 5 and 4 are in, 1 is out; 3.7 overlaps 4 only at z > 1.5."""
+    images = [image(m, 0.4, seed=i) for i, m in enumerate((5.0, 4.0, 3.7, 1.0, 0.9))]
+    assert race(images, 0.4, z=1.4) == [False] * 5
+    assert race(images, 0.4, z=1.6) == [False, True, True, False, False]
+    assert race(images, 0.4, z=7.0) == [True, True, True, False, False]
+
+
+def test_without_scatter_all_is_decided() -> None:
+    assert race([image(m, 0.0) for m in (3, 2, 1)], 0.3) == [False] * 3
+
+
+def test_one_that_all_want_is_raced_for_its_box_alone() -> None:
+    """Two places of an image compete: the box is undecided although the image is surely in."""
+    rng, patches = np.random.default_rng(1), PatchSettings(patch_size=16, estimator="gap")
+
+    def places(lead: float) -> np.ndarray:
+        gap = np.zeros((16, 8, 8))
+        gap[:, 1:3, 1:3] = 1 + lead + rng.normal(size=(16, 1, 1)) * 0.1
+        gap[:, 5:7, 5:7] = 1 + rng.normal(size=(16, 1, 1)) * 0.1
+        return np.stack([np.zeros_like(gap), gap], 1)
+
+    assert race([places(0.0), places(1.0)], 1.0, patches=patches) == [True, False]
+
+
+@pytest.mark.parametrize("draws", [3, 12, 16])
+def test_the_limit_must_be_reached_by_doubling(draws: int) -> None:
+    with (
+        pytest.raises(ValueError, match=rf"scoring.adaptive_draws \({draws}\) must be scoring.draws \(6, at least 2\)")
+        if (draws != 12)
+        else np.errstate()
+    ):
+        assert ScoringSettings(draws=6, adaptive_draws=draws).rounds() == [6, 12]
+
+
+def test_adaptive_maps_are_those_of_a_pass_with_as_many_draws(tiny: Diffusion) -> None:
+    images = [(str(i), picture(i, 64, 64 + 24 * (i % 2))) for i in range(6)]
+    settings = SETTINGS.model_copy(update={"adaptive_z": 0.5})
+    found = {images[i][0]: maps for i, maps in score_adaptively(tiny, images, PROMPTS, settings, WHOLE, 0, 8)}
+    assert sorted(found) == sorted(key for key, _ in images)
+    counts = {key: maps.draws for key, maps in found.items()}
+    assert set(counts.values()) <= {2, 4, 8}
+    assert len(set(counts.values())) > 1
+    for draws in set(counts.values()):
+        fixed = score(tiny, images, settings=SETTINGS.model_copy(update={"draws": draws, "adaptive_draws": None}))
+        for key in (key for key, n in counts.items() if n == draws):
+            for name in ("differential", "gap", "null"):
+                assert np.array_equal(getattr(found[key], name), getattr(fixed[key], name))
+
+
+def test_adaptive_scoring_does_not_depend_on_the_order_of_images(tiny: Diffusion) -> None:
+    images = [(str(i), picture(i)) for i in range(5)]
+    patches = PatchSettings(patch_size=32)
+    runs = []
+    for order in (images, images[::-1]):
+        found = {order[i][0]: maps for i, maps in score_adaptively(tiny, order, PROMPTS, SETTINGS, patches, 0, 8)}
+        runs.append({key: (maps.draws, maps.gap.tobytes()) for key, maps in found.items()})
+    assert runs[0] == runs[1]
