@@ -42,10 +42,22 @@ def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> Non
 
 @app.command()
 @settings_flags("data", "model", "compute", "scoring", "patches")
-def score(data: DataArg, settings: Settings, out: RunOut, strict: Strict = False, quiet: Quiet = False) -> None:
+def score(
+    data: DataArg,
+    settings: Settings,
+    out: RunOut,
+    strict: Strict = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what it would cost here: forwards, FLOP, bytes, hours.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
     """Images to stored loss maps: the one expensive pass.  Started again, it goes on where it was."""
-    from . import method, session
+    from . import method, planning, session
 
+    if dry_run:
+        model, batch_size = session.load_model(settings)
+        return print(planning.plan(data, settings, model, batch_size, progress(quiet)))
     opened = session.start(data, out, settings, progress(quiet))
     method.score(opened)
     finish(opened, strict, f"next: diffsel select {out} --ipc 10 --out SET")

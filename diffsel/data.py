@@ -150,6 +150,14 @@ def open_data(
     return ImageData(path, classes, rows, skipped, settings, read)
 
 
+def count_images(path: str, settings: DataSettings) -> dict[str, int]:
+    """How many images of each class would be taken, as listed: none is read.  Raises DataError as ``open_data``."""
+    listing, _, names = _list(path, settings)
+    limit = settings.images_per_class
+    sizes = {info.folder: len(listing[info.folder]) for info in class_table(path, listing, names, settings)}
+    return {label: size if limit is None else min(size, limit) for label, size in sizes.items()}
+
+
 def reopen(
     path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped: Sequence[Skipped], settings: DataSettings
 ) -> ImageData:

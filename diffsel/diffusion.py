@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -137,10 +137,11 @@ class Diffusion:
     scheduler: DDPMScheduler
     device: torch.device
     dtype: torch.dtype
+    forward: Callable[..., Any] | None = None  # the U-Net compiled; features stop in the middle and need it as it is
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, precision: str) -> Diffusion:
-        """From a folder in diffusers layout.  Raises ConfigError where a part does not load."""
+    def load(cls, folder: Path, device: torch.device, precision: str, compiled: bool = False) -> Diffusion:
+        """From a folder in diffusers layout; ``compiled`` for torch.compile.  Raises ConfigError where a part does not load."""
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel
         from transformers.utils import logging as transformers_logging
@@ -163,7 +164,12 @@ class Diffusion:
         vae.decoder = vae.post_quant_conv = None
         for module in (text, vae, unet):
             module.eval().requires_grad_(False).to(device)
-        return cls(tokenizer, text, vae, unet, scheduler, device, dtype)
+        if device.type == "cuda":  # tensor cores want channels last; on a CPU oneDNN picks its own layout
+            vae, unet = (module.to(memory_format=torch.channels_last) for module in (vae, unet))
+        model = cls(tokenizer, text, vae, unet, scheduler, device, dtype)
+        if compiled:  # few shapes: every batch is filled up
+            model.forward = torch.compile(unet, dynamic=False)
+        return model
 
     @property
     def steps(self) -> int:
@@ -220,7 +226,7 @@ class Diffusion:
         self, noisy: Float[Tensor, "b 4 h w"], t: Int[Tensor, " b"], words: Float[Tensor, "b tokens width"]
     ) -> Float[Tensor, "b 4 h w"]:
         """eps_theta(z_t, t, words) in float32; predictions of v or of z_0 are turned into noise first."""
-        output = self._unet(noisy, t, words).float()
+        output = self._unet(noisy, t, words, self.forward or self.unet).float()
         abar = self._alphas[t][:, None, None, None]
         match self.scheduler.config.prediction_type:
             case "epsilon":
@@ -249,15 +255,15 @@ class Diffusion:
 
         handle = self.unet.up_blocks[up_block].register_forward_hook(stop)
         try:
-            self._unet(noisy, t, words)
+            self._unet(noisy, t, words, self.unet)
         except _Reached as reached:
             return reached.output.float()
         finally:
             handle.remove()
         raise AssertionError("the U-Net ended before the hooked block")
 
-    def _unet(self, noisy: Tensor, t: Tensor, words: Tensor) -> Tensor:
-        return self.unet(noisy.to(self.dtype), t, encoder_hidden_states=words.to(self.dtype), return_dict=False)[0]
+    def _unet(self, noisy: Tensor, t: Tensor, words: Tensor, network: Callable[..., Any]) -> Tensor:
+        return network(noisy.to(self.dtype), t, encoder_hidden_states=words.to(self.dtype), return_dict=False)[0]
 
 
 class _Reached(Exception):

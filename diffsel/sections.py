@@ -79,7 +79,7 @@ class ComputeSettings(Section):
     )
     compile: bool = Field(
         False,
-        description="torch.compile students and teachers: half a minute to start, then faster.",
+        description="torch.compile the U-Net, students and teachers: a minute to start, then faster.",
         json_schema_extra=EXECUTION,
     )
     workers: int = Field(4, ge=1, description="Threads that read and decode images.", json_schema_extra=EXECUTION)

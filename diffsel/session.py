@@ -49,7 +49,8 @@ class Session:
         device, folder = _device(self.settings, self.workers), locate(self.settings.model)
         if not self.model_checked and content_hash(folder) != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
-        return Diffusion.load(folder, device, pick_precision(self.settings.compute.precision, device))
+        compute = self.settings.compute
+        return Diffusion.load(folder, device, pick_precision(compute.precision, device), compute.compile)
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -137,8 +138,7 @@ class Session:
     @cached_property
     def batch_size(self) -> int:
         """U-Net samples per forward."""
-        chosen = self.settings.compute.batch_size
-        return chosen or (16 if _device(self.settings, self.workers).type == "cpu" else 128)
+        return _batch_size(self.settings, _device(self.settings, self.workers))
 
     def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
@@ -218,6 +218,17 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     skipped = store.read_skipped(path)
     data = reopen(run.record["data"], run.classes, store.read_index(run), skipped, settings.data)
     return Session(settings, data, run, workers, progress)
+
+
+def load_model(settings: Settings) -> tuple[Diffusion, int]:
+    """The model of some settings, without a run, and the batch size it would have."""
+    device = _device(settings, Workers(cpu=settings.compute.device == "cpu"))
+    precision = pick_precision(settings.compute.precision, device)
+    return Diffusion.load(locate(settings.model), device, precision, settings.compute.compile), _batch_size(settings, device)
+
+
+def _batch_size(settings: Settings, device: torch.device) -> int:
+    return settings.compute.batch_size or (16 if device.type == "cpu" else 128)
 
 
 def _pass_identity(settings: Settings, workers: Workers) -> dict[str, Any]:

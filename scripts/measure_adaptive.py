@@ -28,8 +28,8 @@ from diffsel.selection import Candidates, select_class
 def chosen(model: Diffusion, images, maps: Mapping[int, Maps], prompt: str, count: int, method: str) -> dict[int, Box]:
     """Source image -> box of the ``count`` selected patches."""
     patches, scoring = PatchSettings(patch_size=PATCH), ScoringSettings(bins=1, draws=1)
-    found = [best_boxes(estimate(maps[i].differential[0], maps[i].gap[0], patches, scoring), scenes.SIZE, scenes.SIZE, patches)[0]
-             for i in range(len(images))]  # fmt: skip
+    cells = [estimate(maps[i].differential[0], maps[i].gap[0], patches, scoring) for i in range(len(images))]
+    found = [best_boxes(each, scenes.SIZE, scenes.SIZE, patches)[0] for each in cells]
     vectors = np.zeros((len(images), 1), np.float32)
     if method == "diffsel":
         cut = [Patch(images[i][0], images[i][1], box) for i, (box, _) in enumerate(found)]

@@ -16,7 +16,7 @@ FLOORS = [
     {"classes", "diffusion", "patches", "pixels"},
     {"data", "teachers", "racing"},
     {"store", "scoring"},
-    {"distributed", "features", "selection"},
+    {"distributed", "features", "selection", "planning"},
     {"session", "baselines"},
     {"assembly"},
     {"method", "pictures"},
@@ -39,7 +39,7 @@ ONLY_DOOR = {
     "joblib": {"selection"},
 }
 MAY_TORCH = {
-    *("diffusion", "scoring", "features", "session"),
+    *("diffusion", "scoring", "features", "session", "planning"),
     *("augment", "baselines", "networks", "teachers", "pictures", "relabeling", "evaluation", "teaching", "experiment"),
 }
 

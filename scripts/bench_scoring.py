@@ -1,0 +1,244 @@
+"""Speed of the scoring pass: diffsel's default beside the usual way, in one run.
+
+    python scripts/bench_scoring.py                                        # the embedded model on 64 px scenes
+    python scripts/make_random_sd15.py --out SD15                          # real architecture, random weights
+    python scripts/bench_scoring.py --model SD15 --size 256 --images 2 --draws 3 --usual-draws 10 --rounds 1      # on a CPU
+    python scripts/bench_scoring.py --model SD15 --size 256 --images 64 --precision fp16 bf16 --batch-sizes 32 64 128 256 \\
+        --compile --profile                                                # on a GPU
+    python scripts/bench_scoring.py --scaling 2 --images 128               # 1 and 2 processes, one thread each
+
+diffsel: many images at once, stratified draws, null and label prompts in one forward, maps stored per bin in float16.
+usual: what the method's ancestor does: one image at a time, 100 i.i.d. draws in batches of 10, null and label prompt one
+after the other, the raw loss grids of all draws saved per image.  ``share`` is achieved FLOP/s over the matrix rate that
+this device reaches in this precision, measured first.  Turns alternate; the median round is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffsel import scenes
+from diffsel.config import ModelSettings, ScoringSettings
+from diffsel.diffusion import DTYPES, Diffusion, locate, pick_device
+from diffsel.report import table
+from diffsel.scoring import as_images, keyed_generator, score_images
+
+PROMPT = "An image of seven."
+
+
+def pictures(count: int, size: int) -> list[np.ndarray]:
+    drawn = [scenes.compose("train", i % 10, i).pixels for i in range(count)]
+    return [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p in drawn]
+
+
+def synchronised(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product: what the device gives at best."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        begin = synchronised(device)
+        a @ b
+        best = min(best, synchronised(device) - begin)
+    return 2 * n**3 / best
+
+
+def ours(model: Diffusion, images: list[np.ndarray], draws: int, batch_size: int, folder: Path) -> None:
+    settings = ScoringSettings(draws=draws)
+    keyed = [(str(i), image) for i, image in enumerate(images)]
+    tensors: dict[str, np.ndarray] = {}
+    for place, maps in score_images(model, keyed, [PROMPT], settings, 0, batch_size):
+        tensors |= maps.tensors(place)
+    np.savez(folder / "unit.npz", **tensors)
+
+
+@torch.inference_mode()
+def usual(model: Diffusion, images: list[np.ndarray], draws: int, folder: Path) -> None:
+    words = model.embed_prompts(["An image of .", PROMPT])
+    for number, image in enumerate(images):
+        latent = model.encode(as_images([image], model.device))
+        generator, grids = keyed_generator(number), []
+        for begin in range(0, draws, 10):
+            n = min(10, draws - begin)
+            t = torch.randint(100, 700, (n,), generator=generator).to(model.device)
+            noise = torch.randn((n, *latent.shape[1:]), generator=generator).to(model.device)
+            noisy = model.add_noise(latent.expand(n, -1, -1, -1), noise, t)
+            losses = [(model.predict_noise(noisy, t, w.expand(n, -1, -1)) - noise).square() for w in words.split(1)]
+            grids.append(torch.stack(losses, 1).half().cpu().numpy())
+        np.save(folder / f"{number}.npy", np.concatenate(grids))
+
+
+def flops(run: Callable[[], None]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def compare(args: argparse.Namespace, device: torch.device, precision: str) -> list[list[object]]:
+    """One line for the usual way, one for diffsel at each batch size (and compiled)."""
+    folder, rate = locate(ModelSettings(model=args.model)), matrix_rate(device, precision)
+    print(f"{precision}: matrix rate {rate:.4g} FLOP/s", flush=True)
+    model, images = Diffusion.load(folder, device, precision), pictures(args.images, args.size)
+    one = images[:1]
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        # FLOP that the images need, without what fills up the last batch: a batch size that divides leaves none.
+        need = {"usual": flops(lambda: usual(model, one, 10, out)), "ours": flops(lambda: ours(model, one, 3, 6, out))}
+        vae = flops(lambda: model.encode(as_images(one, device)))
+        filled = vae  # on one image the VAE's batch of two is half filling
+        per_image = {
+            "usual": vae + (need["usual"] - vae) / 10 * args.usual_draws,
+            "ours": vae + (need["ours"] - vae - filled) / 3 * args.draws,
+        }
+        ways: dict[str, tuple[Callable[[], None], int, int, float]] = {
+            "usual": (lambda: usual(model, images[: args.usual_images], args.usual_draws, out), args.usual_images,
+                      2 * args.usual_draws, per_image["usual"])
+        }  # fmt: skip
+        models = {"": model}
+        if args.compile:
+            models[" compiled"] = Diffusion.load(folder, device, precision, compiled=True)
+        for suffix, each in models.items():
+            for size in args.batch_sizes:
+                run = lambda each=each, size=size: ours(each, images, args.draws, size, out)  # noqa: E731
+                ways[f"diffsel, batch {size}{suffix}"] = (run, args.images, 2 * args.draws, per_image["ours"])
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        memory: dict[str, float] = {}
+        stored: dict[str, float] = {}
+        for turn in range(args.rounds + 1):  # the first warms up
+            for way, (run, count, _, _) in ways.items():
+                for file in out.iterdir():
+                    file.unlink()
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                begin = synchronised(device)
+                run()
+                if turn or args.rounds == 1:
+                    seconds[way].append((synchronised(device) - begin) / count)
+                memory[way] = _peak(device)
+                stored[way] = sum(file.stat().st_size for file in out.iterdir()) / count
+        if args.profile:
+            profile(model, images, args, device)
+    base = median(seconds["usual"])
+    return [
+        [precision, way, forwards, f"{1 / median(seconds[way]):.4g}", f"{base / median(seconds[way]):.2f}",
+         f"{100 * flop / median(seconds[way]) / rate:.1f}", f"{stored[way]:,.0f}", f"{memory[way] / 2**30:.2f}"]
+        for way, (_, _, forwards, flop) in ways.items()
+    ]  # fmt: skip
+
+
+def _peak(device: torch.device) -> float:
+    """Bytes: of the device, or of this whole process so far (a CPU has no counter that can be set back)."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def profile(model: Diffusion, images: list[np.ndarray], args: argparse.Namespace, device: torch.device) -> None:
+    """Time by kernel, and by part: VAE, U-Net blocks, everything else."""
+    from torch.profiler import ProfilerActivity, record_function
+
+    parts = {"vae": model.vae.encoder, "unet": model.unet, "mid": model.unet.mid_block}
+    parts |= {f"down {i}": block for i, block in enumerate(model.unet.down_blocks)}
+    parts |= {f"up {i}": block for i, block in enumerate(model.unet.up_blocks)}
+    handles, open_ = [], {}
+    for name, module in parts.items():
+
+        def enter(_m, _i, name=name):
+            open_[name] = record_function(f"## {name}")
+            open_[name].__enter__()
+
+        def leave(_m, _i, _o, name=name):
+            open_.pop(name).__exit__(None, None, None)
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with tempfile.TemporaryDirectory() as name, torch.profiler.profile(activities=activities) as found:
+        ours(model, images, args.draws, args.batch_sizes[-1], Path(name))
+        synchronised(device)
+    for handle in handles:
+        handle.remove()
+    key = "cuda_time_total" if device.type == "cuda" else "cpu_time_total"
+    print(found.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=60))
+
+
+def scaling(args: argparse.Namespace) -> None:
+    """`diffsel score` on a data set of scenes by 1 ... N processes of one thread each, from start to end, and without
+    the time that a process needs to start and to load (the same command on a finished run)."""
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "data"
+        for i, pixels in enumerate(pictures(args.images, args.size)):
+            (data / scenes.NAMES[i % 10]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(data / scenes.NAMES[i % 10] / f"{i}.png")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        rows: list[list[object]] = []
+        results: dict[int, dict[str, bytes]] = {}
+        seconds: dict[int, list[float]] = {}
+        for turn in range(args.rounds):
+            for n in (1, args.scaling):
+                run = Path(name) / f"run-{n}-{turn}"
+                launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n), "--num_machines", "1",
+                          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"] if n > 1 else []  # fmt: skip
+                command = [sys.executable, *launch, "-m", "diffsel", "score", str(data), "--out", str(run), "--model", args.model,
+                           "--image-size", str(args.size), "--draws", str(args.draws), "-q"]  # fmt: skip
+                times = []
+                for _ in range(2):  # the second finds all there
+                    begin = time.perf_counter()
+                    subprocess.run(command, env=environment, check=True, capture_output=True)
+                    times.append(time.perf_counter() - begin)
+                seconds.setdefault(n, []).append(times[0] - times[1])
+                results[n] = {p.name: p.read_bytes() for p in (run / "maps").iterdir()}
+        one = median(seconds[1])
+        for n, values in seconds.items():
+            speedup = one / median(values)
+            rows.append([n, f"{args.images / median(values):.3g}", f"{speedup:.2f}", f"{100 * speedup / n:.0f}"])
+        print(table(rows, ["processes", "images/s", "speed-up", "efficiency %"]))
+        print("equal bytes:", all(found == results[1] for found in results.values()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--usual-images", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--usual-draws", type=int, default=100)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16])
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=DTYPES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--scaling", type=int, help="compare 1 and this many processes instead")
+    args = parser.parse_args()
+    if args.scaling:
+        return scaling(args)
+    device = pick_device("auto")
+    header = ["precision", "way", "forwards/image", "images/s", "x usual", "share %", "bytes/image", "peak GiB"]
+    rows = [row for precision in args.precision for row in compare(args, device, precision)]
+    print(f"{args.images} images of {args.size} px on {device}, torch {torch.__version__}")
+    print(table(rows, header))
+    return None
+
+
+if __name__ == "__main__":
+    main()
