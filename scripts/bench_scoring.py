@@ -5,7 +5,7 @@
     python scripts/bench_scoring.py --model SD15 --size 256 --images 2 --draws 3 --usual-draws 10 --rounds 1      # on a CPU
     python scripts/bench_scoring.py --model SD15 --size 256 --images 64 --precision fp16 bf16 --batch-sizes 32 64 128 256 \\
         --compile --profile                                                # on a GPU
-    python scripts/bench_scoring.py --scaling 2 --images 128               # 1 and 2 processes, one thread each
+    python scripts/bench_scoring.py --scaling --images 128               # 1 and 2 processes, one thread each
 
 diffsel: many images at once, stratified draws, null and label prompts in one forward, maps stored per bin in float16.
 usual: what the method's ancestor does: one image at a time, 100 i.i.d. draws in batches of 10, null and label prompt one
@@ -38,6 +38,8 @@ from diffsel.report import table
 from diffsel.scoring import as_images, keyed_generator, score_images
 
 PROMPT = "An image of seven."
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
 
 
 def pictures(count: int, size: int) -> list[np.ndarray]:
@@ -182,7 +184,7 @@ def profile(model: Diffusion, images: list[np.ndarray], args: argparse.Namespace
 
 
 def scaling(args: argparse.Namespace) -> None:
-    """`diffsel score` on a data set of scenes by 1 ... N processes of one thread each, from start to end, and without
+    """`diffsel score` on a data set of scenes by one process and by two, of one thread each, from start to end, and without
     the time that a process needs to start and to load (the same command on a finished run)."""
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
@@ -194,12 +196,10 @@ def scaling(args: argparse.Namespace) -> None:
         results: dict[int, dict[str, bytes]] = {}
         seconds: dict[int, list[float]] = {}
         for turn in range(args.rounds):
-            for n in (1, args.scaling):
+            for n in (1, 2):
                 run = Path(name) / f"run-{n}-{turn}"
-                launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n), "--num_machines", "1",
-                          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"] if n > 1 else []  # fmt: skip
-                command = [sys.executable, *launch, "-m", "diffsel", "score", str(data), "--out", str(run), "--model", args.model,
-                           "--image-size", str(args.size), "--draws", str(args.draws), "-q"]  # fmt: skip
+                command = [sys.executable, *(LAUNCH if n > 1 else ()), "-m", "diffsel", "score", str(data), "--out", str(run)]
+                command += ["--model", args.model, "--image-size", str(args.size), "--draws", str(args.draws), "-q"]
                 times = []
                 for _ in range(2):  # the second finds all there
                     begin = time.perf_counter()
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--scaling", type=int, help="compare 1 and this many processes instead")
+    parser.add_argument("--scaling", action="store_true", help="compare one process and two instead")
     args = parser.parse_args()
     if args.scaling:
         return scaling(args)
