@@ -52,15 +52,68 @@ def score_images(
     has the same number of samples (the last is filled up), so that an image's bytes do not depend on its neighbours.
     """
     words = model.embed_prompts([settings.null_prompt, *prompts])
-    shapes = sorted({pixels.shape[:2] for _, pixels in images})
-    for shape in shapes:
-        places = [i for i, (_, pixels) in enumerate(images) if pixels.shape[:2] == shape]
+    for places in _by_shape(images):
         yield from _score_bucket(model, [(i, *images[i]) for i in places], words, settings, seed, batch_size)
 
 
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
     """U-Net samples that scoring takes: each draw once with every prompt and once with the null prompt."""
     return images * settings.draws * (1 + prompts)
+
+
+@torch.inference_mode()
+def label_losses(
+    model: Diffusion,
+    images: Sequence[tuple[str, Pixels]],
+    prompts: Sequence[str],
+    settings: ScoringSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, Float[np.ndarray, "P B h w"]]]:
+    """Losses E[mean_c (b - eps)^2] of each image under ``prompts`` alone, in float32: with a null loss that was kept,
+    their difference is D, without the null prompt's forwards.  Arguments, noise and order as for ``score_images``."""
+    words = model.embed_prompts(list(prompts))
+    for places in _by_shape(images):
+        bucket = [(i, *images[i]) for i in places]
+        sums: dict[int, NDArray[np.float32]] = {}
+        for chunk, noise, predictions in _predictions(model, bucket, words, settings, seed, batch_size):
+            losses = [(b - noise).square().mean(1).cpu().numpy() for b in predictions]
+            for place, (i, d) in chunk:
+                h, w = noise.shape[2:]
+                total = sums.setdefault(i, np.zeros((len(prompts), settings.bins, h, w), np.float32))
+                for p, loss in enumerate(losses):
+                    total[p, d * settings.bins // settings.draws] += loss[place] * np.float32(settings.bins / settings.draws)
+                if d == settings.draws - 1:
+                    yield bucket[i][0], sums.pop(i)
+
+
+def _by_shape(images: Sequence[tuple[str, Pixels]]) -> Iterator[list[int]]:
+    """Positions of the images of each size, smallest size first."""
+    for shape in sorted({pixels.shape[:2] for _, pixels in images}):
+        yield [i for i, (_, pixels) in enumerate(images) if pixels.shape[:2] == shape]
+
+
+@torch.inference_mode()
+def _predictions(
+    model: Diffusion,
+    bucket: list[tuple[int, str, Pixels]],
+    words: Float[Tensor, "prompts tokens width"],
+    settings: ScoringSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[list[tuple[int, tuple[int, int]]], Float[Tensor, "b 4 h w"], tuple[Float[Tensor, "b 4 h w"], ...]]]:
+    """All draws of images of one size, batch by batch: [(place in the batch, (image, draw))], noise, and what is
+    predicted with each prompt.  An image's draws come in order."""
+    latents = _encode(model, bucket, settings, seed, batch_size)
+    _, _, h, w = latents.shape
+    # Draws run through images in turn; at most two batches' images are unfinished at any time.
+    items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
+    for chunk in padded(items, max(1, batch_size // len(words))):
+        drawn = [draw_noise(bucket[i][1], d, (4, h, w), settings, seed, model.steps) for i, d in chunk]
+        noise = torch.stack([eps for _, eps in drawn]).to(model.device)
+        t = torch.tensor([t for t, _ in drawn], device=model.device)
+        noisy = model.add_noise(latents[[i for i, _ in chunk]], noise, t)
+        yield list(enumerate(dict.fromkeys(chunk))), noise, predict_all(model, noisy, t, words, batch_size)  # no filling
 
 
 @torch.inference_mode()
@@ -73,21 +126,12 @@ def _score_bucket(
     batch_size: int,
 ) -> Iterator[tuple[int, Maps]]:
     prompts = len(words) - 1
-    latents = _encode(model, bucket, settings, seed, batch_size)
-    _, _, h, w = latents.shape
-    # Draws run through images in turn; at most two batches' images are unfinished at any time.
-    items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
     sums: dict[int, list[NDArray[np.float32]]] = {}
-    for chunk in padded(items, max(1, batch_size // len(words))):
-        drawn = [draw_noise(bucket[i][1], d, (4, h, w), settings, seed, model.steps) for i, d in chunk]
-        noise = torch.stack([eps for _, eps in drawn]).to(model.device)
-        t = torch.tensor([t for t, _ in drawn], device=model.device)
-        noisy = model.add_noise(latents[[i for i, _ in chunk]], noise, t)
-        null, *label = predict_all(model, noisy, t, words, batch_size)
+    for chunk, noise, (null, *label) in _predictions(model, bucket, words, settings, seed, batch_size):
         loss = (null - noise).square().mean(1).cpu().numpy()
         maps = [[m.cpu().numpy() for m in differential_and_gap(noise, null, b)] for b in label]
-        for place, (i, d) in enumerate(dict.fromkeys(chunk)):  # without the filling
-            total = sums.setdefault(i, _empty(prompts, settings.bins, h, w))
+        for place, (i, d) in chunk:
+            total = sums.setdefault(i, _empty(prompts, settings.bins, *noise.shape[2:]))
             share, b = np.float32(settings.bins / settings.draws), d * settings.bins // settings.draws
             for p in range(prompts):
                 total[0][p, b] += maps[p][0][place] * share
