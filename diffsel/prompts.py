@@ -218,7 +218,7 @@ def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.n
     found: dict[Part, dict[str, np.ndarray]] = {part: {} for part in missing}
     arguments = (session.model, keyed, texts, settings, s.seed, s.compute.batch_size)
     if study.gap:
-        for place, maps in scoring.score_images(*arguments):
+        for place, maps in scoring.score_images(*arguments, apart=True):
             row = pictures[place][0]
             for p, part in enumerate(added):
                 found[part] |= {f"{row.row}.differential": maps.differential[p], f"{row.row}.gap": maps.gap[p]}

@@ -45,15 +45,17 @@ def score_images(
     settings: ScoringSettings,
     seed: int,
     batch_size: int,
+    apart: bool = False,
 ) -> Iterator[tuple[int, Maps]]:
     """Maps of each image, as (position in ``images``, Maps), size by size.
 
     ``images`` are (key, uint8 (H, W, 3)); the key names the image's noise, whatever batch it falls in.  Every forward
-    has the same number of samples (the last is filled up), so that an image's bytes do not depend on its neighbours.
+    has the same number of samples (the last is filled up), so that an image's bytes do not depend on its neighbours;
+    ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
     """
-    words = model.embed_prompts([settings.null_prompt, *prompts])
+    words = _embed([settings.null_prompt, *prompts], model, apart)
     for places in _by_shape(images):
-        yield from _score_bucket(model, [(i, *images[i]) for i in places], words, settings, seed, batch_size)
+        yield from _score_bucket(model, [(i, *images[i]) for i in places], words, settings, seed, batch_size, apart)
 
 
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
@@ -71,12 +73,13 @@ def label_losses(
     batch_size: int,
 ) -> Iterator[tuple[int, Float[np.ndarray, "P B h w"]]]:
     """Losses E[mean_c (b - eps)^2] of each image under ``prompts`` alone, in float32: with a null loss that was kept,
-    their difference is D, without the null prompt's forwards.  Arguments, noise and order as for ``score_images``."""
-    words = model.embed_prompts(list(prompts))
+    their difference is D, without the null prompt's forwards.  Arguments, noise and order as for ``score_images`` with
+    its prompts ``apart``."""
+    words = _embed(prompts, model, apart=True)
     for places in _by_shape(images):
         bucket = [(i, *images[i]) for i in places]
         sums: dict[int, NDArray[np.float32]] = {}
-        for chunk, noise, predictions in _predictions(model, bucket, words, settings, seed, batch_size):
+        for chunk, noise, predictions in _predictions(model, bucket, words, settings, seed, batch_size, apart=True):
             losses = [(b - noise).square().mean(1).cpu().numpy() for b in predictions]
             for place, (i, d) in chunk:
                 h, w = noise.shape[2:]
@@ -85,6 +88,10 @@ def label_losses(
                     total[p, d * settings.bins // settings.draws] += loss[place] * np.float32(settings.bins / settings.draws)
                 if d == settings.draws - 1:
                     yield bucket[i][0], sums.pop(i)
+
+
+def _embed(prompts: Sequence[str], model: Diffusion, apart: bool) -> Float[Tensor, "prompts tokens width"]:
+    return torch.cat([model.embed_prompts([prompt]) for prompt in prompts]) if apart else model.embed_prompts(list(prompts))
 
 
 def _by_shape(images: Sequence[tuple[str, Pixels]]) -> Iterator[list[int]]:
@@ -101,6 +108,7 @@ def _predictions(
     settings: ScoringSettings,
     seed: int,
     batch_size: int,
+    apart: bool,
 ) -> Iterator[tuple[list[tuple[int, tuple[int, int]]], Float[Tensor, "b 4 h w"], tuple[Float[Tensor, "b 4 h w"], ...]]]:
     """All draws of images of one size, batch by batch: [(place in the batch, (image, draw))], noise, and what is
     predicted with each prompt.  An image's draws come in order."""
@@ -108,7 +116,7 @@ def _predictions(
     _, _, h, w = latents.shape
     # Draws run through images in turn; at most two batches' images are unfinished at any time.
     items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
-    for chunk in padded(items, max(1, batch_size // len(words))):
+    for chunk in padded(items, batch_size if apart else max(1, batch_size // len(words))):
         drawn = [draw_noise(bucket[i][1], d, (4, h, w), settings, seed, model.steps) for i, d in chunk]
         noise = torch.stack([eps for _, eps in drawn]).to(model.device)
         t = torch.tensor([t for t, _ in drawn], device=model.device)
@@ -124,10 +132,11 @@ def _score_bucket(
     settings: ScoringSettings,
     seed: int,
     batch_size: int,
+    apart: bool,
 ) -> Iterator[tuple[int, Maps]]:
     prompts = len(words) - 1
     sums: dict[int, list[NDArray[np.float32]]] = {}
-    for chunk, noise, (null, *label) in _predictions(model, bucket, words, settings, seed, batch_size):
+    for chunk, noise, (null, *label) in _predictions(model, bucket, words, settings, seed, batch_size, apart):
         loss = (null - noise).square().mean(1).cpu().numpy()
         maps = [[m.cpu().numpy() for m in differential_and_gap(noise, null, b)] for b in label]
         for place, (i, d) in chunk:

@@ -206,7 +206,7 @@ def test_the_command_compares_selects_and_draws(diffsel, run: Session, tmp_path:
     assert (code, err) == (0, "")
     assert f"prompt 1: '{WORDS}' (added)" in out
     assert "U-Net forwards to compute: 36" in out
-    lines = list(csv.DictReader((tmp_path / "run-prompts" / "agreement.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "run-prompts" / "agreement.csv").read_text().splitlines()))
     assert len(lines) == 9  # three pairs; all, cat, dog
     assert {line["selection"] for line in lines if line["class"] == "dog"} == {"1.0"}  # it has one image only
     assert {line["places"] for line in lines} != {""}
