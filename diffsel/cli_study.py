@@ -21,7 +21,8 @@ Words = Annotated[Path | None, typer.Option("--words", metavar="YAML", help="A c
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(prompts)
+    for command in (prompts, suspects):
+        app.command()(command)
 
 
 @settings_flags("compute", "patches", "features", "selection", "assembly", "protocol")
@@ -69,6 +70,34 @@ def prompts(
         write_atomically(target / "heat.png", buffer.getvalue())
         print(f"\n{comparison.as_table(rows)}\n{table}")
         print(f"tables: {target / 'agreement.md'}, {target / 'agreement.csv'}\npicture: {target / 'heat.png'}")
+
+
+@settings_flags("patches")
+def suspects(
+    run: RunArg,
+    settings: Settings,
+    top: Annotated[int, typer.Option("--top", min=1, help="Images shown of each class.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", metavar="CSV", help="Write the whole list here.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Images whose label raises the loss, class by class; read from the stored maps.  `select --drop-suspects` skips them."""
+    from . import session
+    from .report import table
+    from .store import write_atomically
+    from .suspects import as_csv
+    from .suspects import suspects as listed
+
+    opened = session.resume(run, settings, progress(quiet))
+    found = {label: listed(opened, label) for label in opened.classes}
+    shown = [each for items in found.values() for each in items[:top]]
+    rows = [[ascii(each.label)[1:-1], each.rank, each.statistic, ascii(each.path)[1:-1]] for each in shown]
+    print(table(rows, ["class", "rank", "statistic", "path"]))
+    flat = [each for items in found.values() for each in items]
+    raised = sum(each.statistic < 0 for each in flat)
+    print(f"the label raises the loss of {raised:,} of {len(flat):,} images (statistic < 0)")
+    if out:
+        write_atomically(out, as_csv(flat).encode("utf-8", "surrogateescape"))
+        print(f"the list: {out}")
 
 
 def _accuracies(study: Study, views: list[View], sets: list[Path], val: str, student: str, teacher: str | None,

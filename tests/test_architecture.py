@@ -18,7 +18,7 @@ FLOORS = [
     {"store", "scoring"},
     {"distributed", "features", "selection"},
     {"session", "baselines"},
-    {"assembly"},
+    {"assembly", "suspects"},
     {"method", "pictures", "prompts"},
     {"relabeling"},
     {"evaluation"},
