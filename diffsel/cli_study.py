@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ Words = Annotated[Path | None, typer.Option("--words", metavar="YAML", help="A c
 
 
 def register(app: typer.Typer) -> None:
-    for command in (prompts, suspects):
+    for command in (prompts, suspects, export):
         app.command()(command)
 
 
@@ -98,6 +98,28 @@ def suspects(
     if out:
         write_atomically(out, as_csv(flat).encode("utf-8", "surrogateescape"))
         print(f"the list: {out}")
+
+
+def export(
+    set_: Annotated[Path, typer.Argument(metavar="SET", help="A distilled set made by diffsel.")],
+    to: Annotated[Literal["hf", "webdataset", "fiftyone", "csv"], typer.Option("--to", help="Which form.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="OUT", help="Default: SET-FORM, beside SET.")] = None,
+    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="For the card: whose images these are.")] = "",
+    push: Annotated[str | None, typer.Option("--push", metavar="HUB_ID", help="Upload it there too (`hf auth login`).")] = None,
+    public: Annotated[bool, typer.Option("--public", help="For --push: a public repository.")] = False,
+) -> None:
+    """A distilled set in the form that another tool reads, with a filled-in card; the licence is left to you."""
+    from .export import export as write
+
+    target = out or set_.with_name(f"{set_.name}-{to}")
+    if push:
+        from . import hub
+
+        print(f"logged in to the hub as {hub.check_login(push)}")
+    made = write(set_, to, target, source)
+    print(f"{'written' if made else 'there already'}: {target}")
+    if push:
+        print(f"uploaded: {hub.push(target, push, private=not public)}")
 
 
 def _accuracies(study: Study, views: list[View], sets: list[Path], val: str, student: str, teacher: str | None,
