@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from .config import ConfigError
@@ -23,7 +23,7 @@ def check_login(hub_id: str) -> str:
         raise ConfigError(f"--push {hub_id!r}: not a hub id such as NAME/SET ({error})") from None
     except LocalTokenNotFoundError:
         raise ConfigError(f"--push {hub_id}: nobody is logged in to the hub; run `hf auth login` or set HF_TOKEN") from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # without a network, errors come from the client library below, whichever that is
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--push {hub_id}: the hub did not accept the login, or did not answer: {reason}") from None
 
@@ -40,5 +40,5 @@ def push(folder: Path, hub_id: str, private: bool = True) -> str:
             folder_path=folder, repo_id=repo.repo_id, repo_type="dataset", commit_message="Upload a distilled set (diffsel)"
         )
         return str(repo)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:
         raise ConfigError(f"--push {hub_id}: {str(error).splitlines()[0]} (the export itself is whole: {folder})") from None

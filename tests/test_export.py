@@ -220,5 +220,18 @@ def test_push_without_a_login_or_with_a_bad_id_is_refused_before_any_work(diffse
         assert code == 2
         assert message in err
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError):
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("Name or service not known\nmore")])
+def test_a_hub_that_fails_is_one_clear_line_and_the_export_stays(diffsel, made, tmp_path: Path, monkeypatch, error) -> None:
+    class Failing(Hub):
+        def upload_folder(self, **options) -> None:
+            raise error
+
+    monkeypatch.setattr(hub, "HfApi", Failing)
+    code, _, err = diffsel("export", made, "--to", "csv", "--out", tmp_path / "out", "--push", "me/pets")
+    assert code == 2
+    assert err == f"error: --push me/pets: {str(error).splitlines()[0]} (the export itself is whole: {tmp_path / 'out'})\n"
+    monkeypatch.setattr(Failing, "whoami", Failing.upload_folder)
+    with pytest.raises(ConfigError, match="did not answer"):
         hub.check_login("me/pets")
