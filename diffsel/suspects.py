@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
+from jaxtyping import Float
 
 from .config import SelectionSettings
 from .patches import chosen_bins
@@ -38,9 +39,13 @@ def suspects(session: Session, label: str) -> list[Suspect]:
         tensors, extra = session.maps(unit)
         scored = set(extra["rows"])
         for row in (row for row in unit.rows if row.row in scored):
-            differential = tensors[f"{row.row}.differential"][prompt][bins]
-            found.append((-float(differential.mean(dtype=np.float64)), row.row, row.path))
+            found.append((statistic(tensors[f"{row.row}.differential"][prompt][bins]), row.row, row.path))
     return [Suspect(label, rank, *each) for rank, each in enumerate(sorted(found))]
+
+
+def statistic(differential: Float[np.ndarray, "B h w"]) -> float:
+    """Mean of -D over the timestep bins and the whole image: how much the label lowers the loss."""
+    return -float(differential.mean(dtype=np.float64))
 
 
 def left_out(session: Session, label: str) -> set[int]:
