@@ -40,7 +40,7 @@ class Shared(Generic[T]):
     claims are renewed by a thread, and given back at its end.
     """
 
-    def __init__(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], None] = lambda item: None,
+    def __init__(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None,
                  first: int = 0):  # fmt: skip
         turned = [*items[first:], *items[:first]]  # processes begin at different places and so seldom meet
         self._open = {file_of(item): item for item in turned}

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_evaluation
+from . import cli_evaluation, cli_study
 from .config import ConfigError, DiffselError, Settings
 from .flags import Classes, DataArg, Ipcs, Quiet, RunArg, RunOut, Strict, finish, progress, settings_flags, split_names
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 cli_evaluation.register(app)
+cli_study.register(app)
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def teacher(
     t = settings.training
     canonical(t.network)
     check_size(t.network, t.size)
-    machine, workers = _machine(settings)
+    machine, workers = machine_of(settings)
     images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
     album = None
     if val:
@@ -82,7 +82,7 @@ def relabel(
     from .relabeling import relabel as write_labels
     from .relabeling import stored_bytes
 
-    p, (machine, _) = settings.protocol, _machine(settings)
+    p, (machine, _) = settings.protocol, machine_of(settings)
     found = open_set(set_, factor, progress(quiet))
     album = set_pictures(found, ipc, p.size or found.side)
     bench = Bench(machine, progress(quiet), tell=print)
@@ -121,7 +121,7 @@ def evaluate(
     from .pictures import open_set
     from .report import accuracy_table
 
-    machine, workers = _machine(settings)
+    machine, workers = machine_of(settings)
     bench = Bench(machine, progress(quiet), tell=print if workers.is_main else lambda text: None)
     found = [open_set(path, factor, progress(quiet)) for path in sets]
     images = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
@@ -154,11 +154,11 @@ def experiment(
     """Every combination of data sets, class subsets, methods, ipc, teachers, students and protocols; each once."""
     from .matrix import read_matrix, run_matrix
 
-    machine, workers = _machine(settings)
+    machine, workers = machine_of(settings)
     print(run_matrix(read_matrix(file), out, settings, machine, workers, progress(quiet)), end="")
 
 
-def _machine(settings: Settings) -> tuple[Machine, Workers]:
+def machine_of(settings: Settings) -> tuple[Machine, Workers]:
     from .diffusion import pick_device, pick_precision
     from .distributed import Workers
     from .evaluation import Machine

@@ -44,7 +44,7 @@ class Workers:
     def index(self) -> int:
         return int(self._state.process_index)
 
-    def share(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], None] = lambda item: None
+    def share(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None
               ) -> Shared[T]:  # fmt: skip
         """Items that make a file each, one process at a time, among all processes of all launches (``with`` block)."""
         return Shared(items, file_of, finished, len(items) * self.index // self.count)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .config import ConfigError, FeatureSettings
 from .diffusion import Diffusion
+from .draws import as_images, keyed_generator, padded
 from .patches import Box
 from .pixels import Pixels
-from .scoring import as_images, keyed_generator, padded
 
 Vector = NDArray[np.float32]
 

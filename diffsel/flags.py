@@ -65,7 +65,9 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
     if get_origin(kind) is tuple:
         kind = list[str] if name == "prompts" else str
     default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
-    flag = {"class_names": "--classes", "prompts": "--prompt"}.get(name, "--" + name.replace("_", "-"))
+    flag = {"class_names": "--classes", "prompts": "--prompt", "prompt": "--prompt-index"}.get(
+        name, "--" + name.replace("_", "-")
+    )
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         metavar={"t_range": "LOW,HIGH", "class_names": "A,B,.."}.get(name),

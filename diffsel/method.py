@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import assembly, baselines, features, scoring, selection, store
+from . import assembly, baselines, features, scoring, selection, store, suspects
 from .claims import ahead
 from .config import ConfigError, DataError, Settings, fingerprint, identity
 from .data import ImageData, Progress, Row, Skipped, quiet
@@ -165,11 +165,13 @@ def known_classes(data: ImageData, names: Sequence[str] | None) -> list[str]:
 
 
 def candidates(session: Session, label: str) -> selection.Candidates:
-    """All patches of a class, from the store.  Raises StoreError where a stage has not finished."""
+    """All patches of a class, from the store, without label suspects as asked.  Raises StoreError where a stage has not
+    finished."""
     parts = [_unit_patches(session, unit) for unit in session.units if unit.label == label]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
-    return selection.Candidates(label, joined["row"], joined["box"], joined["score"], joined["vector"])
+    kept = ~np.isin(joined["row"], list(suspects.left_out(session, label)))
+    return selection.Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
 
 
 def check_set(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> None:
@@ -195,10 +197,12 @@ def mosaic_factor(session: Session, ipc: int, classes: Sequence[str]) -> int:
 
 
 def most_patches(session: Session, classes: Sequence[str]) -> dict[str, int]:
-    """How many patches each class can give at most: ``per_image`` of each image, as far as they fit."""
+    """How many patches each class can give at most: ``per_image`` of each image that is not dropped, as far as they fit."""
     side, limit = session.settings.patches.patch_size, session.settings.patches.per_image
     sizes = {label: [session.data.size(row) for row in session.data.of_class(label)] for label in classes}
-    return {label: sum(min(limit, (w // side) * (h // side)) if side else 1 for w, h in sizes[label]) for label in classes}
+    each = {label: sorted(min(limit, (w // side) * (h // side)) if side else 1 for w, h in sizes[label]) for label in classes}
+    dropped = {label: suspects.share_of(len(each[label]), session.settings.selection) for label in classes}
+    return {label: sum(each[label][dropped[label] :]) for label in classes}
 
 
 def _unit_patches(session: Session, unit: store.Unit) -> dict[str, np.ndarray]:

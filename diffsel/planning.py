@@ -10,7 +10,8 @@ import torch
 from .config import Settings
 from .data import Progress, count_images, open_data, quiet
 from .diffusion import Diffusion
-from .scoring import as_images, forwards, keyed_generator, latent_shape
+from .draws import as_images, keyed_generator, latent_shape
+from .scoring import forwards
 
 SAMPLE = 8  # classes of which one image is looked at
 

@@ -172,6 +172,16 @@ class SelectionSettings(Section):
     clusters: int = Field(32, ge=1, description="K of K-means, per class (Fig. 8).")
     top_clusters: int = Field(10, ge=1, description="N best clusters that give patches (Fig. 8).")
     restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
+    drop_suspects: float | None = Field(
+        None, gt=0, lt=1, description="Share of each class left out: the images whose label fits least."
+    )
+    drop_below: float | None = Field(None, description="Images whose suspect statistic is lower are left out (0: raised loss).")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.method in ("random", "rded") and (self.drop_suspects or self.drop_below is not None):
+            raise ValueError(f"selection.drop_suspects and drop_below need a scoring pass; they must not go with {self.method}")
+        return self
 
 
 class BaselineSettings(Section):

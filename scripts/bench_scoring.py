@@ -34,8 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffsel import scenes
 from diffsel.config import ModelSettings, ScoringSettings
 from diffsel.diffusion import DTYPES, Diffusion, locate, pick_device
+from diffsel.draws import as_images, keyed_generator
 from diffsel.report import table
-from diffsel.scoring import as_images, keyed_generator, score_images
+from diffsel.scoring import score_images
 
 PROMPT = "An image of seven."
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",

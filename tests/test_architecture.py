@@ -13,33 +13,34 @@ PACKAGE = Path(__file__).parent.parent / "diffsel"
 FLOORS = [
     {"sections", "augment", "scenes", "claims", "files"},
     {"config", "protocols", "networks"},
-    {"classes", "diffusion", "patches", "pixels"},
-    {"data", "teachers", "racing"},
+    {"classes", "diffusion", "hub", "patches", "pixels"},
+    {"data", "teachers", "racing", "draws"},
     {"store", "scoring"},
     {"distributed", "features", "selection", "planning"},
     {"session", "baselines"},
-    {"assembly"},
-    {"method", "pictures"},
+    {"assembly", "export", "suspects"},
+    {"method", "pictures", "prompts"},
     {"relabeling"},
     {"evaluation"},
     {"experiment", "teaching"},
     {"report"},
-    {"demo", "matrix"},
+    {"comparison", "demo", "matrix"},
     {"flags"},
     {"cli_evaluation"},
+    {"cli_study"},
     {"cli"},
     {"__main__"},
 ]
 ONLY_DOOR = {
     "diffusers": {"diffusion"},
     "accelerate": {"distributed"},
-    "typer": {"cli", "cli_evaluation", "flags"},
+    "typer": {"cli", "cli_evaluation", "cli_study", "flags"},
     "timm": {"networks"},
     "sklearn": {"selection", "scenes"},
     "joblib": {"selection"},
 }
 MAY_TORCH = {
-    *("diffusion", "scoring", "features", "session", "planning"),
+    *("diffusion", "draws", "scoring", "features", "session", "planning"),
     *("augment", "baselines", "networks", "teachers", "pictures", "relabeling", "evaluation", "teaching", "experiment"),
 }
 

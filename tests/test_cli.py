@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from conftest import TINY, small_values
 
+from diffsel import cli
 from diffsel.config import Section, Settings
 
 SMALL = [
@@ -99,7 +101,7 @@ def test_bad_usage_and_settings_exit_with_2_before_any_work(words, message: str,
 
 def test_every_setting_has_a_flag(diffsel) -> None:
     out = "".join(diffsel(command, "--help")[1] for command in ("distill", "select", "teacher", "evaluate"))
-    renamed = {"classes": "classes", "prompts": "prompt"}
+    renamed = {"classes": "classes", "prompts": "prompt", "prompt": "prompt-index"}
     for section in Settings.model_fields.values():
         if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
             for name in section.annotation.model_fields:
@@ -113,3 +115,9 @@ def test_a_run_remembers_its_settings_and_refuses_others(diffsel, folder, tmp_pa
     code, _, err = diffsel(*words, 6)
     assert code == 2
     assert "scoring.draws: stored 3, asked 6" in err
+
+
+def test_no_command_has_a_flag_twice() -> None:
+    for command in typer.main.get_command(cli.app).commands.values():
+        flags = [flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]]
+        assert len(flags) == len(set(flags)), command.name

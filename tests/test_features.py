@@ -11,8 +11,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from diffsel.config import ConfigError, FeatureSettings
 from diffsel.diffusion import Diffusion
+from diffsel.draws import as_images, keyed_generator
 from diffsel.features import Patch, embed_patches
-from diffsel.scoring import as_images, keyed_generator
 
 PROMPT = "An image of cat."
 

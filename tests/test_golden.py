@@ -13,10 +13,10 @@ from conftest import GOLDEN
 
 from diffsel.config import PatchSettings, SelectionSettings
 from diffsel.diffusion import Diffusion
+from diffsel.draws import as_images, differential_and_gap
 from diffsel.features import Patch, pool, unit
 from diffsel.patches import best_boxes, patch_scores
 from diffsel.pixels import resized_size
-from diffsel.scoring import as_images, differential_and_gap
 from diffsel.selection import cluster
 
 MAPS = sorted(p.stem for p in GOLDEN.glob("diffmining_*.npz") if "embedding" not in p.name and "cluster" not in p.name)

@@ -8,7 +8,8 @@ import torch
 
 from diffsel.config import ConfigError, ScoringSettings
 from diffsel.diffusion import Diffusion
-from diffsel.scoring import Maps, differential_and_gap, draw_noise, forwards, padded, score_images
+from diffsel.draws import differential_and_gap, draw_noise, padded
+from diffsel.scoring import Maps, forwards, label_losses, score_images
 
 SETTINGS = ScoringSettings(draws=4, bins=2)
 PROMPTS = ["An image of cat."]
@@ -193,3 +194,12 @@ def test_padding_repeats_the_last_item() -> None:
 def test_a_prompt_that_is_too_long_is_named(tiny: Diffusion) -> None:
     with pytest.raises(ConfigError, match=r"An image of very very .* has .* tokens, the model takes 77"):
         tiny.embed_prompts(["An image of " + "very " * 80])
+
+
+def test_losses_of_a_prompt_alone_minus_the_kept_null_loss_are_its_differential_map(tiny: Diffusion) -> None:
+    images = [("0", picture(0)), ("1", picture(1))]
+    full = score(tiny, images, ["a photo", "An image of dog."])
+    for batch_size in (2, 8):
+        for place, losses in label_losses(tiny, images, ["An image of dog.", "a photo"], SETTINGS, 0, batch_size):
+            maps = full[images[place][0]]
+            np.testing.assert_allclose((losses - maps.null)[::-1], maps.differential, rtol=2e-3, atol=2e-5)
