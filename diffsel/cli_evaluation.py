@@ -53,7 +53,11 @@ def teacher(
         opened = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
         album = validation_pictures(opened, images.classes, t.size, t.size if t.crop != "resized" else t.size // 7 * 8)
     pictures = album.load(progress(quiet)) if album else None
-    line = train_teacher(images, pictures, out, t, settings.seed, workers, machine, settings.compute.workers, progress(quiet))
+    track, loaders = (
+        workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json")),
+        settings.compute.workers,
+    )
+    line = train_teacher(images, pictures, out, t, settings.seed, workers, machine, loaders, progress(quiet), track)
     if workers.is_main:
         shown = {key: line[key] for key in ("epoch", "loss", "train_top1", "top1", "top5") if key in line}
         print("  ".join(f"{key} {value}" for key, value in shown.items()))
@@ -132,6 +136,8 @@ def evaluate(
         for name in dict.fromkeys(student)
     }
     lines = []
+    logs = (out or sets[0].with_name(sets[0].name + "-results")) / "logs"
+    bench.track = workers.tracker(settings.compute.tracker, logs, settings.protocol.model_dump(mode="json"))
     for (path, _), cell in cells.items():
         target = out or path.with_name(path.name + "-results")
         run_cells([cell], seeds, target, bench, workers)

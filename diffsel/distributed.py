@@ -8,7 +8,7 @@ number of times, end with the same run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from .claims import Shared
 from .store import StoreError
 
 T = TypeVar("T")
+Track = Callable[[Mapping[str, float], int], None]  # names and values, step
 
 
 class Workers:
@@ -56,6 +57,30 @@ class Workers:
 
         mixed = "no" if precision == "fp32" else precision
         return Accelerator(cpu=self._cpu, mixed_precision=mixed, dataloader_config=DataLoaderConfiguration(split_batches=True))
+
+    def tracker(self, name: str, folder: Path, config: Mapping[str, Any]) -> Track:
+        """What logs numbers to one of accelerate's trackers (tensorboard, wandb, trackio), on the main process.
+
+        Raises StoreError where its library is not installed.
+        """
+        if name == "none" or not self.is_main:
+            return lambda values, step: None
+        from accelerate import Accelerator
+        from accelerate.tracking import get_available_trackers
+
+        if name not in [str(each) for each in get_available_trackers()]:
+            raise StoreError(f"compute.tracker = {name!r}: pip install {name}")
+        accelerator = Accelerator(cpu=self._cpu, log_with=name, project_dir=folder)
+        plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
+        accelerator.init_trackers("diffsel", config=plain)
+
+        def track(values: Mapping[str, float], step: int) -> None:
+            accelerator.log(dict(values), step=step)
+            for each in accelerator.trackers:  # a process that is killed has lost nothing
+                if hasattr(each.tracker, "flush"):
+                    each.tracker.flush()
+
+        return track
 
     def wait_for(self, files: Sequence[Path]) -> None:
         """Wait until other processes have written these files: no collective operation, so none that can time out."""

@@ -21,7 +21,7 @@ import torch
 from . import evaluation
 from .config import ConfigError, ProtocolSettings, fingerprint, identity
 from .data import ImageData, Progress, quiet
-from .distributed import Workers
+from .distributed import Track, Workers
 from .evaluation import Diverged, Machine, Spread, spread
 from .files import write_atomically
 from .networks import canonical, check_size
@@ -39,6 +39,7 @@ class Bench:
     machine: Machine
     progress: Progress = quiet
     tell: Callable[[str], None] = lambda text: None  # shows a line to the user, on the main process
+    track: Track = lambda values, step: None  # logs numbers to a tracker
     teachers: dict[tuple, Teacher] = field(default_factory=dict)
     accuracies: dict[tuple[str, str], float] = field(default_factory=dict)  # (teacher, validation images) -> top-1
     loaded: dict[str, Pictures] = field(default_factory=dict)
@@ -145,6 +146,7 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path, bench: Ben
         for (cell, seed), file in left:
             result = train_one(cell, seed, bench)
             write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+            bench.track({f"{cell.name} top-1": result[cell.protocol.report]["top1"]} if "failed" not in result else {}, seed)
 
 
 def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:

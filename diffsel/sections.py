@@ -82,6 +82,9 @@ class ComputeSettings(Section):
         description="torch.compile the U-Net, students and teachers: a minute to start, then faster.",
         json_schema_extra=EXECUTION,
     )
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="Where accelerate logs speed, losses and accuracies while they come.", json_schema_extra=EXECUTION
+    )
     workers: int = Field(4, ge=1, description="Threads that read and decode images.", json_schema_extra=EXECUTION)
 
 

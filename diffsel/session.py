@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from .classes import ClassInfo
 from .config import Settings, UnreadableImage, fingerprint, identity
 from .data import ImageData, Progress, Row, Skipped, open_data, quiet, reopen
 from .diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
-from .distributed import Workers, out_of_memory
+from .distributed import Track, Workers, out_of_memory
 from .files import sweep
 from .patches import Box, best_boxes, chosen_bins, estimate
 from .pixels import Pixels
@@ -42,6 +43,8 @@ class Session:
     progress: Progress = quiet
     counts: dict[str, int] = field(default_factory=dict)  # what was done, for the summary
     notes: dict[str, None] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict, init=False)  # by this process
+    begun: float = field(default_factory=time.monotonic, init=False)
     model_checked: bool = False  # whether the model's files, gigabytes of them, were already hashed for this run
 
     @cached_property
@@ -76,6 +79,17 @@ class Session:
     def note(self, text: str) -> None:
         """Something a user should know, shown once at the end."""
         self.notes[text] = None
+
+    def log(self, what: str, number: int) -> None:
+        """What this process has done, and how fast, to the tracker, if there is one; the step is seconds."""
+        seconds = time.monotonic() - self.begun
+        self.done[what] = self.done.get(what, 0) + number
+        self._track({what: self.done[what], f"{what} per second": self.done[what] / seconds}, round(seconds))
+
+    @cached_property
+    def _track(self) -> Track:
+        described = {**self.settings.scoring.model_dump(mode="json"), "model": self.settings.model.model}
+        return self.workers.tracker(self.settings.compute.tracker, self.run.path / "logs", described)
 
     def count(self, what: str, number: int) -> None:
         self.counts[what] = self.counts.get(what, 0) + number

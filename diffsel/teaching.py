@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 
 from .config import fingerprint, identity
 from .data import ImageData, Progress, quiet
-from .distributed import Workers
+from .distributed import Track, Workers
 from .evaluation import Machine, measure
 from .files import write_atomically
 from .networks import build, canonical, check_size, normalise
@@ -93,7 +93,8 @@ def rate(t: TrainingSettings, epoch: int) -> float:
 
 
 def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: TrainingSettings, seed: int, workers: Workers,
-                  machine: Machine, loaders: int = 0, progress: Progress = quiet) -> dict[str, Any]:  # fmt: skip
+                  machine: Machine, loaders: int = 0, progress: Progress = quiet,
+                  track: Track = lambda values, step: None) -> dict[str, Any]:  # fmt: skip
     """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.
 
     Raises ConfigError for a network that cannot take the size, SettingsDiffer where ``out`` holds another training.
@@ -137,6 +138,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
                     score = measure(plain, validation, Machine(accelerator.device, machine.precision), epoch)
                     line |= {"top1": score.top1, "top5": score.top5}
                 line["seconds"] = round(time.monotonic() - start, 2)
+                track({key: value for key, value in line.items() if key != "epoch"}, epoch)
                 best = _save(out, plain, optimizer, described, line, best, t)
             bar.set_postfix({key: line[key] for key in ("loss", "top1") if key in line})
             bar.update()

@@ -1,0 +1,61 @@
+"""Numbers that are logged while they come, and what a pass will cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_method import distill, with_
+
+from diffsel.config import Settings
+from diffsel.data import count_images
+from diffsel.distributed import Workers
+from diffsel.planning import plan
+from diffsel.session import load_model
+from diffsel.store import StoreError
+
+
+def test_speed_is_logged_by_the_tracker_that_is_set(folder, tmp_path, small) -> None:
+    pytest.importorskip("tensorboardX")
+    distill(folder(cat=4, dog=4), tmp_path / "run", with_(small, compute={"tracker": "tensorboard"}))
+    blob = b"".join(file.read_bytes() for file in (tmp_path / "run" / "logs").rglob("*tfevents*"))
+    assert b"images scored per second" in blob
+    assert b"patches embedded" in blob
+
+
+def test_without_a_tracker_nothing_is_logged(folder, tmp_path, small) -> None:
+    distill(folder(cat=4), tmp_path / "run", small)
+    assert not (tmp_path / "run" / "logs").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(StoreError, match=r"compute.tracker = 'wandb': pip install wandb"):
+        Workers(cpu=True).tracker("wandb", tmp_path, {})
+
+
+def test_a_plan_counts_what_the_pass_will_do(folder, tmp_path, small: Settings) -> None:
+    """Forwards, bytes and classes as the pass then has them; FLOP as one image has them, times images."""
+    source = folder(cat=5, dog=3)
+    model, size = load_model(small)
+    told = plan(str(source), small, model, size)
+    session = distill(source, tmp_path / "run", small)
+    assert (told.classes, told.images) == (2, 8)
+    assert told.forwards == session.counts["U-Net forwards"]
+    tensors = session.maps(session.units[0])[0]
+    assert told.bytes * 5 // 8 == sum(value.nbytes for value in tensors.values())
+    half = plan(str(source), with_(small, data={"images_per_class": 2}), model, size)
+    assert half.images == 4
+    assert half.flop == pytest.approx(told.flop / 2)
+    assert told.seconds > 0
+    assert told.rate > 0
+    more = plan(str(source), with_(small, scoring={"adaptive_draws": 12}), model, size)
+    assert (more.forwards, more.most_forwards) == (told.forwards, 4 * told.forwards)
+    assert "adaptive" in str(more)
+
+
+def test_images_are_counted_without_being_read(folder, small) -> None:
+    source = folder(cat=5, dog=3)
+    (source / "cat" / "0.png").write_bytes(b"not looked at")
+    assert count_images(str(source), small.data) == {"cat": 5, "dog": 3}
+    assert count_images(str(source), small.data.model_copy(update={"images_per_class": 4})) == {"cat": 4, "dog": 3}
