@@ -65,7 +65,7 @@ def score(session: Session) -> None:
             extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": draws}
             extra["skipped"] = [asdict(item) for item in skipped]
             store.write_unit(run.map_file(unit), run.mark, tensors, extra)
-            session.log("images scored", len(pictures))
+            session.log("images_scored", len(pictures))
     if session.workers.is_main:
         extras = {unit.name: store.read_extra(run.map_file(unit)) for unit in session.units}
         store.write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])
@@ -93,7 +93,7 @@ def embed(session: Session) -> None:
             store.write_unit(session.feature_file(unit), session.feature_mark, tensors, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))
-            session.log("patches embedded", len(boxes))
+            session.log("patches_embedded", len(boxes))
 
 
 def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:

@@ -84,7 +84,7 @@ class Session:
         """What this process has done, and how fast, to the tracker, if there is one; the step is seconds."""
         seconds = time.monotonic() - self.begun
         self.done[what] = self.done.get(what, 0) + number
-        self._track({what: self.done[what], f"{what} per second": self.done[what] / seconds}, round(seconds))
+        self._track({what: self.done[what], f"{what}_per_second": self.done[what] / seconds}, round(seconds))
 
     @cached_property
     def _track(self) -> Track:

@@ -19,8 +19,8 @@ def test_speed_is_logged_by_the_tracker_that_is_set(folder, tmp_path, small) -> 
     pytest.importorskip("tensorboardX")
     distill(folder(cat=4, dog=4), tmp_path / "run", with_(small, compute={"tracker": "tensorboard"}))
     blob = b"".join(file.read_bytes() for file in (tmp_path / "run" / "logs").rglob("*tfevents*"))
-    assert b"images scored per second" in blob
-    assert b"patches embedded" in blob
+    assert b"images_scored_per_second" in blob
+    assert b"patches_embedded" in blob
 
 
 def test_without_a_tracker_nothing_is_logged(folder, tmp_path, small) -> None:
