@@ -1,11 +1,12 @@
 """Who makes which file, among any number of processes and launches that share a folder, without talking to each other.
 
 Whoever is about to make FILE first creates ``.FILE.claim`` beside it; creation is atomic, so one process wins, and the
-others go on to the next file.  A claim is an economy and never a lock: two processes that make the same file write the
-same bytes, and each write replaces the file whole.  So a claim may be taken over at the least doubt, which is when
+others go on to the next file.  A claim is an economy and never a lock: two processes that make the same unit of a run
+write the same bytes, and each write replaces the file whole.  So a claim is taken over when
 
 - its process is gone (same host: no such process; other hosts: its time stamp, renewed every few seconds, stood still),
-- or whoever waits for it has waited far longer than the longest file of its own took: its owner is slow or hangs.
+- or (``patience``, where the bytes are the same) whoever waits for it has waited far longer than the longest file of its
+  own took: its owner is slow or hangs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import psutil
 HEARTBEAT = 5.0  # seconds between renewals of the claims that a process holds
 STALE = 60.0  # seconds without renewal, by the watcher's own clock, after which a claim's process counts as gone
 PATIENCE = 3.0  # times the longest own item, and at least STALE seconds, that a process waits for a slow one
+UNKNOWN = 600.0  # seconds that one waits which has made nothing itself, and so cannot tell what is slow
 LOOK = 5.0  # seconds between looks at what the others have finished
 
 T = TypeVar("T")
@@ -41,12 +43,13 @@ class Shared(Generic[T]):
     """
 
     def __init__(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None,
-                 first: int = 0):  # fmt: skip
+                 first: int = 0, patience: float | None = None):  # fmt: skip
         turned = [*items[first:], *items[:first]]  # processes begin at different places and so seldom meet
         self._open = {file_of(item): item for item in turned}
         self._finished = finished
         self._mine: dict[Path, float] = {}  # file -> when it was begun here, monotonic seconds
         self._watched: dict[Path, tuple[int, float]] = {}  # claim -> its time stamp, and since when it stands still
+        self._patience = PATIENCE if patience is None else patience
         self._longest = 0.0
         self._looked = -LOOK
         self._stop = threading.Event()
@@ -110,7 +113,8 @@ class Shared(Generic[T]):
         try:
             handle = os.open(claim, flags | os.O_EXCL, 0o666)
         except FileExistsError:
-            if not self._gone(claim) and time.monotonic() - waiting_since < max(STALE, PATIENCE * self._longest):
+            waited, bearable = time.monotonic() - waiting_since, max(STALE, self._patience * self._longest)
+            if not self._gone(claim) and waited < (bearable if self._longest else self._patience * UNKNOWN):
                 return False
             handle = os.open(claim, flags, 0o666)
         with os.fdopen(handle, "w") as stream:

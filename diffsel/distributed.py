@@ -45,10 +45,13 @@ class Workers:
     def index(self) -> int:
         return int(self._state.process_index)
 
-    def share(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None
-              ) -> Shared[T]:  # fmt: skip
-        """Items that make a file each, one process at a time, among all processes of all launches (``with`` block)."""
-        return Shared(items, file_of, finished, len(items) * self.index // self.count)
+    def share(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None,
+              patience: float | None = None) -> Shared[T]:  # fmt: skip
+        """Items that make a file each, one process at a time, among all processes of all launches (``with`` block).
+
+        ``patience`` infinite: an item is taken over only from a process that is gone.
+        """
+        return Shared(items, file_of, finished, len(items) * self.index // self.count, patience)
 
     def accelerator(self, precision: str) -> Any:
         """accelerate's Accelerator, for a training that all processes share (one batch split among them)."""

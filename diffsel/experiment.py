@@ -10,6 +10,7 @@ student, protocol, precision), so that results of other settings never mix.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,7 +143,7 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path, bench: Ben
     for cell in cells:
         if cell.teacher and not all(result_file(out, cell, seed, bench.machine).exists() for seed in seeds):
             bench.check_teacher(cell.teacher, cell.validation)
-    with workers.share(list(zip(todo, files, strict=True)), lambda item: item[1]) as left:
+    with workers.share(list(zip(todo, files, strict=True)), lambda item: item[1], patience=math.inf) as left:
         for (cell, seed), file in left:
             result = train_one(cell, seed, bench)
             write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())

@@ -111,6 +111,31 @@ def test_a_silent_or_slow_process_elsewhere_does_not_stall_the_others(tmp_path, 
     assert made[-1] == "c"
 
 
+def test_one_that_has_made_nothing_does_not_call_another_slow(tmp_path, monkeypatch) -> None:
+    """Students take longer than a minute: a process that waits for its first one lets the others train theirs."""
+    monkeypatch.setattr(claims, "STALE", 0.3)
+    for patience, expected in ((None, []), (0.0001, ["a"])):
+        claim, stop = claim_of(tmp_path / "a", 1, host="elsewhere"), threading.Event()
+
+        def elsewhere(stop=stop, claim=claim) -> None:
+            begin = time.monotonic()
+            while not stop.wait(0.05) and time.monotonic() - begin < 1.5:
+                os.utime(claim)
+            if not stop.is_set():
+                (tmp_path / "a").write_text("theirs")
+
+        thread, made = threading.Thread(target=elsewhere), []
+        thread.start()
+        with Shared(["a"], lambda name: tmp_path / name, patience=patience) as left:
+            for name in left:
+                made.append(name)
+                (tmp_path / name).write_text("")
+        stop.set()
+        thread.join()
+        assert made == expected
+        (tmp_path / "a").unlink()
+
+
 def test_a_failure_gives_its_claims_back(tmp_path) -> None:
     def fail() -> None:
         with shared(tmp_path) as left:
