@@ -11,7 +11,8 @@ from .config import ConfigError, Settings
 from .flags import Quiet, RunArg, progress, settings_flags
 
 if TYPE_CHECKING:
-    from .prompts import Study, View
+    from .data import ImageData
+    from .prompts import Study
 
 Templates = Annotated[
     list[str] | None,
@@ -52,6 +53,7 @@ def prompts(
         raise ConfigError("--val measures distilled sets; give --ipc 1 or more with it")
     opened = session.resume(run, settings, progress(quiet))
     study = stage.plan(opened, templates or [], null, words)
+    judges = _judges(settings, val, student, teacher, quiet) if val else None
     target = out or run.with_name(run.name + "-prompts")
     views = study.views()
     for view in views if ipc else []:
@@ -61,7 +63,7 @@ def prompts(
         print(f"U-Net forwards to compute: {study.forwards():,}")
     stage.score(study)
     sets = comparison.make_sets(views, target, ipc) if ipc else []
-    table = _accuracies(study, views, sets, val, student, teacher, students, quiet) if val else ""
+    table = _accuracies(study, sets, judges, student, teacher, students, quiet) if judges else ""
     if opened.workers.is_main:
         rows = comparison.compare(views, sets)
         comparison.write_tables(rows, study, target)
@@ -122,11 +124,24 @@ def export(
         print(f"uploaded: {hub.push(target, push, private=not public)}")
 
 
-def _accuracies(study: Study, views: list[View], sets: list[Path], val: str, student: str, teacher: str | None,
+def _judges(settings: Settings, val: str, student: str, teacher: str | None, quiet: bool) -> ImageData:
+    """The validation images; what cannot be trained or judged is refused before any prompt is scored."""
+    from .data import open_data
+    from .networks import canonical
+    from .teachers import read_checkpoint
+
+    canonical(student)
+    if settings.protocol.labels == "soft" and not teacher:
+        raise ConfigError(f"protocol {settings.protocol.name!r} needs a teacher (--teacher), or protocol.labels = hard")
+    if teacher:
+        read_checkpoint(teacher)
+    return open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+
+
+def _accuracies(study: Study, sets: list[Path], images: ImageData, student: str, teacher: str | None,
                 students: int, quiet: bool) -> str:  # fmt: skip
     """Accuracy of students trained on each prompt's set, through the shared evaluation."""
     from .cli_evaluation import machine_of
-    from .data import open_data
     from .experiment import Bench, gather, make_cell, run_cells
     from .pictures import open_set
     from .report import accuracy_table
@@ -134,7 +149,6 @@ def _accuracies(study: Study, views: list[View], sets: list[Path], val: str, stu
     s = study.session.settings
     machine, workers = machine_of(s)
     bench = Bench(machine, progress(quiet), tell=print if workers.is_main else lambda text: None)
-    images = open_data(val, s.data, s.seed, s.compute.workers, progress(quiet))
     cells = [
         make_cell(f"prompt {n}", open_set(path), images, student, s.protocol, teacher, bench) for n, path in enumerate(sets)
     ]

@@ -25,9 +25,10 @@ from scipy.stats import rankdata
 
 from diffsel import scenes
 from diffsel.classes import ClassInfo
-from diffsel.config import ModelSettings, ScoringSettings
+from diffsel.config import ModelSettings, PatchSettings, ScoringSettings
 from diffsel.diffusion import Diffusion, locate, pick_device
 from diffsel.networks import normalise
+from diffsel.patches import best_boxes
 from diffsel.pixels import Pixels
 from diffsel.report import table
 from diffsel.scoring import score_images
@@ -64,17 +65,23 @@ def read(source: Path | None, per_class: int, side: int, seed: int) -> tuple[lis
     return names, images
 
 
-def by_maps(images: Sequence[Labelled], names: Sequence[str], draws: int, seed: int, batch: int) -> np.ndarray:
-    """Suspicion (n, 2) under the right and the wrong label: minus the statistic of `diffsel suspects`."""
+def by_maps(
+    images: Sequence[Labelled], names: Sequence[str], draws: int, seed: int, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Suspicions (n, 2) under the right and the wrong label: minus the statistic of `diffsel suspects`, and minus the
+    score of the best patch of half the side."""
     model = Diffusion.load(locate(ModelSettings(model="demo")), pick_device("auto"), "fp32")
-    settings, found = ScoringSettings(draws=draws, bins=1), np.zeros((len(images), 2))
+    settings, whole, patch = ScoringSettings(draws=draws, bins=1), *np.zeros((2, len(images), 2))
+    patches = PatchSettings(patch_size=scenes.SIZE // 2)
     for pair in sorted({(image.right, image.wrong) for image in images}):
         places = [i for i, image in enumerate(images) if (image.right, image.wrong) == pair]
         keyed = [(images[i].key, images[i].pixels) for i in places]
         prompts = [f"An image of {names[label]}." for label in pair]
         for place, maps in score_images(model, keyed, prompts, settings, seed, batch):
-            found[places[place]] = [-statistic(maps.differential[p]) for p in (0, 1)]
-    return found
+            for p, differential in enumerate(maps.differential):
+                whole[places[place], p] = -statistic(differential)
+                patch[places[place], p] = -best_boxes(-differential[0].astype(float), scenes.SIZE, scenes.SIZE, patches)[0][1]
+    return whole, patch
 
 
 def by_teacher(images: Sequence[Labelled], teacher: Teacher, size: int) -> np.ndarray:
@@ -115,8 +122,8 @@ def main() -> None:
     args = parser.parse_args()
     names, images = read(args.images, args.per_class, scenes.SIZE, args.seed)
     teacher = load_teacher(args.teacher, [ClassInfo(name, name) for name in names], args.size, pick_device("cpu"))
-    maps = by_maps(images, names, args.draws, args.seed, args.batch_size)
-    rivals = {"stored maps": maps, "teacher's loss": by_teacher(images, teacher, args.size)}
+    maps, patch = by_maps(images, names, args.draws, args.seed, args.batch_size)
+    rivals = {"stored maps": maps, "their best patch": patch, "teacher's loss": by_teacher(images, teacher, args.size)}
     raised = [f"{share:.1%}" for share in (maps > 0).mean(0)]
     print(
         f"{len(images)} images, {args.draws} draws; the right label raises the loss of {raised[0]}, a wrong one of {raised[1]}"

@@ -217,3 +217,20 @@ def test_the_command_compares_selects_and_draws(diffsel, run: Session, tmp_path:
     code, _, err = diffsel("prompts", tmp_path / "data", "--prompt", PHOTO, "-q")
     assert code == 2
     assert "is not a run" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--student", "conv33"], "conv33"),
+        ([], "needs a teacher (--teacher)"),
+        (["--teacher", "/no/teacher"], "teacher /no/teacher: no such file"),
+        (["--ipc", "0"], "--val measures distilled sets"),
+        (["--ipc", "9", "--labels", "hard"], "class 'cat' has 2 patches"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_prompt_is_scored(diffsel, run: Session, words, message: str) -> None:
+    code, _, err = diffsel("prompts", run.run.path, "--prompt", PHOTO, "--val", run.data.root, "-q", "--ipc", 1, *words)
+    assert code == 2
+    assert message in err
+    assert not (run.run.path / "prompts").exists()
