@@ -33,6 +33,7 @@ from .store import write_atomically
 LIMIT = 16_000_000  # bytes of a file, by default
 CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart
 POINTS_IN_LAYOUT = 1500
+RANKED = 12  # classes in the ranking; of more, the best and the worst half of these
 EXTRA_ROWS = 200  # shown of a further section
 
 
@@ -99,6 +100,8 @@ class Book:
     def __init__(self, out: Path, opened: Opened, limit: int):
         self.out, self.opened, self.limit = out, opened, limit
         self.templates = _templates()
+        whole = opened.target.resolve()
+        self.title = (whole.parent.name, whole.name)
         self.gathered = Gathered()
         self.scale = Scale()
         self.sections: list[tuple[ClassPart, str]] = []
@@ -149,13 +152,13 @@ class Book:
 
     def render(self, template: str, **values: Any) -> str:
         return self.templates.get_template(template).render(
-            scale=self.scale, opened=self.opened, clock=clock, size=size, version=version("diffsel"), **values
+            scale=self.scale, opened=self.opened, title=self.title, clock=clock, size=size, version=version("diffsel"), **values
         )
 
     def _overview(self, overview: dict[str, Any], parts: Sequence[tuple[ClassPart, str]],
                   sections: Sequence[tuple[ClassPart, str]]) -> str:  # fmt: skip
         return self.render("page.html.j2", parts=parts, page=None, sections=[text for _, text in sections],
-                           gathered=self.gathered, files=len(self.files), **overview)  # fmt: skip
+                           gathered=self.gathered, files=len(self.files), ranking=_ranking(parts), **overview)  # fmt: skip
 
     def _page(self, number: int) -> Path:
         return self.out if number == 1 else self.out.with_name(f"{self.out.stem}-{number}.html")
@@ -185,7 +188,22 @@ class Book:
 def _as_card(part: ClassPart) -> ClassPart:
     """What the overview shows of a class whose section is written: thousands of them are held."""
     return ClassPart(part.number, part.folder, part.name, part.prompt, part.images, part.passed_over, part.patches,
-                     part.median, part.chosen, card=part.card)  # fmt: skip
+                     part.quartiles, part.chosen, card=part.card)  # fmt: skip
+
+
+def _ranking(parts: Sequence[tuple[ClassPart, str]]) -> list[dict[str, Any] | None]:
+    """Classes by median score, with their quartiles as percent of the way along the axis; None stands for those left out."""
+    found = sorted((one for one in parts if one[0].quartiles), key=lambda one: -one[0].quartiles[1])
+    if len(found) < 2:
+        return []
+    shown = [*found] if len(found) <= RANKED else [*found[: RANKED // 2], *found[-RANKED // 2 :]]
+    low, high = min(part.quartiles[0] for part, _ in shown), max(part.quartiles[2] for part, _ in shown)
+    span = (high - low) / 96 or 1.0
+    rows: list[dict[str, Any] | None] = [
+        {"part": part, "file": file, **{name: 2 + (q - low) / span for name, q in zip(("low", "mid", "high"), part.quartiles, strict=True)}}
+        for part, file in shown
+    ]
+    return rows if len(shown) == len(found) else [*rows[: RANKED // 2], None, *rows[RANKED // 2 :]]
 
 
 def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:

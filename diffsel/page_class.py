@@ -128,7 +128,7 @@ class ClassPart:
     images: int = 0
     passed_over: list[tuple[str, str]] = field(default_factory=list)  # path, reason
     patches: int = 0
-    median: float | None = None
+    quartiles: tuple[float, ...] = ()  # of the scores: lower, median, upper
     chosen: int = 0
     sets: list[tuple[ShownSet, list[Mosaic], int]] = field(default_factory=list)  # a set, images shown, images in all
     sources: list[Source] = field(default_factory=list)
@@ -143,6 +143,10 @@ class ClassPart:
     @property
     def anchor(self) -> str:
         return f"c{self.number}"
+
+    @property
+    def median(self) -> float | None:
+        return self.quartiles[1] if self.quartiles else None
 
     @property
     def words(self) -> str:
@@ -223,7 +227,7 @@ def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, l
         part.name, part.prompt = info.name, info.prompt(s.scoring.prompts[s.patches.prompt])
         part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
         part.passed_over = [(item.path, item.reason) for item in session.data.skipped if item.label == label]
-        part.median = float(np.median(pool.scores)) if len(pool.scores) else None
+        part.quartiles = tuple(float(q) for q in np.quantile(pool.scores, (0.25, 0.5, 0.75))) if len(pool.scores) else ()
     sources: dict[tuple[int, Box], Source] = {}
     for shown in sets:
         entries = shown.images.get(label, ())
