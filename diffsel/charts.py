@@ -16,13 +16,14 @@ class Scale:
     """Scores are tiny numbers: shown as multiples of 10^exponent, the same one all over a report."""
 
     exponent: int = 0
+    decimals: int = 2
 
     @classmethod
     def of(cls, scores: Float[np.ndarray, " n"]) -> Scale:
-        """The power of ten below the large ones among these scores (their 95th percentile in size); 0 near 1."""
+        """Three digits of the large ones among these scores (their 95th percentile in size)."""
         size = float(np.quantile(np.abs(scores), 0.95)) if len(scores) else 0.0
         exponent = int(np.floor(np.log10(size))) if size > 0 else 0
-        return cls(0 if -1 <= exponent <= 2 else exponent)
+        return cls(0, max(0, 2 - exponent)) if -1 <= exponent <= 2 else cls(exponent)
 
     @property
     def unit(self) -> str:
@@ -30,7 +31,7 @@ class Scale:
         return f"× 10{str(self.exponent).translate(SUPERSCRIPTS)}" if self.exponent else ""
 
     def text(self, score: float) -> str:
-        return f"{score / 10.0**self.exponent:+.2f}".replace("-", "−")
+        return f"{score / 10.0**self.exponent:+.{self.decimals}f}".replace("-", "−")
 
 
 @dataclass(frozen=True)

@@ -199,10 +199,10 @@ def _ranking(parts: Sequence[tuple[ClassPart, str]]) -> list[dict[str, Any] | No
     shown = [*found] if len(found) <= RANKED else [*found[: RANKED // 2], *found[-RANKED // 2 :]]
     low, high = min(part.quartiles[0] for part, _ in shown), max(part.quartiles[2] for part, _ in shown)
     span = (high - low) / 96 or 1.0
-    rows: list[dict[str, Any] | None] = [
-        {"part": part, "file": file, **{name: 2 + (q - low) / span for name, q in zip(("low", "mid", "high"), part.quartiles, strict=True)}}
-        for part, file in shown
-    ]
+    rows: list[dict[str, Any] | None] = []
+    for part, file in shown:
+        places = {name: 2 + (q - low) / span for name, q in zip(("low", "mid", "high"), part.quartiles, strict=True)}
+        rows.append({"part": part, "file": file, **places})
     return rows if len(shown) == len(found) else [*rows[: RANKED // 2], None, *rows[RANKED // 2 :]]
 
 
@@ -249,6 +249,3 @@ def _templates() -> Environment:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     env.globals |= {"style": (folder / "style.css").read_text(encoding="utf-8"), "script": script, "script_digest": digest}
     return env
-
-
-

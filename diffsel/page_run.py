@@ -93,19 +93,19 @@ def belongs(record: Mapping[str, Any], run: Run) -> bool:
 
 
 def _sets_of(run: Run) -> list[ShownSet]:
-    """diffsel's own sets, in the run's folder or beside it."""
-    folders = [path.parent for where in (run.path, run.path.resolve().parent) for path in sorted(where.glob("*/set.yaml"))]
-    marked = [path for path in folders if store.read_yaml(path / "set.yaml").get("run") == run.mark]
-    return [read_set(path) for path in dict.fromkeys(marked)]
+    """diffsel's own sets: in the run's folder, beside it, or in OUT/sets for OUT/runs/RUN."""
+    near = run.path.resolve().parent
+    folders = [run.path, near] + [near.parent / "sets"] * (near.name == "runs")
+    found = [file.parent for where in folders for file in sorted(where.glob("*/set.yaml"))]
+    return [read_set(path) for path in found if store.read_yaml(path / "set.yaml").get("run") == run.mark]
 
 
 def _run_of(path: Path, record: Mapping[str, Any]) -> Run | None:
-    parent = path.resolve().parent
-    for file in (parent / "run.yaml", *sorted(parent.glob("*/run.yaml")), *sorted(parent.parent.glob("*/*/run.yaml"))):
-        run = store.open_run(file.parent)
-        if belongs(record, run):
-            return run
-    return None
+    """The run of a set: the folder above it, one beside it, or one in OUT/runs for OUT/sets/SET."""
+    near = path.resolve().parent
+    files = [*near.glob("run.yaml"), *sorted(near.glob("*/run.yaml"))]
+    files += sorted(near.parent.glob("runs/*/run.yaml")) if near.name == "sets" else []
+    return next((run for file in files if belongs(record, run := store.open_run(file.parent))), None)
 
 
 def _largest_first(sets: Iterable[ShownSet]) -> list[ShownSet]:
@@ -203,7 +203,9 @@ def costs(opened: Opened, lines: Sequence[AccuracyLine]) -> list[Cost]:
     found = []
     if session := opened.session:
         run, s = session.run, session.settings
-        scored = len(session.data.rows) - sum(item.path in {row.path for row in session.data.rows} for item in session.data.skipped)
+        scored = len(session.data.rows) - sum(
+            item.path in {row.path for row in session.data.rows} for item in session.data.skipped
+        )
         work = f"{forwards(scored, len(s.scoring.prompts), s.scoring):,} U-Net forwards ({scored:,} images, {s.scoring.draws} draws)"
         found.append(_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors"))))
         folder = run.feature_folder(session.feature_identity)

@@ -57,12 +57,13 @@ def link_pictures(out: Path, folder: str, count: int) -> None:
 
 
 def cloud(rng: np.random.Generator, height: int = 256, width: int = 341) -> np.ndarray:
-    """Noise whose amplitude falls as 1 / frequency, as that of photographs does."""
+    """Noise whose amplitude falls with frequency, in muted colours: as many bytes in a small WebP as photographs have."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     frequency[0, 0] = 1
-    bands = [np.fft.ifft2(np.fft.fft2(rng.standard_normal((height, width))) / frequency).real for _ in range(4)]
-    colours = np.stack([0.75 * bands[3] + 0.5 * band for band in bands[:3]], -1)
-    return np.clip(128 + 52 * colours / colours.std(), 0, 255).astype(np.uint8)
+    bands = [np.fft.ifft2(np.fft.fft2(rng.standard_normal((height, width))) / frequency**1.4).real for _ in range(4)]
+    bands = [band / band.std() for band in bands]
+    colours = np.stack([bands[3] + 0.3 * band for band in bands[:3]], -1)
+    return np.clip(128 + 50 * colours / colours.std(), 0, 255).astype(np.uint8)
 
 
 def fill(session: Session, unit: store.Unit) -> None:
@@ -73,7 +74,7 @@ def fill(session: Session, unit: store.Unit) -> None:
         tensors = {}
         for row in unit.rows:
             width = CELLS * session.data.size(row)[0] // session.data.size(row)[1] // 2 * 2
-            hill = np.exp(-np.hypot(*np.meshgrid(np.linspace(-2, 2, width), np.linspace(-2, 2, CELLS))) ** 2)
+            hill = np.exp(-(np.hypot(*np.meshgrid(np.linspace(-2, 2, width), np.linspace(-2, 2, CELLS))) ** 2))
             gap = (1e-4 + 4e-4 * np.roll(hill, rng.integers(0, CELLS, 2), (0, 1))) * rng.uniform(0.5, 1.5, (3, 1, 1))
             tensors[f"{row.row}.gap"] = gap[None].astype(np.float16)
             tensors[f"{row.row}.differential"] = (-gap[None] + rng.normal(0, 1e-4, gap.shape)).astype(np.float16)
