@@ -164,7 +164,7 @@ def reopen(path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped
     def gone(name: str) -> bytes:
         raise FileNotFoundError(2, f"{path} is not there any more")
 
-    read = in_folder
+    read: Callable[[str], bytes] = in_folder
     if not root.is_dir() or _is_datasets_folder(root):
         try:
             _, read, _ = _list(path, settings)

@@ -26,7 +26,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .charts import Scale, histogram, tsne
 from .config import ConfigError
 from .data import Progress, quiet
-from .page_class import ClassPart, Painter, Pool, Source, class_part, picked_of
+from .page_class import ClassPart, Pool, Source, class_part, picked_of
+from .page_pictures import Painter
 from .page_run import Opened, accuracies, clock, costs, open_target, result_folders, settings_of, size
 from .store import write_atomically
 
@@ -223,7 +224,7 @@ def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:
 
 
 def _extra(opened: Opened, book: Book, number: int, extra: Extra) -> tuple[Extra, list[tuple[Source, str, float]], int]:
-    """A further section's first rows with their sources: pictures, maps, and the best box of each image."""
+    """A further section's first rows with their sources: pictures and maps; the outline is the whole image."""
     rows: list[tuple[Source, str, float]] = []
     if not opened.session:
         return extra, rows, len(extra.rows)
@@ -231,7 +232,7 @@ def _extra(opened: Opened, book: Book, number: int, extra: Extra) -> tuple[Extra
     painters: dict[str, Painter] = {}
     for place, (path, label, score) in enumerate(extra.rows[:EXTRA_ROWS]):
         row = by_path[path]
-        painter = painters.setdefault(label, Painter(opened.session, ClassPart(-1, label, label)))
+        painter = painters.setdefault(label, Painter(opened.session, label))
         painter.load([row.row])
         width, height = painter.size(row.row)
         source = Source(f"x{number}-{place}", path, (0, 0, height, width), (width, height), score, extra.columns[2])

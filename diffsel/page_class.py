@@ -1,14 +1,11 @@
 """One class of a report: its chosen pictures, the source of every tile, its clusters, its scores, what was passed over.
 
-Every picture leaves here as a small WebP data URI.  Nothing is written, and no network is asked.
+Nothing is written, and no network is asked.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +13,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from . import method, selection
 from .charts import Histogram, evenly, histogram, tsne
-from .config import DataError
-from .data import Row
+from .page_pictures import CARD, MOSAIC, Painter
 from .patches import Box
-from .report import heat
 from .session import Session
 
-SOURCE, MOSAIC, PATCH, CARD = 208, 168, 60, 96  # longest sides of pictures, pixels
 IMAGES = 60  # distilled images shown of a set and class, at most
 PER_CLUSTER = 8  # patches shown of a cluster, nearest to its centre first
 PASSED = 8  # patches shown of the best and of the worst that were not chosen
@@ -154,73 +147,13 @@ class ClassPart:
         return f"{self.name} {self.folder}".lower()
 
 
-class Painter:
-    """Pictures and maps of one class's images; each image is read once."""
-
-    def __init__(self, session: Session | None, part: ClassPart):
-        self.session, self.part = session, part
-        self._pictures: dict[int, Image.Image | None] = {}
-        self._maps: dict[int, np.ndarray] = {}
-        self.rows: dict[int, Row] = {}
-        if session:
-            self.rows = {row.row: row for row in session.data.of_class(part.folder)}
-
-    def load(self, rows: Iterable[int]) -> None:
-        """Read these images, in threads; one that cannot be read is passed over, and the report says why."""
-        if not self.session:
-            return
-        todo = [row for row in dict.fromkeys(rows) if row in self.rows and row not in self._pictures]
-        with ThreadPoolExecutor(self.session.settings.compute.workers) as pool:
-            self._pictures |= dict(zip(todo, pool.map(self._read, todo), strict=True))
-
-    def _read(self, row: int) -> Image.Image | None:
-        assert self.session
-        try:
-            return Image.fromarray(self.session.data.pixels(self.rows[row]))
-        except DataError as error:
-            self.part.missing[str(error).removeprefix(f"{self.rows[row].path}: ")] = None
-            return None
-
-    def source(self, row: int) -> str:
-        picture = self._pictures.get(row)
-        return as_uri(picture, SOURCE) if picture else ""
-
-    def patch(self, row: int, box: Box) -> str:
-        picture, (top, left, height, width) = self._pictures.get(row), box
-        return as_uri(picture.crop((left, top, left + width, top + height)), PATCH, 78) if picture else ""
-
-    def size(self, row: int) -> tuple[int, int]:
-        return self.session.data.size(self.rows[row]) if self.session and row in self.rows else (0, 0)
-
-    def heat(self, row: int) -> str:
-        """The image's map in colours, enlarged only as far as a browser needs for a smooth picture."""
-        if not self._maps and self.session:
-            for unit in (unit for unit in self.session.units if unit.label == self.part.folder):
-                tensors, extra = self.session.maps(unit)
-                self._maps |= {r: self.session.image_map(tensors, self.rows[r]) for r in extra["rows"]}
-        if row not in self._maps:
-            return ""
-        cells = self._maps[row]
-        times = max(2, -(-64 // max(cells.shape)))
-        return as_uri(Image.fromarray(heat(cells, cells.shape[0] * times, cells.shape[1] * times)), SOURCE, 80)
-
-
-def as_uri(picture: Image.Image, side: int, quality: int = 74) -> str:
-    """A picture, its longest side at most ``side`` pixels, as a WebP data URI."""
-    shrunk = picture.copy()
-    shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
-    blob = io.BytesIO()
-    shrunk.save(blob, "WEBP", quality=quality if max(shrunk.size) > 40 else 92, method=3)
-    return "data:image/webp;base64," + base64.b64encode(blob.getvalue()).decode()
-
-
 def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, label: str) -> tuple[ClassPart, Pool | None]:
     """Everything about one class; without a run, only what the sets themselves tell.
 
     Raises StoreError where a map that should be there is missing or damaged.
     """
     part = ClassPart(number, label, label)
-    painter = Painter(session, part)
+    painter = Painter(session, label)
     pool = _pool(session, label) if session else None
     if session and pool:
         info, s = session.classes[label], session.settings
@@ -235,13 +168,13 @@ def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, l
         if entries:
             part.sets.append((shown, mosaics, len(entries)))
     if part.sets and part.sets[0][1]:
-        part.card = _set_picture(part.sets[0][0], part.sets[0][1][0].file, CARD)[0]
+        part.card = painter.of_set(part.sets[0][0].path, part.sets[0][1][0].file, CARD)
     if session and pool and len(pool.scores):
         _judge(part, pool, sources, painter, sets, session.settings.seed)
     painter.load(row for row, _ in sources)
     for (row, _), source in sources.items():
         source.picture, source.heat = painter.source(row), painter.heat(row)
-    part.sources = list(sources.values())
+    part.sources, part.missing = list(sources.values()), painter.missing
     return part, pool
 
 
@@ -258,18 +191,8 @@ def _mosaic(shown: ShownSet, entry: Mapping[str, Any], part: ClassPart, sources:
             source.cluster, source.place = tile["cluster"], tile["place"]
         source.uses.append((shown.name, entry["file_name"], number, tile["rank"], tile["reason"]))
         tiles.append(source)
-    picture, why = _set_picture(shown, entry["file_name"], MOSAIC)
-    if why:
-        part.missing[why] = None
+    picture = painter.of_set(shown.path, entry["file_name"], MOSAIC)
     return Mosaic(entry["file_name"], picture, int(shown.record["factor"]), tuple(tiles))
-
-
-def _set_picture(shown: ShownSet, file: str, side: int) -> tuple[str, str]:
-    try:
-        with Image.open(shown.path / file) as picture:
-            return as_uri(picture.convert("RGB"), side, 80), ""
-    except OSError as error:
-        return "", f"{shown.name}/{file}: {error.strerror or 'not an image any more'}"
 
 
 def _source(key: tuple[int, Box], path: str, part: ClassPart, number: int, painter: Painter, pool: Pool | None) -> Source:

@@ -60,20 +60,20 @@ def open_target(target: Path, more: Sequence[Path] = (), run: Path | None = None
     own = next((shown.record for shown in sets if "run" in shown.record), {})
     settings |= {name: own[name] for name in SHARED if name in own}
     session = look(opened_run.path, load_settings([], None, settings))
-    notes = []
     for number, shown in enumerate(sets):
         if "run" in shown.record:
             found = {name: store.differences(shown.record[name], own[name]) for name in SHARED[:3]}
             differs = {f"{name}.{key}": pair for name, keys in found.items() for key, pair in keys.items()}
             sets[number] = ShownSet(shown.path, shown.record, shown.images, differs)
-    return Opened(target, session, sets, notes)
+    return Opened(target, session, sets)
 
 
 def read_set(path: Path) -> ShownSet:
     """Raises StoreError where the folder is no set of diffsel's, or damaged."""
     if not (path / "set.yaml").exists():
         raise StoreError(f"{path} is not a distilled set (no set.yaml)")
-    record, images = store.read_yaml(path / "set.yaml"), {}
+    record = store.read_yaml(path / "set.yaml")
+    images: dict[str, list[dict[str, Any]]] = {}
     try:
         for line in (path / "metadata.jsonl").read_text(encoding="utf-8").split("\n"):
             if line:
@@ -203,10 +203,9 @@ def costs(opened: Opened, lines: Sequence[AccuracyLine]) -> list[Cost]:
     found = []
     if session := opened.session:
         run, s = session.run, session.settings
-        scored = len(session.data.rows) - sum(
-            item.path in {row.path for row in session.data.rows} for item in session.data.skipped
-        )
-        work = f"{forwards(scored, len(s.scoring.prompts), s.scoring):,} U-Net forwards ({scored:,} images, {s.scoring.draws} draws)"
+        scored = len({row.path for row in session.data.rows} - {item.path for item in session.data.skipped})
+        number = forwards(scored, len(s.scoring.prompts), s.scoring)
+        work = f"{number:,} U-Net forwards ({scored:,} images, {s.scoring.draws} draws)"
         found.append(_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors"))))
         folder = run.feature_folder(session.feature_identity)
         if vectors := list(folder.glob("*.safetensors")):

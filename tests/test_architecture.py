@@ -24,6 +24,7 @@ FLOORS = [
     {"evaluation"},
     {"experiment", "teaching"},
     {"report"},
+    {"page_pictures"},
     {"page_class"},
     {"page_run"},
     {"page"},
