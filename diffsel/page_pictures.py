@@ -86,5 +86,5 @@ def as_uri(picture: Image.Image, side: int, quality: int = 74) -> str:
     shrunk = picture.copy()
     shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
     blob = io.BytesIO()
-    shrunk.save(blob, "WEBP", quality=quality if max(shrunk.size) > 40 else 92, method=3)
+    shrunk.save(blob, "WEBP", quality=quality if max(shrunk.size) > 40 else 92, method=2)
     return "data:image/webp;base64," + base64.b64encode(blob.getvalue()).decode()
