@@ -4,6 +4,7 @@
 
 OUT/train   a few dozen drawn pictures (256 pixels, detail as in photographs), linked into folders named by ImageNet's wnids
 OUT/run     maps and vectors of random numbers, in the store's own files          OUT/run/ipcN   a set selected from them
+OUT/report.html ...   the report on it, with its sizes and how long it took
 
 No network is run: what the maps show means nothing.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from diffsel import method, store
 from diffsel.classes import imagenet_wnids
 from diffsel.config import resolve
 from diffsel.flags import progress
+from diffsel.page import write_report
 from diffsel.session import Session, start
 
 CELLS, CHANNELS = 32, 1280  # of Stable Diffusion v1.5 at 256 pixels
@@ -41,6 +44,10 @@ def main() -> None:
     for unit in session.units:
         fill(session, unit)
     method.select(session, options.ipc, options.out / "run" / f"ipc{options.ipc}")
+    begin = time.monotonic()
+    sizes = [file.stat().st_size for file in write_report(options.out / "run", options.out / "report.html")]
+    print(f"report: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, the largest {max(sizes) / 1e6:.2f} MB, the first "
+          f"{sizes[0] / 1e6:.2f} MB; {time.monotonic() - begin:.0f} s")  # fmt: skip
 
 
 def link_pictures(out: Path, folder: str, count: int) -> None:

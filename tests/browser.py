@@ -1,4 +1,7 @@
-"""Headless Chromium for tests, over its DevTools pipe: no driver, no port, no package."""
+"""Headless Chromium for tests, over its DevTools pipe: no driver, no port, no package.
+
+`python tests/browser.py FILE ...` prints how long pages take to load.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -136,3 +141,19 @@ class Browser:
 
 
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13}
+
+
+if __name__ == "__main__":
+    chromium = find_chromium()
+    assert chromium, "no chromium found"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        tab = Browser(chromium, Path(profile))
+        for name in sys.argv[1:]:
+            times = []
+            for _ in range(3):
+                tab.open(Path(name))
+                times.append(tab.run("performance.getEntriesByType('navigation')[0].loadEventStart") / 1000)
+            images = tab.run("document.images.length")
+            print(f"{name}: {Path(name).stat().st_size / 1e6:.2f} MB, {images} images, loaded in {sorted(times)[1]:.2f} s")
+        assert not tab.problems, tab.problems
+        tab.close()

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from diffsel.store import StoreError
 HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
 NAME = "</script><script>alert(3)</script>"
 PROMPT = "An image of {label}.<b onclick=alert(4)>"
-VOID = {"meta", "link", "img", "input", "rect", "circle", "br"}
+EXTRA = Extra("Suspects <b>", "Images & labels.", [(f"{HOSTILE[0]}/3<i>'&.png", HOSTILE[0], -0.5)])
 
 
 class Tree(HTMLParser):
@@ -84,10 +85,14 @@ def write_result(folder: Path, seed: int, top1: float | None) -> None:
 
 @pytest.fixture(scope="module")
 def report(work: Path) -> Path:
-    extra = Extra("Suspects <b>", "Images & labels.", [(f"{HOSTILE[0]}/3<i>'&.png", HOSTILE[0], -0.5)])
-    files = write_report(work / "run", work / "report.html", extras=[extra])
+    files = write_report(work / "run", work / "report.html", extras=[EXTRA])
     assert files == [work / "report.html"]
     return files[0]
+
+
+@pytest.fixture(scope="module")
+def paged(work: Path, report: Path) -> list[Path]:
+    return write_report(work / "run", work / "r s#.html", limit=report.stat().st_size * 2 // 3)
 
 
 def test_what_comes_from_the_data_is_text(report: Path) -> None:
@@ -149,9 +154,8 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
         assert not any(source.uses for source in part.best_left + part.worst_left)
 
 
-def test_the_same_report_has_the_same_bytes(work: Path) -> None:
-    first, second = (write_report(work / "run", work / "again.html")[0].read_bytes() for _ in range(2))
-    assert first == second
+def test_the_same_report_has_the_same_bytes(work: Path, report: Path) -> None:
+    assert write_report(work / "run", work / "again.html", extras=[EXTRA])[0].read_bytes() == report.read_bytes()
 
 
 def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
@@ -182,25 +186,27 @@ def test_cost_is_counted(work: Path) -> None:
     assert (embedding.files, [cost.stage for cost in sets]) == (3, ["set ipc2", "set ipc1"])
 
 
-def test_long_reports_are_paged(work: Path, tmp_path: Path) -> None:
-    whole = write_report(work / "run", tmp_path / "one.html")[0].stat().st_size
-    limit = whole * 2 // 3
-    files = write_report(work / "run", tmp_path / "r s#.html", limit=limit)
-    assert [file.name for file in files] == ["r s#.html", "r s#-2.html", "r s#-3.html"][: len(files)]
-    assert len(files) > 2
-    assert all(file.stat().st_size <= limit for file in files)
-    trees = {file.name: Tree(file) for file in files}
+def test_long_reports_are_paged(work: Path, report: Path, paged: list[Path]) -> None:
+    assert [file.name for file in paged] == ["r s#.html", "r s#-2.html", "r s#-3.html", "r s#-4.html"][: len(paged)]
+    assert len(paged) > 2
+    assert all(file.stat().st_size <= report.stat().st_size * 2 // 3 for file in paged)
+    trees = {file.name: Tree(file) for file in paged}
     ids = {name: {attrs["id"] for _, attrs in tree.tags if "id" in attrs} for name, tree in trees.items()}
-    assert sum("class" in attrs.get("class", "").split() for tree in trees.values() for attrs in tree.all("section")) == 3
-    from urllib.parse import unquote
-
+    sections = [attrs for tree in trees.values() for attrs in tree.all("section", "class")]
+    assert [attrs["id"] for attrs in sections if "data-words" in attrs] == ["c0", "c1", "c2"]
     for name, tree in trees.items():
         for link in tree.all("a"):
             file, _, anchor = link["href"].partition("#")
             assert not anchor or anchor in ids[unquote(file) or name], link
             assert unquote(file) in (*trees, ""), link
-    assert write_report(work / "run", tmp_path / "r s#.html") == files[:1]
-    assert sorted(file.name for file in tmp_path.glob("r s*")) == ["r s#.html"]
+
+
+def test_a_shorter_report_leaves_no_old_pages(work: Path, tmp_path: Path) -> None:
+    for name in ("r-2.html", "r-3.html"):
+        (tmp_path / name).write_text("<title>run · diffsel report, page</title>")
+    (tmp_path / "r-4.html").write_text("somebody else's")
+    assert write_report(work / "random", tmp_path / "r.html") == [tmp_path / "r.html"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r-4.html", "r.html"]
     with pytest.raises(ConfigError, match=r"class .* alone takes .*--page-size"):
         write_report(work / "run", tmp_path / "r.html", limit=60_000)
 
@@ -364,20 +370,18 @@ def test_the_filter_finds_classes(browser: Browser, report: Path) -> None:
     assert browser.problems == []
 
 
-def test_cards_lead_to_pages_and_pages_back(browser: Browser, work: Path, tmp_path: Path) -> None:
-    whole = write_report(work / "run", tmp_path / "one.html")[0].stat().st_size
-    write_report(work / "run", tmp_path / "r.html", limit=whole * 2 // 3)
-    browser.open(tmp_path / "r.html")
+def test_cards_lead_to_pages_and_pages_back(browser: Browser, paged: list[Path]) -> None:
+    browser.open(paged[0])
     browser.click(".card", 2)
     browser.wait_for_load()
-    assert browser.run("location.pathname").endswith("/r-3.html")
+    assert unquote(browser.run("location.pathname")) == str(paged[-1])
     assert browser.run("document.querySelector(location.hash + ' h2').textContent") == "plain cat"
     browser.click(".tile")
     assert browser.run("document.querySelector('#viewer').open")
     browser.press("Escape")
     browser.click(".bar nav a")
     browser.wait_for_load()
-    assert browser.run("location.pathname").endswith("/r.html")
+    assert unquote(browser.run("location.pathname")) == str(paged[0])
     assert browser.problems == []
 
 
