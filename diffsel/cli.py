@@ -179,6 +179,30 @@ def check(
 
 
 @app.command()
+def report(
+    target: Annotated[Path, typer.Argument(metavar="RUN|SET", help="A scored RUN, or a distilled SET.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="HTML", help="Default: RUN-report.html or SET-report.html, beside it.")
+    ] = None,
+    set_: Annotated[
+        list[Path] | None, typer.Option("--set", metavar="SET", help="Sets to show; default: RUN's own, in it and beside it.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The run of a SET that lies elsewhere.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option("--results", metavar="RESULTS", help="Further results of `evaluate`, say of baselines.")
+    ] = None,
+    page_size: Annotated[int, typer.Option(min=1, max=1000, help="Most megabytes of a file; more goes on further pages.")] = 16,
+    quiet: Quiet = False,
+) -> None:
+    """What was selected and why, as one HTML file: pictures, heat maps, clusters, scores, accuracies, cost, settings."""
+    from .page import write_report
+
+    files = write_report(target, out, set_ or (), run, results or (), limit=page_size * 10**6, progress=progress(quiet))
+    more = f" and {len(files) - 1} pages beside it" if len(files) > 1 else ""
+    print(f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB: {files[0]}{more}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for the data, the run, the sets.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seeds scenes and noise.")] = 0,

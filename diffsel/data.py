@@ -158,14 +158,28 @@ def count_images(path: str, settings: DataSettings) -> dict[str, int]:
     return {label: size if limit is None else min(size, limit) for label, size in sizes.items()}
 
 
-def reopen(
-    path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped: Sequence[Skipped], settings: DataSettings
-) -> ImageData:
-    """A data set as an earlier ``open_data`` left it: nothing is listed or read.  Raises DataError if it is gone."""
+def reopen(path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped: Sequence[Skipped],
+           settings: DataSettings, may_be_gone: bool = False) -> ImageData:  # fmt: skip
+    """A data set as an earlier ``open_data`` left it: nothing is listed or read.
+
+    Raises DataError if it is gone; with ``may_be_gone``, only where an image of it is read.
+    """
     root = Path(path)
-    if root.is_dir() and not _is_datasets_folder(root):
-        return ImageData(path, tuple(classes), tuple(rows), tuple(skipped), settings, lambda name: (root / name).read_bytes())
-    _, read, _ = _list(path, settings)
+
+    def in_folder(name: str) -> bytes:
+        return (root / name).read_bytes()
+
+    def gone(name: str) -> bytes:
+        raise FileNotFoundError(2, f"{path} is not there any more")
+
+    read: Callable[[str], bytes] = in_folder
+    if not root.is_dir() or _is_datasets_folder(root):
+        try:
+            _, read, _ = _list(path, settings)
+        except DataError:
+            if not may_be_gone:
+                raise
+            read = gone
     return ImageData(path, tuple(classes), tuple(rows), tuple(skipped), settings, read)
 
 

@@ -245,6 +245,17 @@ def _batch_size(settings: Settings, device: torch.device) -> int:
     return settings.compute.batch_size or (16 if device.type == "cpu" else 128)
 
 
+def look(path: Path, settings: Settings) -> Session:
+    """Open RUN only to look at it, on any machine: no device is asked for, and the images may be gone.
+
+    ``settings`` must agree with RUN's own about the scoring pass.  Raises StoreError.
+    """
+    run = store.open_run(path)
+    rows, skipped = store.read_index(run), store.read_skipped(path)
+    data = reopen(run.record["data"], run.classes, rows, skipped, settings.data, may_be_gone=True)
+    return Session(settings, data, run, Workers(cpu=True))
+
+
 def _pass_identity(settings: Settings, workers: Workers) -> dict[str, Any]:
     """The settings that decide the bytes of a scoring pass, apart from its images, classes and model."""
     return {

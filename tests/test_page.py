@@ -1,0 +1,409 @@
+"""Reports: what they show is what the sets and the store say; nothing from the data is taken for markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from browser import Browser, find_chromium
+from conftest import TINY, draw, small_values
+from scipy.stats import t
+
+from diffsel import page, page_run
+from diffsel.charts import Scale, evenly, histogram, tsne
+from diffsel.config import ConfigError, resolve
+from diffsel.data import open_data
+from diffsel.method import distill, select_baseline
+from diffsel.page import Extra, write_report
+from diffsel.page_class import ShownSet
+from diffsel.store import StoreError
+
+HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
+NAME = "</script><script>alert(3)</script>"
+PROMPT = "An image of {label}.<b onclick=alert(4)>"
+EXTRA = Extra("Suspects <b>", "Images & labels.", [(f"{HOSTILE[0]}/3<i>'&.png", HOSTILE[0], -0.5)])
+
+
+class Tree(HTMLParser):
+    """Tags with their attributes, and all text outside style and script."""
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text, self._raw = "", ""
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        self._raw = tag if tag in ("style", "script") else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._raw else data
+
+    def all(self, tag: str, of: str = "") -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag and of in [*attrs.get("class", "").split(), ""]]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over hostile names with two sets in it and a random one beside it, results of students, and one broken image."""
+    root = tmp_path_factory.mktemp("work")
+    for number, folder in enumerate(HOSTILE):
+        for i in range(10):
+            draw(root / "data" / folder / f"{i}<i>'&.png", 100 * number + i, 64, 80)
+    (root / "data" / HOSTILE[0] / "<u>broken.png").write_bytes(b"nothing")
+    (root / "data" / "classes.yaml").write_text(json.dumps({HOSTILE[1]: NAME}))
+    values = small_values()
+    settings = resolve({**values, "scoring": {**values["scoring"], "prompts": [PROMPT]}})
+    session = distill(str(root / "data"), root / "run", {n: root / "run" / f"ipc{n}" for n in (1, 2)}, settings)
+    plain = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": "random"})})
+    select_baseline(session.data, 1, root / "random", plain)
+    for seed, top1 in enumerate((50.0, 52.0, 57.0)):
+        write_result(root / "run" / "ipc2-results" / "conv3-x", seed, top1)
+    return root
+
+
+def write_result(folder: Path, seed: int, top1: float | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    result: dict = {"cell": "ipc2 <b>", "seed": seed, "protocol": "plain",
+                    "identity": {"student": "conv3", "teacher": None, "protocol": {"report": "last"}}}  # fmt: skip
+    if top1 is None:
+        result["failed"] = {"epoch": 1, "reason": "the loss is not a number <i>"}
+    else:
+        score = {"top1": top1, "top5": 90.0}
+        result |= {"last": score, "best": {**score, "top1": top1 + 1}, "seconds": 2.5}
+    (folder / f"seed-{seed}.json").write_text(json.dumps(result))
+
+
+@pytest.fixture(scope="module")
+def report(work: Path) -> Path:
+    files = write_report(work / "run", work / "report.html", extras=[EXTRA])
+    assert files == [work / "report.html"]
+    return files[0]
+
+
+@pytest.fixture(scope="module")
+def paged(work: Path, report: Path) -> list[Path]:
+    return write_report(work / "run", work / "r s#.html", limit=report.stat().st_size * 2 // 3)
+
+
+def test_what_comes_from_the_data_is_text(report: Path) -> None:
+    tree = Tree(report)
+    assert len(tree.all("script")) == 1
+    assert {tag for tag, _ in tree.tags} <= {
+        *("html", "head", "meta", "title", "link", "style", "body", "header", "main", "section", "footer", "nav", "dialog"),
+        *("div", "span", "p", "h1", "h2", "h3", "ul", "ol", "li", "dl", "dt", "dd", "small", "code", "figure", "figcaption"),
+        *("a", "b", "i", "img", "svg", "rect", "circle", "title", "details", "summary", "label", "input", "output", "button"),
+        *("table", "caption", "thead", "tbody", "tr", "th", "td", "script"),
+    }
+    assert not any(name.startswith("on") for _, attrs in tree.tags for name in attrs)
+    assert all(attrs["src"].startswith("data:image/webp;base64,") for attrs in tree.all("img"))
+    for text in (*HOSTILE, NAME, f"An image of {NAME}.<b onclick=alert(4)>", "<u>broken.png", "ipc2 <b>", "Suspects <b>"):
+        assert text in tree.text, text
+
+
+def test_every_tile_leads_to_its_own_source(work: Path, report: Path) -> None:
+    html = report.read_text(encoding="utf-8")
+    figures = {m[1]: m[0] for m in re.finditer(r'<figure class="source" id="([\w-]+)".*?</figure>', html, re.S)}
+    tiles = Tree(report).all("a", "tile")
+    entries = [json.loads(line) for n in (2, 1) for line in (work / f"run/ipc{n}/metadata.jsonl").read_text().splitlines()]
+    expected = {
+        (entry["file_name"], number, tile["source"]): tile for entry in entries for number, tile in enumerate(entry["tiles"])
+    }
+    assert len(tiles) == sum(len(entry["tiles"]) for entry in entries)
+    seen = set()
+    for link in tiles:
+        number, file, source = re.fullmatch(r"tile (\d+) of (.*): (.*)", link["aria-label"], re.S).groups()  # type: ignore[union-attr]
+        tile = expected[file, int(number), source]
+        seen.add((file, int(number), source))
+        figure, (top, left, height, width) = figures[link["href"][1:]], tile["box"]
+        assert f"{top}, {left}, {height}, {width}<small>" in figure
+        assert f"top:{100 * top / 80:.2f}%;left:{100 * left / 64:.2f}%;height:{3200 / 80:.2f}%;width:{3200 / 64:.2f}%" in figure
+        assert f"<dt>cluster</dt><dd><b>{tile['cluster']}</b>" in figure
+        assert f"<b>{tile['rank']}</b> in ipc" in figure
+        assert figure.count("<img") == 2
+    assert seen == set(expected)
+
+
+def test_clusters_hold_what_the_set_says(work: Path) -> None:
+    """The page clusters anew; the set's own record of each tile must agree."""
+    opened = page_run.open_target(work / "run")
+    for number, label in enumerate(opened.classes):
+        part, pool = page.class_part(opened.session, opened.sets, number, label)
+        assert pool is not None
+        medians = [group.median for group in part.groups]
+        assert medians == sorted(medians, reverse=True)
+        assert sum(group.size for group in part.groups) == len(pool.scores) == 10
+        for shown, _, _ in part.sets:
+            for tile in (tile for entry in shown.images[label] for tile in entry["tiles"]):
+                place = pool.place[tile["row"], tuple(tile["box"])]
+                assert pool.clusters is not None
+                assert (pool.clusters.cluster[place], pool.clusters.place[place]) == (tile["cluster"], tile["place"])
+        used = [source.anchor for group in part.groups for _, source, _ in group.patches if source and source.uses]
+        assert len(used) == sum(group.picked for group in part.groups) == part.chosen
+        left = [source.score for source in part.best_left + part.worst_left]
+        assert left == sorted(left, reverse=True)  # type: ignore[type-var]
+        assert not any(source.uses for source in part.best_left + part.worst_left)
+
+
+def test_the_same_report_has_the_same_bytes(work: Path, report: Path) -> None:
+    assert write_report(work / "run", work / "again.html", extras=[EXTRA])[0].read_bytes() == report.read_bytes()
+
+
+def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
+    values = np.array([50.0, 52.0, 57.0])
+    half = t.ppf(0.975, 2) * values.std(ddof=1) / 3**0.5
+    text = Tree(report).text
+    assert f"{values.mean():.1f} ± {half:.1f}" in text
+    assert f"{values.std(ddof=1):.2f}" in text
+    assert f"{values.mean() + 1:.1f} ± {half:.1f}" in text  # the best epoch
+    assert "7.5 s" in text  # of three students
+
+
+def test_failed_students_and_damaged_results(work: Path, tmp_path: Path) -> None:
+    write_result(tmp_path / "cell", 0, 40.0)
+    write_result(tmp_path / "cell", 1, None)
+    text = Tree(write_report(work / "run", tmp_path / "r.html", results=[tmp_path])[0]).text
+    assert "seed 1 failed: the loss is not a number <i>" in text
+    (tmp_path / "cell" / "seed-1.json").write_text("{")
+    with pytest.raises(StoreError, match=r"seed-1.json is damaged"):
+        write_report(work / "run", tmp_path / "r.html", results=[tmp_path])
+
+
+def test_cost_is_counted(work: Path) -> None:
+    opened = page_run.open_target(work / "run")
+    scoring, embedding, *sets = page_run.costs(opened, [])
+    assert "180 U-Net forwards (30 images, 3 draws)" in scoring.work  # with and without the label
+    assert scoring.bytes == sum(file.stat().st_size for file in (work / "run" / "maps").iterdir())
+    assert (embedding.files, [cost.stage for cost in sets]) == (3, ["set ipc2", "set ipc1"])
+
+
+def test_long_reports_are_paged(work: Path, report: Path, paged: list[Path]) -> None:
+    assert [file.name for file in paged] == ["r s#.html", "r s#-2.html", "r s#-3.html", "r s#-4.html"][: len(paged)]
+    assert len(paged) > 2
+    assert all(file.stat().st_size <= report.stat().st_size * 2 // 3 for file in paged)
+    trees = {file.name: Tree(file) for file in paged}
+    ids = {name: {attrs["id"] for _, attrs in tree.tags if "id" in attrs} for name, tree in trees.items()}
+    sections = [attrs for tree in trees.values() for attrs in tree.all("section", "class")]
+    assert [attrs["id"] for attrs in sections if "data-words" in attrs] == ["c0", "c1", "c2"]
+    for name, tree in trees.items():
+        for link in tree.all("a"):
+            file, _, anchor = link["href"].partition("#")
+            assert not anchor or anchor in ids[unquote(file) or name], link
+            assert unquote(file) in (*trees, ""), link
+
+
+def test_a_shorter_report_leaves_no_old_pages(work: Path, tmp_path: Path) -> None:
+    for name in ("r-2.html", "r-3.html"):
+        (tmp_path / name).write_text("<title>run · diffsel report, page</title>")
+    (tmp_path / "r-4.html").write_text("somebody else's")
+    assert write_report(work / "random", tmp_path / "r.html") == [tmp_path / "r.html"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r-4.html", "r.html"]
+    with pytest.raises(ConfigError, match=r"class .* alone takes .*--page-size"):
+        write_report(work / "run", tmp_path / "r.html", limit=60_000)
+
+
+def test_a_run_whose_images_are_gone_is_still_shown(work: Path, tmp_path: Path) -> None:
+    (work / "data").rename(work / "moved")
+    try:
+        file = write_report(work / "run", tmp_path / "r.html")[0]
+    finally:
+        (work / "moved").rename(work / "data")
+    tree = Tree(file)
+    assert f"{work / 'data'} is not there any more" in tree.text
+    assert "source image not there" in tree.text
+    assert not tree.all("img", "photo")
+    assert tree.all("img", "heat")
+    assert tree.all("a", "tile")
+
+
+def test_a_set_finds_its_run_or_does_without(work: Path, tmp_path: Path) -> None:
+    assert page_run.open_target(work / "run" / "ipc1").session is not None
+    random = page_run.open_target(work / "random")
+    assert random.session is not None  # same images
+    part, _ = page.class_part(random.session, random.sets, 0, HOSTILE[0])
+    assert {use[4] for source in part.sources for use in source.uses} == {"random"}
+    assert all(source.picture and source.heat for source in part.sources)
+    (work / "run" / "ipc1").rename(tmp_path / "alone")
+    try:
+        tree = Tree(write_report(tmp_path / "alone")[0])
+    finally:
+        (tmp_path / "alone").rename(work / "run" / "ipc1")
+    assert "The run that scored these images was not found (--run RUN)" in tree.text
+    assert len(tree.all("a", "tile")) == 12
+    assert (tmp_path / "alone-report.html").exists()
+
+
+def test_sets_of_other_settings_are_named(work: Path, diffsel, tmp_path: Path) -> None:
+    code, _, err = diffsel("select", work / "run", "--ipc", 1, "--clusters", 2, "--out", tmp_path / "other", "-q")
+    assert code == 0, err
+    code, out, _ = diffsel(
+        "report", work / "run", "--set", tmp_path / "other", "--set", work / "run" / "ipc2", "--out", tmp_path / "r.html", "-q"
+    )
+    assert (code, str(tmp_path / "r.html") in out) == (0, True)
+    assert "other was made with other settings than this report shows: selection.clusters = 2 (shown: 3)" in " ".join(
+        Tree(tmp_path / "r.html").text.split()
+    )
+
+
+def test_what_cannot_be_shown_is_refused(work: Path, tmp_path: Path, folder, diffsel) -> None:
+    for words, message in (
+        ([tmp_path], "neither a run (run.yaml) nor a distilled set (set.yaml)"),
+        ([work / "run", "--out", tmp_path / "r.txt"], "must be a file that ends in .html"),
+        ([work / "run", "--set", work / "data"], "is not a distilled set (no set.yaml)"),
+        ([work / "run", "--results", tmp_path / "none"], "no such folder of results"),
+    ):
+        code, _, err = diffsel("report", *words, "-q")
+        assert code == 2
+        assert message in err
+    other = open_data(str(folder(cat=4)), resolve(small_values()).data, 0)
+    settings = resolve({**small_values(), "selection": {"method": "random"}, "model": {"model": TINY}})
+    select_baseline(other, 1, tmp_path / "stranger", settings)
+    with pytest.raises(StoreError, match=r"stranger was not made from .*run; name its own run"):
+        write_report(work / "run", tmp_path / "r.html", sets=[tmp_path / "stranger"])
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_histograms_count_every_score() -> None:
+    scores = np.array([0.0, 0.0, 1.0, 2.0, 4.0])
+    bars = histogram(scores, scores > 1, bins=4)
+    assert (bars.all, bars.picked, bars.low, bars.high, bars.top) == ((2, 1, 1, 1), (0, 0, 1, 1), 0.0, 4.0, 2)
+    assert sum(histogram(np.full(3, 7.0), np.ones(3, bool)).all) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "text"), [(3.2e-4, "× 10⁻⁴", "−3.20"), (0.4, "", "−0.400"), (12.0, "", "−12.0"), (0, "", "+0.00")]
+)
+def test_scores_are_shown_with_three_digits(size: float, unit: str, text: str) -> None:
+    scale = Scale.of(np.full(5, size))
+    assert (scale.unit, scale.text(-size if size else 0.0)) == (unit, text)
+
+
+def test_layout_keeps_groups_apart() -> None:
+    rng = np.random.default_rng(0)
+    near = np.concatenate([rng.normal(0, 0.1, (20, 8)), rng.normal(5, 0.1, (20, 8))])
+    places = tsne(near, 0)
+    assert places is not None
+    assert places.min() == 0
+    assert places.max() == 1
+    middle = places[:20].mean(0), places[20:].mean(0)
+    own = [np.linalg.norm(places - centre, axis=1) for centre in middle]
+    assert (np.argmin(own, axis=0) == np.repeat([0, 1], 20)).all()
+    assert tsne(np.ones((30, 8)), 0) is None
+
+
+def test_samples_are_even_and_keep_what_they_must() -> None:
+    assert evenly(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert evenly(101, 3, [7]).tolist() == [0, 7, 50, 100]
+    assert evenly(0, 3).tolist() == []
+
+
+def test_baselines_come_after_diffsels_own_sets() -> None:
+    made = [ShownSet(Path(name), {"ipc": ipc, **({"run": 1} if own else {})}, {}) for name, ipc, own in
+            [("a", 50, False), ("b", 1, True), ("c", 10, True)]]  # fmt: skip
+    assert [shown.name for shown in page_run._largest_first(made)] == ["c", "b", "a"]
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    program = find_chromium()
+    if not program:
+        pytest.skip("no chromium found: install one (apt-get install chromium) to test reports in a browser")
+    found = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+BROKEN = """Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0, () => false)))
+    .then(found => found.filter(good => !good).length)"""
+
+
+def test_tiles_open_their_source_by_clicking(browser: Browser, work: Path, report: Path) -> None:
+    browser.open(report)
+    assert browser.run(BROKEN) == 0
+    assert browser.run("document.images.length") > 100
+    for number in (0, 5):
+        label = browser.run(f"document.querySelectorAll('.tile')[{number}].title")
+        browser.click(".tile", number)
+        assert browser.run("document.querySelector('#viewer').open")
+        assert browser.run("document.querySelector('#viewer .path').textContent") == label
+        assert browser.run(
+            "[...document.querySelectorAll('#viewer img')].every(i => i.naturalWidth > 0 && i.offsetWidth > 100)"
+        )
+        assert browser.run("document.querySelector('#viewer .box').offsetWidth") > 20
+        before = browser.run("document.querySelector('#viewer .path').textContent")
+        browser.press("ArrowRight")
+        assert browser.run("document.querySelector('#viewer .path').textContent") != before
+        browser.click("#close")
+        assert not browser.run("document.querySelector('#viewer').open")
+    browser.click("#extra0 tbody a")
+    assert browser.run("document.querySelector('#viewer .path').textContent") == f"{HOSTILE[0]}/3<i>'&.png"
+    browser.press("Escape")
+    assert browser.problems == []
+
+
+def test_the_filter_finds_classes(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    shown = "[...document.querySelectorAll('section.class')].filter(s => s.offsetHeight).map(s => s.dataset.words)"
+    assert len(browser.run(shown)) == 3
+    browser.click("#filter")
+    browser.type("PLAIN")
+    assert browser.run(shown) == ["plain cat plain cat"]
+    assert browser.run("[...document.querySelectorAll('.card')].filter(s => s.offsetHeight).length") == 1
+    assert browser.run("document.querySelector('#found').value") == "1 of 3"
+    browser.type("<b>zebra")
+    assert browser.run(shown) == []
+    assert browser.run("document.querySelector('#none').offsetHeight") > 0
+    assert browser.problems == []
+
+
+def test_cards_lead_to_pages_and_pages_back(browser: Browser, paged: list[Path]) -> None:
+    browser.open(paged[0])
+    browser.click(".card", 2)
+    browser.wait_for_load()
+    assert unquote(browser.run("location.pathname")) == str(paged[-1])
+    assert browser.run("document.querySelector(location.hash + ' h2').textContent") == "plain cat"
+    browser.click(".tile")
+    assert browser.run("document.querySelector('#viewer').open")
+    browser.press("Escape")
+    browser.click(".bar nav a")
+    browser.wait_for_load()
+    assert unquote(browser.run("location.pathname")) == str(paged[0])
+    assert browser.problems == []
+
+
+def test_light_and_dark_wide_and_narrow(browser: Browser, report: Path) -> None:
+    """Text stands out from the page (WCAG AA: 4.5 to 1), and nothing is wider than the window."""
+    luminance = """(() => { const line = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+        const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(line);
+        const l = c => rgb(c).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+        const back = l(getComputedStyle(document.body).backgroundColor);
+        return ['body', '.lead', 'small', '.eyebrow', '.facts b'].map(q => l(getComputedStyle(document.querySelector(q)).color))
+          .map(fore => (Math.max(fore, back) + .05) / (Math.min(fore, back) + .05)); })()"""
+    backs = []
+    for dark in (False, True):
+        for width in (1400, 420):
+            browser.look(width, 900, dark)
+            browser.open(report)
+            assert min(browser.run(luminance)) >= 4.5
+            assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        backs.append(browser.run("getComputedStyle(document.body).backgroundColor"))
+        browser.click("#theme")
+        assert browser.run("getComputedStyle(document.body).backgroundColor") != backs[-1]
+        browser.run("localStorage.clear()")
+    assert backs[0] != backs[1]
+    browser.look(1400, 900)
+    assert browser.problems == []
