@@ -1,0 +1,37 @@
+"""Table 4 and Figure 5: what each method can do, and how long its sets take to make.
+
+    accelerate launch pipelines/capabilities.py --scale paper --out study
+
+Cost at paper scale: its own scoring pass of ImageNet-1K (9.6 million forwards; a shared one could not be timed) and no student;
+demo: that of one pass.  "IPC" is measured as the forwards that a second size costs, "first set" is the pass and IPC 10.
+"""
+
+from diffsel.study import Case, main
+
+CLAIM = "one pass serves every IPC and class combination, without a classifier; Fig. 5's seconds are only drawn, not printed."
+METHODS = {"Random": "random", "RDED": "rded", "Ours": "diffsel"}
+COLUMNS = ("Large-scale", "Zero-shot", "Class", "IPC")
+EXPECTED = {
+    (row, column): "yes" if mark == "+" else "no"
+    for row, marks in {
+        "DATM": "----",
+        "SRe2L": "+--+",
+        "Minimax": "+--+",
+        "D4M": "+++-",
+        "RDED": "+-++",
+        "Ours": "++++",
+    }.items()
+    for column, mark in zip(COLUMNS, marks, strict=True)
+}
+
+
+def cells() -> list[Case]:
+    return [
+        Case(row, column, "imagenet-1k", ipc, method)
+        for row, method in METHODS.items()
+        for column, ipc in (("first set, IPC 10", 10), ("then IPC 50", 50), ("then IPC 100", 100))
+    ]
+
+
+if __name__ == "__main__":
+    main(__file__, __doc__, cells(), EXPECTED, CLAIM, measure="time")
