@@ -56,9 +56,9 @@ def spreads(
     patches to that centre (below 100: nearer to the centre than the data), and ``gap``, the mean distance of a real patch to
     the nearest chosen one.  Mean and interval are over classes.  Also the t-SNE picture, PNG.
     """
-    base = next((job for job in jobs if not job.baseline), None)
+    base = next((job for job in jobs if job.vectors), None)
     if base is None:
-        raise ConfigError("t-SNE needs a case of method diffsel: its features are those of the real data")
+        raise ConfigError("t-SNE needs a case of method diffsel, with clusters: its features are those of the real data")
     session = session_of(base, out, progress)
     method.embed(session)
     labels = [info.folder for info in session.data.classes]

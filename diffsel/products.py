@@ -25,7 +25,7 @@ from .experiment import Bench, Cell, gather, make_cell, run_cells
 from .features import random_clip
 from .pictures import open_set, validation_pictures
 from .scales import Job, Scale, place
-from .store import read_yaml, write_atomically
+from .store import open_run, read_yaml, write_atomically
 from .tables import Place, Value
 from .teaching import train_teacher
 
@@ -79,8 +79,17 @@ def _train(job: Job, machine: Machine, workers: Workers, progress: Progress) -> 
 def make_set(job: Job, folder: Path, run: Path, machine: Machine, workers: Workers, progress: Progress) -> None:
     """The distilled set of a job; what is there already is kept."""
     source = matrix.Source(job.source.train, job.source.val)
-    one = matrix.Matrix({job.dataset: source}, (job.method,), (job.ipc,), (job.teacher,), (job.student,))
+    subset = {"all": _some_classes(job, run, progress)}
+    one = matrix.Matrix({job.dataset: source}, (job.method,), (job.ipc,), (job.teacher,), (job.student,), subset)
     matrix.make_set(matrix.points(one)[0], one, folder, run, job.settings, workers, machine, progress)
+
+
+def _some_classes(job: Job, run: Path, progress: Progress) -> tuple[str, ...] | None:
+    if job.case.classes is None:
+        return None
+    s, known = job.settings, (run / "run.yaml").exists()
+    infos = open_run(run).classes if known else open_data(job.source.train, s.data, s.seed, s.compute.workers, progress).classes
+    return tuple(info.folder for info in infos[: job.case.classes])
 
 
 def make_sets(jobs: Sequence[Job], out: Path, machine: Machine, workers: Workers, progress: Progress) -> dict[str, Path]:

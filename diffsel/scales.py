@@ -38,6 +38,7 @@ class Case:
     student: str = "resnet18"
     protocol: str = "rded"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    classes: int | None = None  # only so many classes, chosen after the pass over all of them
 
 
 @checked(frozen=True, config=STRICT)
@@ -94,7 +95,8 @@ class Job:
     @property
     def ran_as(self) -> str:
         """What a person reads: what stood for the paper's case."""
-        return f"{self.dataset}, {self.method}, ipc {self.ipc}"
+        some = f", {self.case.classes} classes" if self.case.classes else ""
+        return f"{self.dataset}, {self.method}, ipc {self.ipc}{some}"
 
 
 def read_scale(name: str, configs: Path, model: str | None = None, students: int | None = None) -> Scale:
@@ -119,20 +121,21 @@ def read_scale(name: str, configs: Path, model: str | None = None, students: int
     return replace(scale, settings=settings, students=students or scale.students)
 
 
-def plan(cases: Iterable[Case], scale: Scale, out: Path, configs: Path) -> list[Job]:
-    """The jobs of a study, each once: a case that comes down to an earlier one, or is left out at this scale, is dropped.
+def plan(cases: Iterable[Case], scale: Scale, configs: Path, once: bool = True) -> list[Job]:
+    """The jobs of a study.  A case that is left out at this scale is dropped; with ``once``, so is one whose students are
+    those of an earlier case.
 
     Raises ConfigError for a data set or protocol that is not there, or settings that cannot be.
     """
     jobs: dict[str, Job] = {}
-    for case in cases:
-        job = _job(case, scale, out, configs)
+    for number, case in enumerate(cases):
+        job = _job(case, scale, configs)
         if job:
-            jobs.setdefault(job.trained, job)
+            jobs.setdefault(job.trained if once else str(number), job)
     return list(jobs.values())
 
 
-def _job(case: Case, scale: Scale, out: Path, configs: Path) -> Job | None:
+def _job(case: Case, scale: Scale, configs: Path) -> Job | None:
     axes = {name: _stand(scale, name, getattr(case, name)) for name in ("dataset", "ipc", "method", "teacher", "student")}
     settings = {key: _stand(scale, key, value) for key, value in case.settings.items()}
     if None in axes.values() or any(settings[key] is None and case.settings[key] is not None for key in settings):
@@ -165,7 +168,7 @@ def _named(job: Job) -> Job:
     vectors = "" if unclustered else fingerprint([run, identity(s.patches), identity(s.features)])
     judge = [job.teacher, s.protocol.size] if job.method == "rded" else None
     chosen = [identity(s.baseline), judge] if job.baseline else [run, identity(s.patches), vectors, identity(s.selection)]
-    name = f"{folder}-{job.method}-ipc{job.ipc}-{fingerprint([images, identity(s.assembly), chosen])[:8]}"
+    name = f"{folder}-{job.method}-ipc{job.ipc}-{fingerprint([images, identity(s.assembly), chosen, job.case.classes])[:8]}"
     soft = job.teacher if s.protocol.labels == "soft" else None
     trained = fingerprint([name, job.student, soft, identity(s.protocol), job.source.val])
     return replace(job, run_name=run, vectors=vectors, set_name=name, trained=trained)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Case", "main"]
 
 Measure = Literal["accuracy", "time", "spread", "sheet"]
-UNITS = {"accuracy": "top-1, percent", "time": "seconds, and U-Net forwards", "spread": "percent", "sheet": "pictures"}
+UNITS = {"accuracy": "top-1, percent", "time": "seconds", "spread": "percent", "sheet": "pictures"}
 
 
 def main(file: str, doc: str | None, cases: Sequence[Case], expected: Expected, claim: str = "", measure: Measure = "accuracy",
@@ -48,7 +48,7 @@ def main(file: str, doc: str | None, cases: Sequence[Case], expected: Expected, 
     ) -> None:
         configs = source.parent.parent / "configs"
         chosen = read_scale(scale, configs, model, students)
-        jobs = plan(cases, chosen, out, configs)
+        jobs = plan(cases, chosen, configs, once=measure == "accuracy")
         if dry_run:
             print(forecast(title, jobs, chosen, measure))
         else:
@@ -137,10 +137,11 @@ class Study:
 
         folder, notes = self.out / "tables", list(self.scale.notes)
         text = markdown(self.title, self.places, values, expected, claim, notes)
-        drawn = pages or {"": picture(self.title, self.shape, self.places, values, expected, UNITS[self.measure])}
+        shown = {place: value for place, value in values.items() if not place[1].endswith(", forwards")}
+        drawn = pages or {"": picture(self.title, self.shape, self.places, shown, expected, UNITS[self.measure])}
         for suffix, page in drawn.items():
             write_atomically(folder / f"{self.name}{suffix}.png", page)
         write_atomically(folder / f"{self.name}.md", text.encode())
         write_atomically(folder / f"{self.name}.csv", as_csv(values, self.places, expected).encode())
-        shown = ", ".join(str(folder / f"{self.name}{suffix}.png") for suffix in drawn)
-        return f"\n{text}\ntable:    {folder / self.name}.md, .csv\npicture:  {shown}\n"
+        pictures = ", ".join(str(folder / f"{self.name}{suffix}.png") for suffix in drawn)
+        return f"\n{text}\ntable:    {folder / self.name}.md, .csv\npicture:  {pictures}\n"
