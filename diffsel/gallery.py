@@ -141,7 +141,7 @@ def sheets(jobs: Sequence[Job], folders: Mapping[str, Path], kinds: Mapping[Plac
     for job in jobs:
         where = (job.case.row, job.case.column)
         rows = _rows(str(kinds.get(where, "set")), job, folders[job.set_name], out, progress)
-        rows[0] = (f"{job.case.column}: {rows[0][0]}", rows[0][1])
+        rows[0] = (f"{job.case.column} (run as {job.ran_as}): {rows[0][0]}", rows[0][1])
         pages.setdefault(job.case.row, []).extend(rows)
         values[where] = Value(sum(len(pictures) for _, pictures in rows), ran_as=job.ran_as)
     return values, {figure: _png(report.sheet(rows, figure)) for figure, rows in pages.items()}
@@ -159,8 +159,9 @@ def _rows(kind: str, job: Job, folder: Path, out: Path, progress: Progress) -> l
                 for i in range(0, len(pictures), ACROSS)
             ]
         case "set":
-            labels = list(tiles_of(folder))[:CLASSES]
-            return [(label, _pictures(folder, label, min(job.ipc, ACROSS))) for label in labels]
+            labels, each = list(tiles_of(folder))[:CLASSES], min(job.ipc, ACROSS)
+            groups = [labels[i : i + ACROSS // each] for i in range(0, len(labels), ACROSS // each)]
+            return [(" · ".join(group), [one for label in group for one in _pictures(folder, label, each)]) for group in groups]
         case _:
             raise ConfigError(f"a sheet shows stages, set or class, not {kind!r}")
 

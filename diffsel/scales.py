@@ -19,7 +19,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from .config import ConfigError, Settings, fingerprint, identity, load_settings
-from .store import safe_name
 
 STRICT = ConfigDict(extra="forbid")
 BASELINES = ("random", "rded")
@@ -158,6 +157,8 @@ def _job(case: Case, scale: Scale, configs: Path) -> Job | None:
 
 def _named(job: Job) -> Job:
     """With the names of what is shared: hashes of the settings that decide it, before any path is made real."""
+    from .store import safe_name  # brings numpy and pyarrow, which a pipeline's --help can do without
+
     s, folder = job.settings, safe_name(job.dataset)
     images = [job.source.train, s.seed, identity(s.data)]
     run = (

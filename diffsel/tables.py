@@ -106,6 +106,8 @@ def picture(title: str, shape: Shape, places: Sequence[Place], values: Mapping[P
         axis = figure.subplots()
         (_bars if shape == "bars" else _lines)(axis, rows, columns, values, expected)
         axis.set_ylabel(unit)
+        if shape == "bars":
+            axis.set_ylim(bottom=0)
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))

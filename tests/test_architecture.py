@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "teachers"},
     {"store", "scoring"},
     {"distributed", "features", "selection"},
-    {"session", "baselines"},
+    {"session", "baselines", "tables", "scales"},
     {"assembly"},
     {"method", "pictures"},
     {"relabeling"},
@@ -25,17 +25,19 @@ FLOORS = [
     {"experiment", "teaching"},
     {"report"},
     {"demo", "matrix"},
+    {"products", "gallery"},
     {"flags"},
-    {"cli_evaluation"},
+    {"cli_evaluation", "study"},
     {"cli"},
     {"__main__"},
 ]
 ONLY_DOOR = {
     "diffusers": {"diffusion"},
     "accelerate": {"distributed"},
-    "typer": {"cli", "cli_evaluation", "flags"},
+    "typer": {"cli", "cli_evaluation", "flags", "study"},
     "timm": {"networks"},
-    "sklearn": {"selection", "scenes"},
+    "matplotlib": {"tables", "gallery"},
+    "sklearn": {"selection", "scenes", "gallery"},
     "joblib": {"selection"},
 }
 MAY_TORCH = {
