@@ -42,7 +42,7 @@ def prepare(jobs: Sequence[Job], scale: Scale, out: Path, machine: Machine, work
         compose_data(out / "data", 0, scale.scenes, progress)
     if scale.scenes:
         workers.wait_for([out / "data" / "truth.csv"])
-    if scale.random_clip and workers.is_main:
+    if scale.random_clip and workers.is_main and any(job.settings.features.kind == "clip" for job in ready):
         random_clip(out / "clip-random-weights")
     for job in {job.teacher: job for job in ready if job.training is not None and _needs_teacher(job)}.values():
         _train(job, machine, workers, progress)
