@@ -2,8 +2,9 @@
 
     accelerate launch pipelines/capabilities.py --scale paper --out study
 
-Cost at paper scale: its own scoring pass of ImageNet-1K (9.6 million forwards; a shared one could not be timed) and no student;
-demo: that of one pass.  "IPC" and "Class" are measured as what IPC 50 and a set of 5 classes cost after the first set (IPC 10).
+Cost at paper scale: a scoring pass of its own over ImageNet-1K (9.6 million U-Net forwards, about an hour of a large GPU),
+since shared work cannot be timed; no students.
+"IPC" and "Class" are measured as what IPC 50 and a set of 5 classes cost after the first set (IPC 10).
 """
 
 from diffsel.study import Case, main

@@ -2,8 +2,7 @@
 
     accelerate launch pipelines/clustering.py --scale paper --out study
 
-Cost at paper scale: the passes of high_resolution.py, half a forward an image for
-DIFT, and CLIP of every patch; 90 students.
+Cost at paper scale: the passes of high_resolution.py, CLIP and DIFT of every patch, 90 students: about 70 hours of a GPU.
 """
 
 from diffsel.study import Case, main

@@ -2,7 +2,7 @@
 
     accelerate launch pipelines/cross_architecture.py --scale paper --out study
 
-Cost at paper scale: no scoring beyond high_resolution.py's; 490 students (--dry-run); demo: some minutes.
+Cost at paper scale: nothing to score after high_resolution.py; 490 students: about 900 hours of a large GPU.
 """
 
 from diffsel.study import Case, main

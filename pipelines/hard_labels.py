@@ -2,7 +2,7 @@
 
     accelerate launch pipelines/hard_labels.py --scale paper --out study
 
-Cost at paper scale: no forwards beyond high_resolution.py's but for IPC 1; 60 students; demo: about two minutes.
+Cost at paper scale: nothing to score after high_resolution.py; 60 students: about 70 hours of a large GPU.
 The paper does not name the data set; the numbers are of ImageNet-1K's size.
 """
 

@@ -2,7 +2,7 @@
 
     accelerate launch pipelines/rded.py --scale paper --out study
 
-Cost at paper scale: no U-Net forward; 150 students (--dry-run); demo: about a minute.
+Cost at paper scale: no U-Net forward, 150 students: about 7 hours of a large GPU.
 Expected are RDED's numbers as the paper quotes them (Tab. 1 and 2); the other settings are in no text that we have.
 """
 

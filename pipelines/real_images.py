@@ -2,8 +2,9 @@
 
     accelerate launch pipelines/real_images.py --scale paper --out study
 
-Cost at paper scale: nothing beyond high_resolution.py's pass of ImageNet-1K and its features, since smaller numbers are read
-from the same pass; 25 students; demo: about two minutes.  Only the last point is printed in the paper (Tab. 1).
+Cost at paper scale: nothing to score after high_resolution.py, since smaller numbers are read from the same pass and its
+features; 20 students: about 6 hours of a large GPU.
+Only the last point is printed in the paper (Tab. 1).
 """
 
 from diffsel.study import Case, main

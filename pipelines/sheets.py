@@ -2,7 +2,7 @@
 
     accelerate launch pipelines/sheets.py --scale paper --out study
 
-Cost at paper scale: high_resolution.py's passes of ImageWoof and ImageNette, no student; demo: a minute.
+Cost at paper scale: high_resolution.py's passes, and features of smaller patches; no students: minutes after it.
 EXPECTED says what each sheet shows: the stages of an image, a set's first pictures, or all of one class.
 Figure 3's caption is not in the text that we have: sets of three methods side by side stand for it.
 """

@@ -2,7 +2,7 @@
 
     accelerate launch pipelines/sizes.py --scale paper --out study
 
-Cost at paper scale: ImageWoof at 128, 256 and 512 px, about 10 GPU minutes of forwards; students; demo: some minutes.
+Cost at paper scale: ImageWoof scored at 128, 256 and 512 px, 90 students: about 1.5 hours of a large GPU.
 The text that we have names only 256 and 224 px; the others follow from the numbers of rows, each 7/8 of an image size.
 """
 
