@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -28,7 +29,7 @@ class Value:
     ran_as: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.mean:,.0f}" if abs(self.mean) >= 1000 else f"{self.mean:.1f}"
+        text = f"{self.mean:,}" if isinstance(self.mean, int) else f"{self.mean:.1f}"
         return text + (f" ± {self.ci95:.1f}" if self.ci95 is not None else "")
 
 
@@ -41,7 +42,7 @@ def axes(places: Sequence[Place], expected: Expected) -> tuple[list[str], list[s
 def markdown(title: str, places: Sequence[Place], values: Mapping[Place, Value], expected: Expected, claim: str,
              notes: Sequence[str] = ()) -> str:  # fmt: skip
     """The table as the paper lays it out, ours in bold and the paper's number in brackets; below it every figure in full."""
-    rows, columns = axes([*places, *values], expected)
+    rows, columns = axes([place for place in [*places, *values] if place in values or place in expected], expected)
     wide = [[row, *(_both(values.get((row, column)), expected.get((row, column))) for column in columns)] for row in rows]
     text = f"# {title}\n\nOurs **mean ± 95 % interval** (the paper's mean ± deviation).\n\n" + _pipes(["", *columns], wide)
     if values:
@@ -111,7 +112,7 @@ def picture(title: str, shape: Shape, places: Sequence[Place], values: Mapping[P
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, int(13 * figure.get_size_inches()[0])), fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -190,7 +191,7 @@ def _both(value: Value | None, paper: Paper | None) -> str:
 
 
 def _full(place: Place, value: Value, paper: Paper | None) -> list[str]:
-    figures = ["-" if v is None else f"{v:.2f}" for v in (value.mean, value.std)]
+    figures = ["-" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.2f}" for v in (value.mean, value.std)]
     interval = "-" if value.ci95 is None else f"{value.mean - value.ci95:.2f} to {value.mean + value.ci95:.2f}"
     return [*place, value.ran_as, str(value.n), *figures, interval, _words(paper) or "-"]
 

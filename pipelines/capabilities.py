@@ -4,7 +4,8 @@
 
 Cost at paper scale: a scoring pass of its own over ImageNet-1K (9.6 million U-Net forwards, about an hour of a large GPU),
 since shared work cannot be timed; no students.
-"IPC" and "Class" are measured as what IPC 50 and a set of 5 classes cost after the first set (IPC 10).
+"IPC" and "Class" are measured as what IPC 50 and a set of 5 classes cost after the first set (IPC 10);
+what RDED's classifier took to train is not in its seconds.
 """
 
 from diffsel.study import Case, main
