@@ -42,8 +42,10 @@ def prepare(jobs: Sequence[Job], scale: Scale, out: Path, machine: Machine, work
         compose_data(out / "data", 0, scale.scenes, progress)
     if scale.scenes:
         workers.wait_for([out / "data" / "truth.csv"])
-    if scale.random_clip and workers.is_main and any(job.settings.features.kind == "clip" for job in ready):
-        random_clip(out / "clip-random-weights")
+    if scale.random_clip and any(job.settings.features.kind == "clip" for job in ready):
+        if workers.is_main:
+            random_clip(out / "clip-random-weights")
+        workers.wait_for([out / "clip-random-weights" / "model.safetensors"])
     for job in {job.teacher: job for job in ready if job.training is not None and _needs_teacher(job)}.values():
         _train(job, machine, workers, progress)
     return ready
@@ -118,6 +120,10 @@ def accuracies(jobs: Sequence[Job], out: Path, machine: Machine, workers: Worker
         for job in jobs
     ]
     values: dict[Place, Value] = {}
+    if workers.count > 1:  # all at once, so that no process waits for the students of one cell
+        run_cells(
+            cells, range(jobs[0].settings.seed, jobs[0].settings.seed + jobs[0].students), out / "results", bench, workers
+        )
     for job, cell in zip(jobs, cells, strict=True):
         seeds = range(job.settings.seed, job.settings.seed + job.students)
         run_cells([cell], seeds, out / "results", bench, workers)

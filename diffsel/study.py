@@ -8,6 +8,7 @@ scoring passes, sets, teachers and students.  Nothing heavy is imported before t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .config import DiffselError
+from .config import ConfigError, DiffselError
 from .flags import Quiet, progress
 from .scales import Case, Job, Scale, costs, plan, read_scale
 from .tables import Expected, Shape, Value, as_csv, markdown, picture
@@ -49,6 +50,10 @@ def main(file: str, doc: str | None, cases: Sequence[Case], expected: Expected, 
         configs = source.parent.parent / "configs"
         chosen = read_scale(scale, configs, model, students)
         jobs = plan(cases, chosen, configs, once=measure == "accuracy")
+        if not jobs:
+            raise ConfigError(f"scale {scale} leaves out every cell of this pipeline")
+        if dry_run and os.environ.get("RANK", "0") != "0":
+            return
         if dry_run:
             print(forecast(title, jobs, chosen, measure))
         else:
