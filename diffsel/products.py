@@ -46,7 +46,7 @@ def prepare(jobs: Sequence[Job], scale: Scale, out: Path, machine: Machine, work
         if workers.is_main:
             random_clip(out / "clip-random-weights")
         workers.wait_for([out / "clip-random-weights" / "model.safetensors"])
-    for job in {job.teacher: job for job in ready if job.training is not None and _needs_teacher(job)}.values():
+    for job in {job.teacher: job for job in ready if job.trains and _needs_teacher(job)}.values():
         _train(job, machine, workers, progress)
     return ready
 
@@ -67,9 +67,7 @@ def _needs_teacher(job: Job) -> bool:
 
 def _train(job: Job, machine: Machine, workers: Workers, progress: Progress) -> None:
     s, folder = job.settings, Path(job.teacher)
-    t = s.training.model_copy(update=dict(job.training or {}))
-    t = type(t).model_validate(t.model_dump())
-    done = folder / "metrics.jsonl"
+    t, done = s.training, folder / "metrics.jsonl"
     if done.exists() and len(done.read_text(encoding="utf-8").splitlines()) >= t.epochs:
         return
     data = open_data(job.source.train, s.data, s.seed, s.compute.workers, progress)

@@ -22,6 +22,7 @@ from .config import ConfigError, Settings, fingerprint, identity, load_settings
 
 STRICT = ConfigDict(extra="forbid")
 BASELINES = ("random", "rded")
+AXES = ("dataset", "ipc", "method", "teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Job:
     ipc: int
     method: str
     teacher: str  # what load_teacher takes
-    training: Mapping[str, Any] | None  # how the teacher is trained where it is missing
+    trains: bool  # whether the teacher is trained where it is missing, by settings.training
     student: str
     settings: Settings
     students: int
@@ -116,6 +117,10 @@ def read_scale(name: str, configs: Path, model: str | None = None, students: int
         first = error.errors()[0]
         keys = ", ".join(Scale.__dataclass_fields__)
         raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']} (keys: {keys})") from None
+    if wrong := [key for key in scale.stands if key not in AXES and not _is_setting(key)]:
+        raise ConfigError(
+            f"{file}: stands.{wrong[0]}: neither one of {', '.join(AXES)} nor a setting such as selection.clusters"
+        )
     settings = {**scale.settings, **({"model.model": model} if model else {})}
     return replace(scale, settings=settings, students=students or scale.students)
 
@@ -135,22 +140,24 @@ def plan(cases: Iterable[Case], scale: Scale, configs: Path, once: bool = True) 
 
 
 def _job(case: Case, scale: Scale, configs: Path) -> Job | None:
-    axes = {name: _stand(scale, name, getattr(case, name)) for name in ("dataset", "ipc", "method", "teacher", "student")}
+    axes = {name: _stand(scale, name, getattr(case, name)) for name in AXES}
     settings = {key: _stand(scale, key, value) for key, value in case.settings.items()}
     if None in axes.values() or any(settings[key] is None and case.settings[key] is not None for key in settings):
         return None
     if axes["dataset"] not in scale.datasets:
         raise ConfigError(f"data set {axes['dataset']!r} is not in this scale; it has {', '.join(scale.datasets)}")
     source = scale.datasets[axes["dataset"]]
+    training = scale.teachers.get(axes["teacher"])
+    trained = {f"training.{key}": value for key, value in (training or {}).items()}
     chosen = load_settings(
         [configs / name for name in source.configs],
-        {**scale.settings, **source.settings, **settings, **_protocol(case.protocol, configs)},
+        {**scale.settings, **source.settings, **settings, **trained, **_protocol(case.protocol, configs)},
     )
     chosen = chosen.model_copy(update={"selection": chosen.selection.model_copy(update={"method": axes["method"]})})
-    training = scale.teachers.get(axes["teacher"])
     teacher = f"{{out}}/teachers/{axes['dataset']}-{axes['teacher']}" if training is not None else axes["teacher"]
     return _named(Job(
-        case, axes["dataset"], source, axes["ipc"], axes["method"], teacher.replace("{dataset}", axes["dataset"]), training,
+        case, axes["dataset"], source, axes["ipc"], axes["method"], teacher.replace("{dataset}", axes["dataset"]),
+        training is not None,
         axes["student"], chosen, scale.students,
     ))  # fmt: skip
 
@@ -173,6 +180,12 @@ def _named(job: Job) -> Job:
     soft = job.teacher if s.protocol.labels == "soft" else None
     trained = fingerprint([name, job.student, soft, identity(s.protocol), job.source.val])
     return replace(job, run_name=run, vectors=vectors, set_name=name, trained=trained)
+
+
+def _is_setting(key: str) -> bool:
+    section, _, name = key.partition(".")
+    found = Settings.model_fields.get(section)
+    return found is not None and name in getattr(found.annotation, "model_fields", {})
 
 
 def _stand(scale: Scale, axis: str, value: Any) -> Any:

@@ -137,6 +137,9 @@ def test_a_scale_stands_for_the_paper_and_refuses_what_it_lacks(tmp_path: Path) 
         read_scale("huge", CONFIGS)
     with pytest.raises(ConfigError, match="set the environment variable NOWHERE"):
         scales.place("$NOWHERE/train", tmp_path)
+    (tmp_path / "s.yaml").write_text("datasets: {}\nspeed: {}\nstands: {selection.clutsers: {32: 8}}\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml: stands.selection.clutsers: neither one of dataset, ipc"):
+        read_scale(str(tmp_path / "s.yaml"), CONFIGS)
     (tmp_path / "s.yaml").write_text("datasets: {}\nspeed: {}\nstudnts: 3\n")
     with pytest.raises(ConfigError, match=r"s\.yaml: studnts"):
         read_scale(str(tmp_path / "s.yaml"), CONFIGS)
