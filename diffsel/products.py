@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import matrix
+from .config import fingerprint
 from .data import Progress, open_data
 from .demo import compose_data
 from .distributed import Workers
@@ -144,26 +145,36 @@ def timings(jobs: Sequence[Job], out: Path, machine: Machine, workers: Workers, 
             tell: Tell) -> dict[Place, Value]:  # fmt: skip
     """Wall seconds and U-Net forwards of making each job's set anew; jobs of one method share a run, as they stand.
 
-    A job that was timed is not timed again.  Rows are the cases' rows; columns their columns with "s" and "forwards".
+    A job that was timed is not timed again; a first one that was interrupted says that only its rest was timed.
     """
     values: dict[Place, Value] = {}
-    for job in jobs:
-        folder = out / "timing" / job.method
-        file = folder / f"{job.set_name}.json"
-        if not file.exists():
-            before, begin = _forwards(folder / "run"), time.monotonic()
-            make_set(job, folder / job.set_name, folder / "run", machine, workers, progress)
-            seconds = time.monotonic() - begin
-            made = {"seconds": round(seconds, 3), "forwards": _forwards(folder / "run") - before, "processes": workers.count}
+    for method in dict.fromkeys(job.method for job in jobs):
+        mine = [job for job in jobs if job.method == method]
+        folder = out / "timing" / f"{method}-{fingerprint([job.set_name for job in mine])[:8]}"
+        for job in mine:
+            file = folder / f"{job.set_name}.json"
+            if not file.exists():
+                made = _timed(job, folder, job is mine[0], machine, workers, progress)
+                if workers.is_main:
+                    write_atomically(file, (json.dumps(made) + "\n").encode())
             if workers.is_main:
-                write_atomically(file, (json.dumps(made) + "\n").encode())
-        if workers.is_main:
-            made = json.loads(file.read_text(encoding="utf-8"))
-            row, column = job.case.row, job.case.column
-            values[row, f"{column}, s"] = Value(made["seconds"], ran_as=job.ran_as)
-            values[row, f"{column}, forwards"] = Value(made["forwards"], ran_as=job.ran_as)
-            tell(f"{row}, {column}: {made['seconds']} s, {made['forwards']} U-Net forwards")
+                made = json.loads(file.read_text(encoding="utf-8"))
+                (row, column), ran_as = (job.case.row, job.case.column), job.ran_as + ", only its rest" * made["rest"]
+                values[row, f"{column}, s"] = Value(made["seconds"], ran_as=ran_as)
+                values[row, f"{column}, forwards"] = Value(made["forwards"], ran_as=ran_as)
+                tell(f"{row}, {column}: {made['seconds']} s, {made['forwards']} U-Net forwards")
     return values
+
+
+def _timed(job: Job, folder: Path, first: bool, machine: Machine, workers: Workers, progress: Progress) -> dict[str, Any]:
+    before, begin = _forwards(folder / "run"), time.monotonic()
+    make_set(job, folder / job.set_name, folder / "run", machine, workers, progress)
+    return {
+        "seconds": round(time.monotonic() - begin, 3),
+        "forwards": _forwards(folder / "run") - before,
+        "rest": first and before > 0,
+        "processes": workers.count,
+    }
 
 
 def _forwards(run: Path) -> int:
