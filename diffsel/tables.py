@@ -42,7 +42,9 @@ def axes(places: Sequence[Place], expected: Expected) -> tuple[list[str], list[s
 def markdown(title: str, places: Sequence[Place], values: Mapping[Place, Value], expected: Expected, claim: str,
              notes: Sequence[str] = ()) -> str:  # fmt: skip
     """The table as the paper lays it out, ours in bold and the paper's number in brackets; below it every figure in full."""
-    rows, columns = axes([place for place in [*places, *values] if place in values or place in expected], expected)
+    rows, columns = axes([*places, *values], expected)
+    rows = [row for row in rows if any(place[0] == row for place in [*values, *expected])]
+    columns = [column for column in columns if any(place[1] == column for place in [*values, *expected])]
     wide = [[row, *(_both(values.get((row, column)), expected.get((row, column))) for column in columns)] for row in rows]
     text = f"# {title}\n\nOurs **mean ± 95 % interval** (the paper's mean ± deviation).\n\n" + _pipes(["", *columns], wide)
     if values:
