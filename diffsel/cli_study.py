@@ -35,7 +35,7 @@ def prompts(
     words: Words = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="OUT", help="Default: RUN-prompts, beside RUN.")] = None,
     ipc: Annotated[int, typer.Option("--ipc", min=0, help="Images per class of the sets compared; 0: no sets.")] = 10,
-    images: Annotated[int, typer.Option("--images", min=1, help="Images in the picture of heat maps.")] = 8,
+    shown: Annotated[int, typer.Option("--shown", min=1, help="Images in the picture of heat maps.")] = 8,
     val: Annotated[str | None, typer.Option("--val", metavar="VAL", help="Validation images: measure accuracy too.")] = None,
     student: Annotated[str, typer.Option("--student", metavar="S", help="For --val: conv3, resnet18, ...")] = "conv3",
     teacher: Annotated[str | None, typer.Option("--teacher", metavar="T", help="For --val: who labels the sets.")] = None,
@@ -68,7 +68,7 @@ def prompts(
         rows = comparison.compare(views, sets)
         comparison.write_tables(rows, study, target)
         buffer = io.BytesIO()
-        comparison.heat_page(views, study, images).save(buffer, "PNG", optimize=True)
+        comparison.heat_page(views, study, shown).save(buffer, "PNG", optimize=True)
         write_atomically(target / "heat.png", buffer.getvalue())
         print(f"\n{comparison.as_table(rows)}\n{table}")
         print(f"tables: {target / 'agreement.md'}, {target / 'agreement.csv'}\npicture: {target / 'heat.png'}")

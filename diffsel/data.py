@@ -117,7 +117,7 @@ def open_data(
     listing, read, names = _list(path, settings)
     classes = class_table(path, listing, names, settings)
     check(classes)
-    chosen = [(c.folder, p) for c in classes for p in _cap(listing[c.folder], settings.images_per_class, seed, c.folder)]
+    chosen = [(c.folder, p) for c in classes for p in cap(listing[c.folder], settings.images_per_class, seed, c.folder)]
 
     remembered = {(item.label, item.path): item for item in known}
 
@@ -183,7 +183,7 @@ def reopen(path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped
     return ImageData(path, tuple(classes), tuple(rows), tuple(skipped), settings, read)
 
 
-def _cap(paths: Sequence[str], limit: int | None, seed: int, label: str) -> list[str]:
+def cap(paths: Sequence[str], limit: int | None, seed: int, label: str) -> list[str]:
     """At most ``limit`` paths, chosen by a hash of each path, so that the listing order does not matter."""
     if limit is None or len(paths) <= limit:
         return sorted(paths)

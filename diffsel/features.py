@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -114,3 +115,22 @@ def _embed_clip(
         views = [np.ascontiguousarray(_view(patches[i], whole=False)) for i in chunk]
         inputs = prepare(images=views, return_tensors="pt", input_data_format="channels_last").to(device)
         yield from dict(zip(chunk, unit(list(clip(**inputs).image_embeds)), strict=True)).items()
+
+
+def random_clip(folder: Path) -> None:
+    """Write a small image encoder of CLIP's architecture with random weights (seed 0), for where no weights can be had.
+
+    It shows that the ablation's path works; its vectors are those of an untrained network.
+    """
+    if (folder / "model.safetensors").exists():
+        return
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CLIPVisionConfig(hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
+                                  num_attention_heads=4, image_size=32, patch_size=8)  # fmt: skip
+        network = CLIPVisionModelWithProjection(config)
+    sides = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=sides).save_pretrained(folder)
+    network.save_pretrained(folder)

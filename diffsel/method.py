@@ -22,7 +22,7 @@ import numpy as np
 from . import assembly, baselines, features, scoring, selection, store, suspects
 from .claims import ahead
 from .config import ConfigError, DataError, Settings, fingerprint, identity
-from .data import ImageData, Progress, Row, Skipped, quiet
+from .data import ImageData, Progress, Row, Skipped, cap, quiet
 from .patches import Box
 from .session import Session, start
 from .store import StoreError
@@ -172,7 +172,8 @@ def candidates(session: Session, label: str) -> selection.Candidates:
     parts = [_unit_patches(session, unit) for unit in session.units if unit.label == label]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
-    kept = ~np.isin(joined["row"], list(suspects.left_out(session, label)))
+    drawn = [row.row for row in _drawn(session, label)]
+    kept = np.isin(joined["row"], drawn) & ~np.isin(joined["row"], list(suspects.left_out(session, label)))
     return selection.Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
 
 
@@ -201,10 +202,19 @@ def mosaic_factor(session: Session, ipc: int, classes: Sequence[str]) -> int:
 def most_patches(session: Session, classes: Sequence[str]) -> dict[str, int]:
     """How many patches each class can give at most: ``per_image`` of each image that is not dropped, as far as they fit."""
     side, limit = session.settings.patches.patch_size, session.settings.patches.per_image
-    sizes = {label: [session.data.size(row) for row in session.data.of_class(label)] for label in classes}
+    sizes = {label: [session.data.size(row) for row in _drawn(session, label)] for label in classes}
     each = {label: sorted(min(limit, (w // side) * (h // side)) if side else 1 for w, h in sizes[label]) for label in classes}
     dropped = {label: suspects.share_of(len(each[label]), session.settings.selection) for label in classes}
     return {label: sum(each[label][dropped[label] :]) for label in classes}
+
+
+def _drawn(session: Session, label: str) -> list[Row]:
+    """The images of a class that selection looks at: all, or ``selection.images`` of them, as `data.images_per_class` caps."""
+    rows, s = session.data.of_class(label), session.settings
+    if s.selection.images is None:
+        return list(rows)
+    kept = set(cap([row.path for row in rows], s.selection.images, s.seed, label))
+    return [row for row in rows if row.path in kept]
 
 
 def _unit_patches(session: Session, unit: store.Unit) -> dict[str, np.ndarray]:

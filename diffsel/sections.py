@@ -175,6 +175,7 @@ class SelectionSettings(Section):
     clusters: int = Field(32, ge=1, description="K of K-means, per class (Fig. 8).")
     top_clusters: int = Field(10, ge=1, description="N best clusters that give patches (Fig. 8).")
     restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
+    images: int | None = Field(None, ge=1, description="Choose among this many scored images a class, drawn by seed (Fig. 7).")
     drop_suspects: float | None = Field(
         None, gt=0, lt=1, description="Share of each class left out: the images whose label fits least."
     )

@@ -202,7 +202,7 @@ def test_the_command_compares_selects_and_draws(diffsel, run: Session, tmp_path:
         "--factor",
         1,
     ]
-    code, out, err = diffsel(*words, "--images", 3, "-q")
+    code, out, err = diffsel(*words, "--shown", 3, "-q")
     assert (code, err) == (0, "")
     assert f"prompt 1: '{WORDS}' (added)" in out
     assert "U-Net forwards to compute: 36" in out

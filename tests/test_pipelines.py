@@ -1,0 +1,236 @@
+"""Pipelines: short, light, unlike each other, with the paper's numbers; a dry run at every scale; one run whole and resumed."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import difflib
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+
+from diffsel import gallery, scales, study, tables
+from diffsel.config import ConfigError
+from diffsel.scales import Case, costs, plan, read_scale
+from diffsel.tables import Value, agreement, markdown
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+FILES = sorted((ROOT / "pipelines").glob("*.py"))
+NAMES = [file.stem for file in FILES]
+SCALES = ("demo", "cifar10", "paper")
+
+
+def load(file: Path) -> dict:
+    return runpy.run_path(str(file))
+
+
+def run(file: Path, *words: object) -> None:
+    """As `python FILE words`, in this process; it must end well."""
+    before, sys.argv = sys.argv, [str(file), *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(file), run_name="__main__")
+    finally:
+        sys.argv = before
+    assert not done.value.code
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_pipeline_is_short_and_only_lists(file: Path) -> None:
+    text = file.read_text()
+    tree = ast.parse(text)
+    assert text.count("\n") < 60
+    doc = ast.get_docstring(tree) or ""
+    assert f"accelerate launch pipelines/{file.name}" in doc
+    assert "Cost" in doc
+    assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef)] == ["cells"]
+    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {"diffsel.study"}
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.While | ast.ClassDef | ast.For)]
+
+
+def test_no_two_pipelines_are_near_copies() -> None:
+    for i, one in enumerate(FILES):
+        for other in FILES[i + 1 :]:
+            alike = difflib.SequenceMatcher(None, one.read_text().splitlines(), other.read_text().splitlines(), False).ratio()
+            assert alike < 0.6, (one.name, other.name)
+
+
+def test_pipelines_load_nothing_heavy() -> None:
+    code = (
+        "import runpy, sys; [runpy.run_path(f) for f in sys.argv[1:]];"
+        "print([m for m in ('torch', 'numpy', 'diffusers', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, FILES)], capture_output=True, text=True, cwd=ROOT, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_expected_speaks_of_what_is_run(file: Path) -> None:
+    """Every expected number stands in a row that the cells have, and most cells of a full table have one."""
+    found = load(file)
+    cases, expected = found["cells"](), found["EXPECTED"]
+    places = {(case.row, case.column) for case in cases}
+    assert len(places) == len(cases)
+    assert expected
+    if file.stem != "capabilities":  # the paper's marks speak of methods that are not run
+        assert {row for row, _ in expected} <= {row for row, _ in places}
+        assert places & expected.keys()
+
+
+def test_expected_has_the_papers_shape() -> None:
+    """Counts as the paper's tables have them, and numbers picked from its text."""
+    tables_ = {name: load(ROOT / "pipelines" / f"{name}.py")["EXPECTED"] for name in NAMES}
+    counts = {"high_resolution": 96, "low_resolution": 50, "cross_architecture": 98, "clustering": 18, "timestep_ranges": 10,
+              "hard_labels": 24, "sizes": 18, "capabilities": 24}  # fmt: skip
+    assert {name: len(tables_[name]) for name in counts} == counts
+    assert tables_["high_resolution"]["ImageNet-1K, IPC 100", "D3HR"] == (62.5, 0.0)
+    assert tables_["low_resolution"]["Tiny-ImageNet, IPC 50", "Ours, ResNet-18"] == (58.5, 0.2)
+    assert tables_["cross_architecture"]["IPC 50, ResNet-50", "ResNet-101"] == 66.7
+    assert tables_["cross_architecture"]["IPC 10, ViT-B", "EfficientNet-B0"] == 28.9
+    assert tables_["hard_labels"]["IPC 50", "Ours"] == (33.2, 0.1)
+    assert tables_["sizes"]["image 512, patch 448", "IPC 100"] == 81.0
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_pipeline_has_a_dry_run_at_every_scale(scale: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    for name in ("IMAGENET", "CIFAR10", "CIFAR10_TEACHER"):
+        monkeypatch.delenv(name, raising=False)  # not needed yet
+    for file in FILES:
+        run(file, "--scale", scale, "--out", tmp_path / "out", "--dry-run")
+        text = capsys.readouterr().out
+        cells = int(text.splitlines()[0].split(": ")[-1].split()[0])
+        assert cells == len(text.splitlines()) - 6 > 0
+        assert "hours" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_cost_of_shared_work_is_counted_once() -> None:
+    scale = read_scale("paper", CONFIGS)
+    ranges = plan(load(ROOT / "pipelines" / "timestep_ranges.py")["cells"](), scale, CONFIGS)
+    found = costs(ranges, scale)
+    assert [cost.forwards for cost in found] == [300_000 * 16 * 2] + [0] * 9
+    assert [cost.vectors for cost in found] == [300_000] * 10
+    assert {cost.images for cost in found} == {50 * 1000 * 300 * 5}
+    assert len({job.run_name for job in ranges}) == 1
+    assert len({job.set_name for job in ranges}) == 10
+
+
+def test_a_scale_stands_for_the_paper_and_refuses_what_it_lacks(tmp_path: Path) -> None:
+    scale = read_scale("demo", CONFIGS, model="elsewhere", students=7)
+    case = Case("r", "c", "imagewoof", 50, settings={"selection.clusters": 64})
+    (job,) = plan([case, case, Case("r", "d", "cifar100", 50)], scale, CONFIGS)
+    assert (job.dataset, job.ipc, job.student, job.students) == ("scenes", 2, "conv3w32", 7)
+    assert job.settings.selection.clusters == 16
+    assert job.settings.model.model == "elsewhere"
+    assert job.settings.patches.t_range == (0.1, 0.7)
+    with pytest.raises(ConfigError, match="data set 'mars' is not in this scale"):
+        plan([Case("r", "c", "mars", 1)], scale, CONFIGS)
+    with pytest.raises(ConfigError, match="there is cifar10, demo, paper"):
+        read_scale("huge", CONFIGS)
+    with pytest.raises(ConfigError, match="set the environment variable NOWHERE"):
+        scales.place("$NOWHERE/train", tmp_path)
+    (tmp_path / "s.yaml").write_text("datasets: {}\nspeed: {}\nstands: {selection.clutsers: {32: 8}}\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml: stands.selection.clutsers: neither one of dataset, ipc"):
+        read_scale(str(tmp_path / "s.yaml"), CONFIGS)
+    (tmp_path / "s.yaml").write_text("datasets: {}\nspeed: {}\nstudnts: 3\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml: studnts"):
+        read_scale(str(tmp_path / "s.yaml"), CONFIGS)
+
+
+def test_agreement_counts_pairs_in_rows_and_columns() -> None:
+    expected = {("a", "x"): 10.0, ("a", "y"): 20.0, ("b", "x"): 30.0, ("b", "y"): (5.0, 0.1), ("a", "word"): "yes"}
+    values = {
+        ("a", "x"): Value(1, 0, 0.1, 3),
+        ("a", "y"): Value(2, 0, 0.1, 3),  # as in the paper, apart
+        ("b", "x"): Value(1.1, 0, 0.1, 3),  # above a, x as in the paper, not apart
+        ("b", "y"): Value(9, 0, 0.1, 3),  # above b, x and above a, y: both not as in the paper, apart
+    }
+    text = agreement(values, expected)
+    assert "of 4 pairs" in text
+    assert "2 stand as in the paper" in text
+    assert "of 3 pairs are apart, and 1 of those" in text
+    assert agreement({}, expected) == ""
+
+
+def test_markdown_escapes_and_sets_ours_beside_the_paper() -> None:
+    text = markdown("T", [("a|b", "x")], {("a|b", "x"): Value(51.25, 1.0, 2.48, 3, "toy")}, {("a|b", "x"): (50.0, 0.3)}, "so.")
+    assert "| a\\|b | **51.2 ± 2.5** (50.0 ± 0.3) |" in text
+    assert "| 51.25 | 1.00 | 48.77 to 53.73 | 50.0 ± 0.3 |" in text
+
+
+def tiny_scale(tmp_path: Path) -> Path:
+    """The demo in seconds: two scenes a class, one draw a bin, one epoch."""
+    values = yaml.safe_load((CONFIGS / "scales" / "demo.yaml").read_text())
+    values |= {"scenes": 2, "students": 2}
+    values["settings"] |= {"protocol.epochs": 1, "assembly.factor": 1, "data.image_size": 32, "patches.patch_size": 16,
+                           "compute.device": "cpu"}  # fmt: skip
+    values["stands"] |= {"ipc": {"1": 1, "10": 1, "50": 1, "100": 2}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "tiny.yaml"
+
+
+def test_one_pipeline_whole_and_taken_up_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    out, file = tmp_path / "out", ROOT / "pipelines" / "hard_labels.py"
+    words = ("--scale", tiny_scale(tmp_path), "--out", out, "-q", "--model", TINY)
+    run(file, *words)
+    text = capsys.readouterr().out
+    results = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*.json")}
+    units = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
+    assert len(results) == 6 * 2  # IPC 1 and 100 of three methods, two students each
+    assert len(units) == 20  # ten classes: one unit of maps, one of vectors
+    rows = list(csv.DictReader((out / "tables" / "hard_labels.csv").read_text().splitlines()))
+    assert {(row["row"], row["column"]): row["paper"] for row in rows}["IPC 50", "Minimax"] == "31.3"
+    assert len([row for row in rows if row["n"] == "2"]) == 6
+    assert "**" in text
+    assert (out / "tables" / "hard_labels.png").stat().st_size > 5000
+
+    def never(*args, **kwargs):
+        raise AssertionError("made twice")
+
+    monkeypatch.setattr("diffsel.experiment.train_one", never)
+    monkeypatch.setattr("diffsel.matrix.make_set", never)
+    run(file, *words)
+    assert capsys.readouterr().out == text
+    assert results == {path: path.stat().st_mtime_ns for path in out.rglob("seed-*.json")}
+    assert units == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
+
+
+def test_fewer_images_are_read_from_the_same_pass(tmp_path: Path, small, folder) -> None:
+    """`selection.images` sees the images that `data.images_per_class` would have kept."""
+    from diffsel import method
+    from diffsel.data import open_data
+    from diffsel.session import start
+
+    session = start(str(folder(cat=7, dog=5)), tmp_path / "run", small)
+    method.score(session)
+    method.embed(session)
+    everything = {label: set(method.candidates(session, label).rows) for label in ("cat", "dog")}
+    session.settings = small.model_copy(update={"selection": small.selection.model_copy(update={"images": 3})})
+    capped = open_data(session.data.root, small.data.model_copy(update={"images_per_class": 3}), small.seed)
+    for label in ("cat", "dog"):
+        found = {session.data.rows[row].path for row in method.candidates(session, label).rows}
+        assert found == {row.path for row in capped.of_class(label)}
+        assert len(everything[label]) > 3
+    assert method.most_patches(session, ["cat"])["cat"] < 7 * small.patches.per_image + 1
+
+
+def test_gallery_measures_spread_against_the_real_data() -> None:
+    import numpy as np
+
+    real = np.array([[0.0, 1], [0, -1], [1, 0], [-1, 0]])
+    assert gallery._figures(real, real) == (100, 0)
+    spread, gap = gallery._figures(real, np.zeros((1, 2)))
+    assert (spread, gap) == (0, 100)
+
+
+def test_study_and_tables_are_public_where_pipelines_need_them() -> None:
+    assert study.__all__ == ["Case", "main"]
+    assert tables.axes([("a", "x")], {("b", "y"): 1.0}) == (["a", "b"], ["x", "y"])
