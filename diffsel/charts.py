@@ -48,7 +48,7 @@ class Histogram:
         return max(self.all)
 
 
-def histogram(scores: Float[np.ndarray, " n"], picked: Bool[np.ndarray, " n"], bins: int = 32) -> Histogram:
+def histogram(scores: Float[np.ndarray, " n"], picked: Bool[np.ndarray, " n"], bins: int) -> Histogram:
     """Counts of ``scores`` (n > 0).  The last step includes its upper end."""
     low, high = float(scores.min()), float(scores.max())
     edges = np.linspace(low, high if high > low else low + (abs(low) or 1.0) * 1e-6, bins + 1)

@@ -230,7 +230,7 @@ def _judge(part: ClassPart, pool: Pool, sources: dict[tuple[int, Box], Source], 
            sets: Sequence[ShownSet], seed: int) -> None:  # fmt: skip
     """Clusters, scores, the layout, and what was passed over."""
     picked = picked_of(pool, sets)
-    part.chosen, part.scores = int(picked.sum()), histogram(pool.scores, picked)
+    part.chosen, part.scores = int(picked.sum()), histogram(pool.scores, picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))
     keys = list(pool.place)
     left = [i for i in np.argsort(-pool.scores, kind="stable") if not picked[i]]
     for place in [*left[:PASSED], *left[PASSED:][-PASSED:]]:
