@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffsel"
 FLOORS = [
-    {"sections", "augment", "scenes"},
+    {"sections", "augment", "scenes", "memory"},
     {"config", "protocols", "networks"},
     {"classes", "diffusion", "patches", "pixels"},
     {"data", "teachers"},
