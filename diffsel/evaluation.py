@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .data import Progress, quiet
+from .memory import keep_freed_memory
 from .networks import build, normalise, parameter_groups
 from .pictures import Pictures
 from .protocols import Recipe, rate_factor
@@ -67,6 +68,7 @@ def train_student(student: str, source: Source, validation: Pictures, protocol: 
     Raises Diverged where the loss stops being a number.
     """
     begin = time.monotonic()
+    keep_freed_memory()
     torch.manual_seed(seed)
     network = build(student, len(validation.classes), recipe.size).to(machine.device).to(memory_format=torch.channels_last)
     if machine.compile:

@@ -52,7 +52,7 @@ class ConvNet(nn.Module):
         """(B, 3, size, size) -> (B, width * (size / 2^depth)^2)."""
         x = images
         for conv, norm in zip(self.layers["conv"], self.layers["norm"], strict=True):  # type: ignore[call-overload]
-            x = nn.functional.avg_pool2d(nn.functional.relu(norm(conv(x))), 2)
+            x = nn.functional.avg_pool2d(nn.functional.relu_(norm(conv(x))), 2)
         return x.flatten(1)
 
 

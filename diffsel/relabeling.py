@@ -52,6 +52,7 @@ class Batch:
 
 
 AT_ONCE = 512  # images that are made and labelled together, where the set is smaller
+AT_ONCE_CPU = 2**19  # pixels; there, larger passes cost memory and gain no time
 Source = Callable[[int], Iterator[Batch]]  # epoch -> its batches
 
 
@@ -89,7 +90,8 @@ def online(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed:
     The epochs of a small set are made and labelled several at a time: one pass of the teacher over some hundred images
     is much faster than dozens over ten, and nothing that it sees depends on the student.
     """
-    together = max(1, AT_ONCE // len(pictures.labels))
+    most = AT_ONCE if pictures.pixels.is_cuda else min(AT_ONCE, AT_ONCE_CPU // recipe.size**2)
+    together = max(1, most // len(pictures.labels))
     ready: dict[int, list[Batch]] = {}
 
     def batches(epoch: int) -> Iterator[Batch]:

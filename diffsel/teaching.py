@@ -30,6 +30,7 @@ from .data import ImageData, Progress, quiet
 from .distributed import Track, Workers
 from .evaluation import Machine, measure
 from .files import write_atomically
+from .memory import keep_freed_memory
 from .networks import build, canonical, check_size, normalise
 from .pictures import Pictures
 from .sections import ConfigError, TrainingSettings
@@ -100,6 +101,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
     Raises ConfigError for a network that cannot take the size, SettingsDiffer where ``out`` holds another training.
     """
     check_size(t.network, t.size)
+    keep_freed_memory()
     described = {
         "training": identity(t),
         "seed": seed,

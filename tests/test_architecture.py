@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffsel"
 FLOORS = [
-    {"sections", "augment", "scenes", "claims", "files"},
+    {"sections", "augment", "scenes", "claims", "files", "memory"},
     {"config", "protocols", "networks"},
     {"classes", "diffusion", "hub", "patches", "pixels"},
     {"data", "teachers", "racing", "draws"},
