@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .assembly import class_folder
-from .classes import ClassInfo
+from .classes import ClassInfo, refuse_shared
 from .config import fingerprint
 from .data import ImageData, Progress, Row, open_data, quiet
 from .pixels import resized_size
@@ -129,9 +130,13 @@ def validation_pictures(
 
 
 def match_classes(wanted: Sequence[ClassInfo], data: ImageData) -> list[str]:
-    """The folder of ``data`` for each class, by folder or else by name.  Raises DataError naming those that are missing."""
+    """The folder of ``data`` for each class, by folder or else by a name that only one folder has.
+
+    Raises DataError naming the classes that are missing, or that would share a folder.
+    """
     folders = {info.folder for info in data.classes}
-    by_name = {info.name: info.folder for info in data.classes}
+    times = Counter(info.name for info in data.classes)
+    by_name = {info.name: info.folder for info in data.classes if times[info.name] == 1}
     found = [info.folder if info.folder in folders else by_name.get(info.name) for info in wanted]
     missing = [info.folder for info, folder in zip(wanted, found, strict=True) if folder is None]
     if missing:
@@ -139,6 +144,7 @@ def match_classes(wanted: Sequence[ClassInfo], data: ImageData) -> list[str]:
             f"{data.root} lacks {len(missing)} of the {len(wanted)} classes: {', '.join(map(repr, missing[:5]))}; "
             f"it has {', '.join(map(repr, sorted(folders)[:5]))}{' ...' if len(folders) > 5 else ''}"
         )
+    refuse_shared(wanted, found, data.root)
     return [folder for folder in found if folder is not None]
 
 

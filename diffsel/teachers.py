@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .classes import ClassInfo, imagenet_wnids
+from .classes import ClassInfo, imagenet_wnids, refuse_shared
 from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
 from .sections import ConfigError, DataError
 
@@ -197,7 +197,7 @@ def _head(state: Mapping[str, Tensor]) -> str:
 def class_rows(found: Checkpoint, classes: Sequence[ClassInfo]) -> list[int]:
     """The output of each class, by folder, wnid or name.  A table that is not recorded is taken to be ours, in order.
 
-    Raises DataError naming the classes that the teacher lacks.
+    Raises DataError naming the classes that the teacher lacks, or that would share an output.
     """
     outputs = _outputs(found)
     table = found.classes or (tuple(imagenet_wnids()) if outputs == 1000 else None)
@@ -217,6 +217,7 @@ def class_rows(found: Checkpoint, classes: Sequence[ClassInfo]) -> list[int]:
             f"teacher {found.source} lacks {len(missing)} of the {len(classes)} classes: {', '.join(map(repr, missing[:5]))}; "
             f"it has {', '.join(map(repr, table[:5]))}{' ...' if len(table) > 5 else ''}"
         )
+    refuse_shared(classes, rows, f"teacher {found.source}")
     return [row for row in rows if row is not None]
 
 

@@ -14,11 +14,12 @@ from conftest import draw
 from safetensors.numpy import load_file
 
 from diffsel import evaluation, experiment, relabeling
+from diffsel.classes import ClassInfo
 from diffsel.data import open_data
 from diffsel.evaluation import Machine, fairness, spread, train_student
 from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells
 from diffsel.networks import build
-from diffsel.pictures import open_set, set_pictures, validation_pictures
+from diffsel.pictures import match_classes, open_set, set_pictures, validation_pictures
 from diffsel.protocols import resolve_recipe
 from diffsel.relabeling import online, plan_epoch, relabel, show, stored
 from diffsel.sections import ConfigError, DataError, DataSettings, ProtocolSettings
@@ -257,6 +258,16 @@ def test_a_subset_of_validation_classes_and_the_first_files(folder, world) -> No
     assert [row.label for row in album.rows] == ["ant", "ant", "bee", "bee", "bee"]
     assert album.load().labels.tolist() == [0, 0, 1, 1, 1]
     assert len(validation_pictures(more, train.classes, 16, 16, per_class=1).rows) == 2
+
+
+def test_two_classes_never_share_a_folder(folder) -> None:
+    cranes = [ClassInfo("crane_bird", "crane"), ClassInfo("crane_machine", "crane")]
+    one = open_data(str(folder("one", (16, 16), crane=1, bee=1)), DataSettings(), 0)
+    with pytest.raises(DataError, match=r"'crane_bird' and 'crane_machine' both match 'crane'"):
+        match_classes(cranes, one)
+    two = replace(one, classes=(ClassInfo("bird", "crane"), ClassInfo("machine", "crane")))
+    with pytest.raises(DataError, match="lacks 1 of the 1 classes: 'crane_bird'"):  # which of the two?
+        match_classes(cranes[:1], two)
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

@@ -150,3 +150,12 @@ def test_a_class_order_slip_is_found_and_named() -> None:
         check_order(np.diag([60] * 4) + 10, names, 99.0, "T")
     with pytest.raises(DataError, match="no better than chance"):
         check_order(np.full((4, 4), 10), names, None, "T")
+
+
+def test_two_classes_never_share_an_output() -> None:
+    found = teachers.Checkpoint("resnet18", {"fc.bias": torch.zeros(2)}, ("crane", "bee"), None, None, "T")
+    cranes = [ClassInfo("crane_bird", "crane"), ClassInfo("crane_machine", "crane")]
+    with pytest.raises(DataError, match=r"'crane_bird' and 'crane_machine' both match 0 of teacher T"):
+        class_rows(found, cranes)
+    own = teachers.Checkpoint("resnet18", {"fc.bias": torch.zeros(2)}, ("crane_machine", "crane_bird"), None, None, "T")
+    assert class_rows(own, cranes) == [1, 0]
