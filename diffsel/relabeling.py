@@ -135,6 +135,7 @@ def label_identity(pictures: Pictures, protocol: ProtocolSettings, recipe: Recip
         "classes": [info.folder for info in pictures.classes],
         "seed": seed,
         "top_k": top_k,
+        **({"rest": "mean"} if top_k else {}),
         **_drawn(protocol, recipe),
     }
 
@@ -148,8 +149,8 @@ def relabel(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: R
             epochs: int, top_k: int | None = None, progress: Progress = quiet) -> int:  # fmt: skip
     """Write the labels of ``epochs`` epochs to ``out``; those that are there are kept.  Returns how many were written.
 
-    ``top_k``: only the k largest logits of each image; the others are taken to be equal, with the probability that is
-    left (so that softmax at temperature 1 is exact for the kept ones).
+    ``top_k``: only the k largest logits of each image; the others are taken to be their mean, to which the softmax at a
+    protocol's temperature (20) comes nearest.
 
     Raises SettingsDiffer where ``out`` holds labels for something else.
     """
@@ -180,6 +181,7 @@ def check_labels(folder: Path, set_digest: str, protocol: ProtocolSettings, reci
         raise StoreError(f"{folder} holds no stored labels (no labels.yaml); write them with `diffsel relabel`")
     record = read_yaml(folder / "labels.yaml")
     asked = {"set": set_digest, **_drawn(protocol, recipe), **({"teacher": teacher} if teacher else {})}
+    asked |= {"rest": "mean"} if record.get("top_k") else {}
     if found := differences({key: record.get(key) for key in asked}, asked):
         raise SettingsDiffer(folder, found)
     have = sum(1 for _ in folder.glob("epoch-*.safetensors"))
@@ -239,11 +241,10 @@ def _tensors(plans: list[Plan], logits: list[np.ndarray], top_k: int | None) -> 
     if top_k is None:
         return {**tensors, "logits": all_logits.astype(np.float16)}
     best = np.argsort(-all_logits, axis=1, kind="stable")[:, :top_k]
-    shifted = np.exp(all_logits - all_logits.max(1, keepdims=True))
     kept = np.take_along_axis(all_logits, best, axis=1)
-    total = shifted.sum(1) - np.take_along_axis(shifted, best, axis=1).sum(1)
-    others = max(1, all_logits.shape[1] - top_k)
-    rest = np.log(np.maximum(total, 1e-30) / others) + all_logits.max(1)
+    others = all_logits.copy()
+    np.put_along_axis(others, best, 0, axis=1)
+    rest = others.sum(1) / max(1, all_logits.shape[1] - top_k)
     return {**tensors, "top": kept.astype(np.float16), "top_class": best.astype(np.int16), "rest": rest.astype(np.float16)}
 
 

@@ -74,6 +74,21 @@ def test_stored_labels_give_the_batches_of_online_ones(world, tmp_path: Path, mi
             torch.testing.assert_close(probability, right, atol=2e-3, rtol=0)  # float16; two classes: one tells the other
 
 
+def test_the_largest_logits_are_enough_at_the_protocols_temperature(world) -> None:
+    """100 classes, k = 10, T = 20: one value for the rest, from the rest alone, whatever the size of the largest."""
+    cell = cell_of(world, Bench(CPU))
+    plans = plan_epoch(cell.train.load(), cell.protocol, replace(cell.recipe, batch_size=6), 0, 0)
+    logits = np.random.default_rng(0).normal(0, 4, (6, 100)).astype(np.float32)
+    logits[:, 0] = 60  # exp(60) leaves nothing of the others' sum in float32
+    full = relabeling._all_logits(relabeling._tensors(plans, [logits], 10), 100)
+    right, ours = (torch.from_numpy(values / 20).log_softmax(1) for values in (logits, full))
+    rest = np.sort(logits, axis=1)[:, :90].mean(1)
+    assert np.sort(full, axis=1)[:, :90] == pytest.approx(np.tile(rest[:, None], 90), abs=4e-3)  # float16
+    assert (right.exp() * (right - ours)).sum(1).max() < 0.02
+    whole = relabeling._all_logits(relabeling._tensors(plans, [logits], 100), 100)
+    assert whole == pytest.approx(logits, abs=4e-3, rel=1e-3)
+
+
 def test_stored_labels_are_as_large_as_was_told_and_resume(world, tmp_path: Path) -> None:
     cell = cell_of(world, Bench(CPU))
     pictures = cell.train.load()
@@ -100,6 +115,11 @@ def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> N
         stored(tmp_path / "l", pictures, cell.protocol.model_copy(update={"mix": "mixup"}), cell.recipe)
     with pytest.raises(SettingsDiffer, match="teacher: stored"):
         stored(tmp_path / "l", pictures, cell.protocol, cell.recipe, "another")
+    relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 3, 1)
+    record = tmp_path / "k" / "labels.yaml"
+    record.write_text(record.read_text().replace("rest: mean\n", ""))
+    with pytest.raises(SettingsDiffer, match="rest: stored None, asked 'mean'"):  # another rule for the rest
+        stored(tmp_path / "k", pictures, cell.protocol, cell.recipe)
     with pytest.raises(ConfigError, match="top_k = 3 must lie between 1 and the number of classes, 2"):
         relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2, 3)
 
