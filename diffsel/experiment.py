@@ -56,6 +56,8 @@ class Bench:
         if album.digest not in self.loaded:
             if len(self.loaded) > 4:  # the oldest set; validation images are asked for often and come back early
                 self.loaded.pop(next(iter(self.loaded)))
+            if note := album.note():
+                self.tell(note)
             self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
         return self.loaded[album.digest]
 
@@ -164,6 +166,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
         "identity": cell.identity,
         "precision": bench.machine.precision,
         "teacher_top1": known,
+        "validation_images": {"read": len(cell.validation.rows), "unreadable": len(cell.validation.unreadable)},
     }
     try:
         outcome = evaluation.train_student(

@@ -27,7 +27,7 @@ from .distributed import Workers
 from .evaluation import Machine, fairness
 from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
 from .files import safe_name, write_atomically
-from .pictures import open_set
+from .pictures import open_set, open_validation
 from .session import start
 from .teachers import load_teacher
 
@@ -118,7 +118,7 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
     own, val = {}, {}
     for name, source in matrix.datasets.items():
         own[name] = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
-        val[name] = open_data(source.val, own[name].data, own[name].seed, own[name].compute.workers, progress)
+        val[name] = open_validation(source.val, own[name], progress)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
         make_set(

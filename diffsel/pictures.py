@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .assembly import class_folder
 from .classes import ClassInfo, refuse_shared
-from .config import fingerprint
-from .data import ImageData, Progress, Row, open_data, quiet
+from .config import Settings, fingerprint
+from .data import ImageData, Progress, Row, Skipped, open_data, quiet
 from .pixels import resized_size
 from .sections import DataError, DataSettings
 from .store import read_yaml
@@ -54,6 +54,19 @@ class Album:
     @cached_property
     def places(self) -> dict[str, int]:
         return {folder: i for i, folder in enumerate(dict.fromkeys(row.label for row in self.rows))}
+
+    @cached_property
+    def unreadable(self) -> list[Skipped]:
+        """Files of these classes that were passed over when the data set was opened."""
+        return [each for each in self.data.skipped if each.label in self.places]
+
+    def note(self) -> str:
+        """A line about what could not be read; empty where all could."""
+        if not (left := self.unreadable):
+            return ""
+        listed = len(left) + sum(len(self.data.of_class(folder)) for folder in self.places)
+        first = f"{left[0].path}: {left[0].reason}"
+        return f"{self.data.root}: {len(left)} of {listed} images cannot be read and are left out; the first: {first}"
 
     @cached_property
     def digest(self) -> str:
@@ -115,6 +128,12 @@ def set_pictures(found: DistilledSet, ipc: int | None, size: int) -> Album:
     rows = [row for info in found.data.classes for row in found.data.of_class(info.folder)[: ipc or None]]
     infos = tuple(ClassInfo(name, info.name, info.words) for name, info in zip(found.names, found.data.classes, strict=True))
     return Album(found.data, tuple(rows), infos, size, size)
+
+
+def open_validation(path: str, settings: Settings, progress: Progress = quiet) -> ImageData:
+    """Validation images, all of them: a cap on the training images does not hold for these.  Errors as ``open_data``."""
+    every = settings.data.model_copy(update={"images_per_class": None})
+    return open_data(path, every, settings.seed, settings.compute.workers, progress)
 
 
 def validation_pictures(

@@ -15,11 +15,12 @@ from safetensors.numpy import load_file
 
 from diffsel import evaluation, experiment, relabeling
 from diffsel.classes import ClassInfo
+from diffsel.config import resolve
 from diffsel.data import open_data
 from diffsel.evaluation import Machine, fairness, spread, train_student
 from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells
 from diffsel.networks import build
-from diffsel.pictures import match_classes, open_set, set_pictures, validation_pictures
+from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
 from diffsel.protocols import resolve_recipe
 from diffsel.relabeling import online, plan_epoch, relabel, show, stored
 from diffsel.sections import ConfigError, DataError, DataSettings, ProtocolSettings
@@ -278,6 +279,21 @@ def test_a_subset_of_validation_classes_and_the_first_files(folder, world) -> No
     assert [row.label for row in album.rows] == ["ant", "ant", "bee", "bee", "bee"]
     assert album.load().labels.tolist() == [0, 0, 1, 1, 1]
     assert len(validation_pictures(more, train.classes, 16, 16, per_class=1).rows) == 2
+
+
+def test_all_validation_images_are_read_and_broken_ones_told(folder, world, tmp_path: Path) -> None:
+    val = folder("v", (16, 16), ant=3, bee=2)
+    (val / "bee" / "9.png").write_bytes(b"broken")
+    data = open_validation(str(val), resolve({"data": {"images_per_class": 1}}))
+    assert len(data.rows) == 5
+    found, _, teacher = world
+    told: list[str] = []
+    bench = Trusting(CPU, tell=told.append)
+    cell = make_cell("x", found, data, "conv3w8", QUICK.model_copy(update={"epochs": 1}), teacher, bench)
+    result = experiment.train_one(cell, 0, bench)
+    assert result["validation_images"] == {"read": 5, "unreadable": 1}
+    assert len(told) == 1
+    assert "1 of 6 images cannot be read and are left out; the first: bee/9.png" in told[0]
 
 
 def test_two_classes_never_share_a_folder(folder) -> None:
