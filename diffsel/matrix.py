@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -27,7 +27,9 @@ from .distributed import Workers
 from .evaluation import Machine, fairness
 from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
 from .files import safe_name, write_atomically
+from .networks import canonical, check_size
 from .pictures import open_set, open_validation
+from .sections import Method
 from .session import start
 from .teachers import load_teacher
 
@@ -57,13 +59,13 @@ class Matrix:
     """The axes of a table; a cell is one value of each.  A class subset is a name and its classes; none: all."""
 
     datasets: dict[str, Source]
-    methods: tuple[str, ...]
-    ipc: tuple[int, ...]
+    methods: tuple[Method, ...]
+    ipc: tuple[Annotated[int, Field(ge=1)], ...]
     teachers: tuple[str, ...]
     students: tuple[str, ...]
     classes: dict[str, tuple[str, ...] | None] = Field(default_factory=_all_classes)
     protocols: dict[str, dict[str, Any]] = Field(default_factory=_default_protocol)
-    seeds: int = 5
+    seeds: int = Field(default=5, ge=1)
     full: dict[str, float] = Field(default_factory=dict)  # data set -> top-1 of training on all of it, hard labels (for HLR)
 
 
@@ -119,6 +121,9 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
     for name, source in matrix.datasets.items():
         own[name] = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
         val[name] = open_validation(source.val, own[name], progress)
+    sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
+    for student, side in product(matrix.students, sorted(sides)):
+        check_size(canonical(student), side)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
         make_set(
@@ -235,6 +240,9 @@ def _merged(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in extra.items():
         section, _, name = key.partition(".")
         if name:
+            if not isinstance(base.get(section), dict):
+                sections = ", ".join(known for known, values in base.items() if isinstance(values, dict))
+                raise ConfigError(f"settings of a data set: {key!r}: {section!r} is no section (sections: {sections})")
             base[section] = {**base[section], name: value}
         else:
             base[section] = value

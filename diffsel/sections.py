@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Estimator = Literal["differential", "gap", "combined"]
+Method = Literal["diffsel", "diffsel-noclusters", "rded", "random"]
 EXECUTION: dict[str, Any] = {"execution": True}
 
 
@@ -169,7 +170,7 @@ class FeatureSettings(Section):
 class SelectionSettings(Section):
     """Clusters, ranks and picks (paper 3.2, B.1)."""
 
-    method: Literal["diffsel", "diffsel-noclusters", "rded", "random"] = Field(
+    method: Method = Field(
         "diffsel", description="diffsel with or without clusters (Tab. 5), or a baseline, which needs no scoring pass."
     )
     clusters: int = Field(32, ge=1, description="K of K-means, per class (Fig. 8).")

@@ -90,7 +90,8 @@ def test_diffsel_takes_part(world, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"student": ["conv3"]}, r"student: Unexpected keyword argument .*axes: .*students"), ({"ipc": ["ten"]}, "ipc.0"),
-     ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val")],
+     ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val"), ({"methods": ["rdde"]}, "methods.0: .*'rded'"),
+     ({"ipc": [0]}, "ipc.0: .*greater than or equal to 1"), ({"seeds": 0}, "seeds: .*greater than or equal to 1")],
 )  # fmt: skip
 def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, message: str) -> None:
     good = {**world, "methods": ["random"], "ipc": [1], "students": ["conv3"]}
@@ -98,6 +99,21 @@ def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, messa
         read_matrix(write(tmp_path / "m.yaml", **{**good, **change}))
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         read_matrix(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "student", "message"),
+    [({"date.image_size": 16}, "conv3", "'date.image_size': 'date' is no section .*data"),
+     ({"seed.x": 16}, "conv3", "'seed' is no section"), ({}, "conv9", "unknown network 'conv9'"),
+     ({}, "conv6", "conv6 halves images 6 times, too often for 16 x 16")],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_any_set_is_made(world, tmp_path: Path, settings, student, message) -> None:
+    world["datasets"]["toy"]["settings"] |= settings
+    file = write(tmp_path / "m.yaml", **world, methods=["random"], ipc=[1], students=["conv3w8", student], seeds=1)
+    s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}})
+    with pytest.raises(ConfigError, match=message):
+        run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
+    assert not (tmp_path / "out").exists()
 
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "configs" / "experiments").glob("*.yaml"))
