@@ -26,7 +26,7 @@ from .evaluation import Diverged, Machine, Spread, spread
 from .files import write_atomically
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
-from .protocols import Recipe, resolve_recipe
+from .protocols import Recipe, check_batches, resolve_recipe
 from .relabeling import check_labels, online, stored
 from .store import StoreError
 from .teachers import Teacher, check_order, load_teacher
@@ -109,7 +109,7 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
               bench: Bench, ipc: int | None = None, labels: Path | None = None) -> Cell:  # fmt: skip
     """A cell, with everything that can be refused refused: no training has begun yet.
 
-    Raises ConfigError for a student or size that does not work, or a missing teacher; DataError where classes or images
+    Raises ConfigError for a student, size or batches that do not work, or a missing teacher; DataError where classes or images
     are missing; StoreError where stored labels do not fit.
     """
     student, size = canonical(student), protocol.size or found.side
@@ -128,6 +128,7 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
         student=student,
         teacher=loaded.name if loaded else None,
     )
+    check_batches(protocol, recipe.batch_size, len(train.rows))
     validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
     if labels and soft:
         check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)

@@ -25,7 +25,7 @@ from .data import Progress, quiet
 from .files import write_atomically
 from .networks import normalise
 from .pictures import Pictures
-from .protocols import Recipe
+from .protocols import Recipe, batch_starts
 from .sections import ConfigError, ProtocolSettings
 from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_unit, read_yaml, write_unit
 from .teachers import Teacher
@@ -56,17 +56,14 @@ Source = Callable[[int], Iterator[Batch]]  # epoch -> its batches
 
 
 def plan_epoch(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, epoch: int) -> list[Plan]:
-    """Order, views and mixes of one epoch.  A last batch of one image joins the one before: BatchNorm cannot take it."""
+    """Order, views and mixes of one epoch."""
     n, height, width = len(pictures.labels), pictures.size, pictures.size
     rng, factor = epoch_generator(seed, epoch), recipe.factor if protocol.shuffle else 1
     if protocol.drop_remainder:
         height = width = pictures.size // factor * factor
     views = draw_views(rng, n, height, width, crop=protocol.crop, scale=recipe.crop_scale, flip=protocol.flip, factor=factor)
     order = rng.permutation(n)
-    starts = list(range(0, n, recipe.batch_size))
-    if len(starts) > 1 and n - starts[-1] == 1:
-        starts.pop()
-    parts = np.split(order, starts[1:])
+    parts = np.split(order, batch_starts(n, recipe.batch_size)[1:])
     size = recipe.size
     return [
         Plan(ids, views.take(ids), draw_mix(np.random.default_rng([seed, epoch, i]), len(ids), size, size, protocol.mix))

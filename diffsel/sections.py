@@ -243,7 +243,7 @@ class ProtocolSettings(Section):
     labels: Literal["soft", "hard"] = Field("soft", description="Of the teacher on the mixed batch, or the class itself.")
     size: int | None = Field(None, ge=8, description="Side of the student's input, pixels; default: that of the set's images.")
     epochs: int = Field(300, ge=1, description="Passes over the distilled set.")
-    batch_size: int | None = Field(None, ge=1, description="Default: RDED's table by ipc and number of classes.")
+    batch_size: int | None = Field(None, ge=2, description="Default: RDED's table by ipc and number of classes.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, betas 0.9 and 0.999; or SGD, momentum 0.9.")
     learning_rate: float | None = Field(None, gt=0, description="Default: RDED's table by student; 0.1 for sgd.")
     weight_decay: float | None = Field(None, ge=0, description="On weights of 2 dimensions or more; default 0.01, sgd 1e-4.")

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .classes import ClassInfo, imagenet_wnids, refuse_shared
-from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
+from .networks import CONVNETS, NAMES, SMALL, build, canonical, check_size, convnet_shape
 from .sections import ConfigError, DataError
 
 WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
@@ -66,6 +66,7 @@ def load_teacher(spec: str, classes: Sequence[ClassInfo], size: int, device: tor
     """
     found = read_checkpoint(spec)
     rows = class_rows(found, classes)
+    check_size(found.network, size)
     network = build(found.network, _outputs(found), size)
     try:
         network.load_state_dict(dict(found.state))

@@ -243,6 +243,16 @@ def test_what_cannot_work_is_refused_before_training(world, folder, tmp_path: Pa
         open_set(found.path)
 
 
+def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
+    with pytest.raises(ConfigError, match=r"accumulate = 3, but an epoch of 6 images has only 2 batches of 4"):
+        cell_of(world, Bench(CPU), QUICK.model_copy(update={"accumulate": 3}))
+    few = QUICK.model_copy(update={"accumulate": 9, "batch_size": None})  # 10 // 9
+    with pytest.raises(ConfigError, match=r"accumulate = 9 give batches of 1 image"):
+        cell_of(world, Bench(CPU), few)
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        ProtocolSettings(batch_size=1)
+
+
 def test_a_teacher_that_slipped_stops_before_it_labels(world, tmp_path: Path) -> None:
     from diffsel.distributed import Workers
 

@@ -122,6 +122,9 @@ def test_a_teacher_for_other_sizes_or_classes_is_refused(tmp_path: Path) -> None
     torch.save(weights(), tmp_path / "t.pth")
     with pytest.raises(ConfigError, match="does not fit images of 64 x 64 pixels"):
         load_teacher(str(tmp_path / "t.pth"), CLASSES, 64, CPU)
+    torch.save(weights(name="conv5w8", size=32), tmp_path / "deep.pth")
+    with pytest.raises(ConfigError, match="conv5w8 halves images 5 times"):
+        load_teacher(str(tmp_path / "deep.pth"), CLASSES, 16, CPU)
     with pytest.raises(DataError, match="has 3 classes and no names for them, the data has 2"):
         load_teacher(str(tmp_path / "t.pth"), CLASSES[:2], 32, CPU)
 
