@@ -116,15 +116,14 @@ def _read_pth(path: Path) -> Checkpoint:
     except Exception as error:
         reason = str(error).splitlines()[0][:160]
         raise ConfigError(f"teacher {path} cannot be read as plain weights ({type(error).__name__}: {reason})") from None
-    accuracy = None
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-        accuracy = next((float(loaded[key]) for key in ("acc1", "best_acc1", "top1") if key in loaded), accuracy)
-        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))}")
-        loaded = inner
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"teacher {path} holds a {type(loaded).__name__}, not a dictionary of weights")
+    accuracy = None
+    while (inner := next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)) is not None:
+        accuracy = next((float(loaded[key]) for key in ("acc1", "best_acc1", "top1") if key in loaded), accuracy)
+        loaded = inner
+    if not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))}")
     state = _plain_names({name: value for name, value in loaded.items() if isinstance(value, Tensor)})
     return Checkpoint(recognise(state, path), state, None, None, accuracy, str(path))
 
