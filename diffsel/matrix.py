@@ -1,9 +1,9 @@
 """A table as a product: every combination of data set, classes, method, ipc, teacher, student and protocol, each once.
 
 OUT/  runs/DATASET/               one scoring pass a data set, for the diffsel methods
-      sets/DATASET-METHOD-ipcN/   distilled sets
+      sets/DATASET+SUBSET+METHOD+ipcN[+TEACHER+HASH]/   distilled sets
       results/                    one JSON a student (experiment.py)
-      table.md, table.csv         what is printed
+      table.txt, table.csv        what is printed
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from . import method, report
-from .config import ConfigError, ProtocolSettings, Settings, load_settings
+from .config import ConfigError, ProtocolSettings, Settings, fingerprint, load_settings
 from .data import Progress, open_data, quiet
 from .distributed import Workers
 from .evaluation import Machine, fairness
@@ -88,9 +88,11 @@ class Point:
 
     @property
     def set_name(self) -> str:
-        """Sets of RDED depend on who judges the crops; the others do not."""
+        """Sets of RDED depend on who judges the crops; the others do not.  ``+`` is in no safe name."""
         parts = [self.dataset, self.subset, self.method, f"ipc{self.ipc}"]
-        return safe_name("-".join([*parts, Path(self.teacher).name] if self.method == "rded" else parts))
+        if self.method == "rded":
+            parts += [Path(self.teacher).name, fingerprint(self.teacher)[:8]]  # many teachers are called best.safetensors
+        return "+".join(map(safe_name, parts))
 
 
 def read_matrix(file: Path) -> Matrix:

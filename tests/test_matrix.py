@@ -11,7 +11,7 @@ import yaml
 from conftest import TINY
 
 from diffsel import experiment
-from diffsel.config import ConfigError, resolve
+from diffsel.config import ConfigError, fingerprint, resolve
 from diffsel.distributed import Workers
 from diffsel.evaluation import Machine
 from diffsel.matrix import Point, points, read_matrix, run_matrix
@@ -52,8 +52,9 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
         assert ars == "-"  # there are no students without augmentation
     results = sorted((tmp_path / "out" / "results").rglob("seed-*.json"))
     assert len(results) == 16
+    judge = f"t.pth+{fingerprint(world['teachers'][0])[:8]}"
     assert sorted(p.name for p in (tmp_path / "out" / "sets").iterdir()) == [
-        f"toy-all-{name}" for name in ("random-ipc1", "random-ipc2", "rded-ipc1-t.pth", "rded-ipc2-t.pth")
+        f"toy+all+{name}" for name in ("random+ipc1", "random+ipc2", f"rded+ipc1+{judge}", f"rded+ipc2+{judge}")
     ]
     before = {file: file.stat().st_mtime_ns for file in results}
     assert run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True)) == text
@@ -125,9 +126,10 @@ def test_every_experiment_file_is_well_formed(file: Path) -> None:
 
 
 def test_rded_sets_belong_to_their_judge() -> None:
-    one = Point("d", "all", "rded", 1, "a/t1", "conv3", "p")
-    other = Point("d", "all", "rded", 1, "a/t2", "conv3", "p")
-    assert one.set_name != other.set_name
+    judges = ("a/t1", "a/t2", "b/t1")
+    assert len({Point("d", "all", "rded", 1, judge, "conv3", "p").set_name for judge in judges}) == 3
+    names = (("d-x", "all"), ("d", "x-all"), ("d+x", "all"), ("d", "x+all"))
+    assert len({Point(*pair, "random", 1, "t", "conv3", "p").set_name for pair in names}) == 4
     assert (
         Point("d", "all", "random", 1, "a/t1", "conv3", "p").set_name
         == Point("d", "all", "random", 1, "b", "conv3", "p").set_name
