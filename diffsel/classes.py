@@ -96,3 +96,15 @@ def _plain_name(folder: str) -> str:
 def imagenet_wnids() -> list[str]:
     """The 1000 wnids; a class's ImageNet index is its position here (sorted)."""
     return (files("diffsel") / "assets" / "imagenet_wnids.txt").read_text().split()
+
+
+def refuse_shared(classes: Sequence[ClassInfo], found: Sequence[str | int | None], source: str) -> None:
+    """Two classes of one name (crane, the bird and the machine) must not be taken for one.  Raises DataError naming them."""
+    first: dict[str | int | None, str] = {}
+    for info, place in zip(classes, found, strict=True):
+        if place in first:
+            raise DataError(
+                f"the classes {first[place]!r} and {info.folder!r} both match {place!r} of {source} by their name "
+                f"{info.name!r}; give them different names, or the same folder names as there"
+            )
+        first[place] = info.folder

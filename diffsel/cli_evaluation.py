@@ -40,7 +40,7 @@ def teacher(
     """Train a network on a labelled data set, to judge crops and to label distilled images.  Resumable."""
     from .data import open_data
     from .networks import canonical, check_size
-    from .pictures import validation_pictures
+    from .pictures import open_validation, validation_pictures
     from .teaching import train_teacher
 
     t = settings.training
@@ -50,8 +50,10 @@ def teacher(
     images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
     album = None
     if val:
-        opened = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+        opened = open_validation(val, settings, progress(quiet))
         album = validation_pictures(opened, images.classes, t.size, t.size if t.crop != "resized" else t.size // 7 * 8)
+        if workers.is_main and (note := album.note()):
+            print(note)
     pictures = album.load(progress(quiet)) if album else None
     track, loaders = (
         workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json")),
@@ -79,9 +81,8 @@ def relabel(
     quiet: Quiet = False,
 ) -> None:
     """A teacher's labels for every epoch that students will be trained, stored once: `evaluate --labels` reads them."""
-    from .data import open_data
     from .experiment import Bench
-    from .pictures import open_set, set_pictures, validation_pictures
+    from .pictures import open_set, open_validation, set_pictures, validation_pictures
     from .protocols import resolve_recipe
     from .relabeling import relabel as write_labels
     from .relabeling import stored_bytes
@@ -94,7 +95,7 @@ def relabel(
     recipe = resolve_recipe(p, classes=len(album.classes), ipc=ipc or found.ipc, factor=found.factor, size=album.size,
                             student="conv3", teacher=loaded.name)  # fmt: skip
     if val:
-        images = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+        images = open_validation(val, settings, progress(quiet))
         bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
     else:
         bench.check_teacher(loaded, album, recorded=False)
@@ -120,15 +121,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
-    from .data import open_data
     from .experiment import Bench, gather, make_cell, run_cells
-    from .pictures import open_set
+    from .pictures import open_set, open_validation
     from .report import accuracy_table
 
     machine, workers = machine_of(settings)
     bench = Bench(machine, progress(quiet), tell=print if workers.is_main else lambda text: None)
     found = [open_set(path, factor, progress(quiet)) for path in sets]
-    images = open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    images = open_validation(val, settings, progress(quiet))
     seeds = range(settings.seed, settings.seed + students)
     cells = {  # all of them, so that what cannot work is refused before anything is trained
         (one.path, name): make_cell(one.path.name, one, images, name, settings.protocol, teacher, bench, ipc, stored)

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .config import ConfigError, ModelSettings
+from .memory import keep_freed_memory
 
 if TYPE_CHECKING:  # loaded with a model: selecting from a store needs neither
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -164,6 +165,8 @@ class Diffusion:
         vae.decoder = vae.post_quant_conv = None
         for module in (text, vae, unet):
             module.eval().requires_grad_(False).to(device)
+        if device.type == "cpu":
+            keep_freed_memory()
         if device.type == "cuda":  # tensor cores want channels last; on a CPU oneDNN picks its own layout
             vae, unet = (module.to(memory_format=torch.channels_last) for module in (vae, unet))
         model = cls(tokenizer, text, vae, unet, scheduler, device, dtype)

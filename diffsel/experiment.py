@@ -27,7 +27,7 @@ from .evaluation import Diverged, Machine, Spread, spread
 from .files import write_atomically
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
-from .protocols import Recipe, resolve_recipe
+from .protocols import Recipe, check_batches, resolve_recipe
 from .relabeling import check_labels, online, stored
 from .store import StoreError
 from .teachers import Teacher, check_order, load_teacher
@@ -57,6 +57,8 @@ class Bench:
         if album.digest not in self.loaded:
             if len(self.loaded) > 4:  # the oldest set; validation images are asked for often and come back early
                 self.loaded.pop(next(iter(self.loaded)))
+            if note := album.note():
+                self.tell(note)
             self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
         return self.loaded[album.digest]
 
@@ -108,7 +110,7 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
               bench: Bench, ipc: int | None = None, labels: Path | None = None) -> Cell:  # fmt: skip
     """A cell, with everything that can be refused refused: no training has begun yet.
 
-    Raises ConfigError for a student or size that does not work, or a missing teacher; DataError where classes or images
+    Raises ConfigError for a student, size or batches that do not work, or a missing teacher; DataError where classes or images
     are missing; StoreError where stored labels do not fit.
     """
     student, size = canonical(student), protocol.size or found.side
@@ -127,6 +129,7 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
         student=student,
         teacher=loaded.name if loaded else None,
     )
+    check_batches(protocol, recipe.batch_size, len(train.rows))
     validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
     if labels and soft:
         check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
@@ -165,6 +168,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
         "identity": cell.identity,
         "precision": bench.machine.precision,
         "teacher_top1": known,
+        "validation_images": {"read": len(cell.validation.rows), "unreadable": len(cell.validation.unreadable)},
     }
     try:
         outcome = evaluation.train_student(

@@ -1,9 +1,9 @@
 """A table as a product: every combination of data set, classes, method, ipc, teacher, student and protocol, each once.
 
 OUT/  runs/DATASET/               one scoring pass a data set, for the diffsel methods
-      sets/DATASET-METHOD-ipcN/   distilled sets
+      sets/DATASET+SUBSET+METHOD+ipcN[+TEACHER+HASH]/   distilled sets
       results/                    one JSON a student (experiment.py)
-      table.md, table.csv         what is printed
+      table.txt, table.csv        what is printed
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from . import method, report
-from .config import ConfigError, ProtocolSettings, Settings, load_settings
+from .config import ConfigError, ProtocolSettings, Settings, fingerprint, load_settings
 from .data import Progress, open_data, quiet
 from .distributed import Workers
 from .evaluation import Machine, fairness
 from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
 from .files import safe_name, write_atomically
-from .pictures import open_set
+from .networks import canonical, check_size
+from .pictures import open_set, open_validation
+from .sections import Method
 from .session import start
 from .teachers import load_teacher
 
@@ -57,13 +59,13 @@ class Matrix:
     """The axes of a table; a cell is one value of each.  A class subset is a name and its classes; none: all."""
 
     datasets: dict[str, Source]
-    methods: tuple[str, ...]
-    ipc: tuple[int, ...]
+    methods: tuple[Method, ...]
+    ipc: tuple[Annotated[int, Field(ge=1)], ...]
     teachers: tuple[str, ...]
     students: tuple[str, ...]
     classes: dict[str, tuple[str, ...] | None] = Field(default_factory=_all_classes)
     protocols: dict[str, dict[str, Any]] = Field(default_factory=_default_protocol)
-    seeds: int = 5
+    seeds: int = Field(default=5, ge=1)
     full: dict[str, float] = Field(default_factory=dict)  # data set -> top-1 of training on all of it, hard labels (for HLR)
 
 
@@ -86,9 +88,11 @@ class Point:
 
     @property
     def set_name(self) -> str:
-        """Sets of RDED depend on who judges the crops; the others do not."""
+        """Sets of RDED depend on who judges the crops; the others do not.  ``+`` is in no safe name."""
         parts = [self.dataset, self.subset, self.method, f"ipc{self.ipc}"]
-        return safe_name("-".join([*parts, Path(self.teacher).name] if self.method == "rded" else parts))
+        if self.method == "rded":
+            parts += [Path(self.teacher).name, fingerprint(self.teacher)[:8]]  # many teachers are called best.safetensors
+        return "+".join(map(safe_name, parts))
 
 
 def read_matrix(file: Path) -> Matrix:
@@ -118,7 +122,10 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
     own, val = {}, {}
     for name, source in matrix.datasets.items():
         own[name] = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
-        val[name] = open_data(source.val, own[name].data, own[name].seed, own[name].compute.workers, progress)
+        val[name] = open_validation(source.val, own[name], progress)
+    sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
+    for student, side in product(matrix.students, sorted(sides)):
+        check_size(canonical(student), side)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
         make_set(
@@ -235,6 +242,9 @@ def _merged(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in extra.items():
         section, _, name = key.partition(".")
         if name:
+            if not isinstance(base.get(section), dict):
+                sections = ", ".join(known for known, values in base.items() if isinstance(values, dict))
+                raise ConfigError(f"settings of a data set: {key!r}: {section!r} is no section (sections: {sections})")
             base[section] = {**base[section], name: value}
         else:
             base[section] = value

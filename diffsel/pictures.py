@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from .assembly import class_folder
-from .classes import ClassInfo
-from .config import fingerprint
-from .data import ImageData, Progress, Row, open_data, quiet
+from .classes import ClassInfo, refuse_shared
+from .config import Settings, fingerprint
+from .data import ImageData, Progress, Row, Skipped, open_data, quiet
 from .pixels import resized_size
 from .sections import DataError, DataSettings
 from .store import read_yaml
@@ -53,6 +54,19 @@ class Album:
     @cached_property
     def places(self) -> dict[str, int]:
         return {folder: i for i, folder in enumerate(dict.fromkeys(row.label for row in self.rows))}
+
+    @cached_property
+    def unreadable(self) -> list[Skipped]:
+        """Files of these classes that were passed over when the data set was opened."""
+        return [each for each in self.data.skipped if each.label in self.places]
+
+    def note(self) -> str:
+        """A line about what could not be read; empty where all could."""
+        if not (left := self.unreadable):
+            return ""
+        listed = len(left) + sum(len(self.data.of_class(folder)) for folder in self.places)
+        first = f"{left[0].path}: {left[0].reason}"
+        return f"{self.data.root}: {len(left)} of {listed} images cannot be read and are left out; the first: {first}"
 
     @cached_property
     def digest(self) -> str:
@@ -116,6 +130,12 @@ def set_pictures(found: DistilledSet, ipc: int | None, size: int) -> Album:
     return Album(found.data, tuple(rows), infos, size, size)
 
 
+def open_validation(path: str, settings: Settings, progress: Progress = quiet) -> ImageData:
+    """Validation images, all of them: a cap on the training images does not hold for these.  Errors as ``open_data``."""
+    every = settings.data.model_copy(update={"images_per_class": None})
+    return open_data(path, every, settings.seed, settings.compute.workers, progress)
+
+
 def validation_pictures(
     data: ImageData, classes: Sequence[ClassInfo], size: int, resize: int, per_class: int | None = None
 ) -> Album:
@@ -129,9 +149,13 @@ def validation_pictures(
 
 
 def match_classes(wanted: Sequence[ClassInfo], data: ImageData) -> list[str]:
-    """The folder of ``data`` for each class, by folder or else by name.  Raises DataError naming those that are missing."""
+    """The folder of ``data`` for each class, by folder or else by a name that only one folder has.
+
+    Raises DataError naming the classes that are missing, or that would share a folder.
+    """
     folders = {info.folder for info in data.classes}
-    by_name = {info.name: info.folder for info in data.classes}
+    times = Counter(info.name for info in data.classes)
+    by_name = {info.name: info.folder for info in data.classes if times[info.name] == 1}
     found = [info.folder if info.folder in folders else by_name.get(info.name) for info in wanted]
     missing = [info.folder for info, folder in zip(wanted, found, strict=True) if folder is None]
     if missing:
@@ -139,6 +163,7 @@ def match_classes(wanted: Sequence[ClassInfo], data: ImageData) -> list[str]:
             f"{data.root} lacks {len(missing)} of the {len(wanted)} classes: {', '.join(map(repr, missing[:5]))}; "
             f"it has {', '.join(map(repr, sorted(folders)[:5]))}{' ...' if len(folders) > 5 else ''}"
         )
+    refuse_shared(wanted, found, data.root)
     return [folder for folder in found if folder is not None]
 
 

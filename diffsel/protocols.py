@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .sections import ProtocolSettings
+from .sections import ConfigError, ProtocolSettings
 
 RATES = {"efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "vgg11": 5e-4, "alexnet": 1e-4}  # of AdamW; others: below
 BATCHES = {1: 10, 10: 50, 50: 100}  # ipc -> batch size with fewer than 100 classes
@@ -49,6 +49,25 @@ def resolve_recipe(p: ProtocolSettings, *, classes: int, ipc: int, factor: int, 
         factor=factor,
         evaluated=evaluated_epochs(p),
     )
+
+
+def batch_starts(images: int, batch: int) -> list[int]:
+    """Where the batches of an epoch begin.  A last one of one image joins the one before: BatchNorm cannot take it."""
+    starts = list(range(0, images, batch))
+    return starts[:-1] if len(starts) > 1 and images - starts[-1] == 1 else starts
+
+
+def check_batches(p: ProtocolSettings, batch: int, images: int) -> None:
+    """Refuse batches that BatchNorm cannot take, or too few of them for one step.  Raises ConfigError."""
+    if batch < 2:
+        raise ConfigError(
+            f"{images} images with protocol.accumulate = {p.accumulate} give batches of {batch} image; a student needs 2 or more"
+        )
+    if (count := len(batch_starts(images, batch))) < p.accumulate:
+        raise ConfigError(
+            f"protocol.accumulate = {p.accumulate}, but an epoch of {images} images has only {count} batches of {batch}, so that "
+            "no step would ever be made; lower protocol.accumulate or protocol.batch_size"
+        )
 
 
 def _batch_size(classes: int, ipc: int) -> int:

@@ -25,7 +25,7 @@ from .data import Progress, quiet
 from .files import write_atomically
 from .networks import normalise
 from .pictures import Pictures
-from .protocols import Recipe
+from .protocols import Recipe, batch_starts
 from .sections import ConfigError, ProtocolSettings
 from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_unit, read_yaml, write_unit
 from .teachers import Teacher
@@ -57,17 +57,14 @@ Source = Callable[[int], Iterator[Batch]]  # epoch -> its batches
 
 
 def plan_epoch(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, epoch: int) -> list[Plan]:
-    """Order, views and mixes of one epoch.  A last batch of one image joins the one before: BatchNorm cannot take it."""
+    """Order, views and mixes of one epoch."""
     n, height, width = len(pictures.labels), pictures.size, pictures.size
     rng, factor = epoch_generator(seed, epoch), recipe.factor if protocol.shuffle else 1
     if protocol.drop_remainder:
         height = width = pictures.size // factor * factor
     views = draw_views(rng, n, height, width, crop=protocol.crop, scale=recipe.crop_scale, flip=protocol.flip, factor=factor)
     order = rng.permutation(n)
-    starts = list(range(0, n, recipe.batch_size))
-    if len(starts) > 1 and n - starts[-1] == 1:
-        starts.pop()
-    parts = np.split(order, starts[1:])
+    parts = np.split(order, batch_starts(n, recipe.batch_size)[1:])
     size = recipe.size
     return [
         Plan(ids, views.take(ids), draw_mix(np.random.default_rng([seed, epoch, i]), len(ids), size, size, protocol.mix))
@@ -137,6 +134,7 @@ def label_identity(pictures: Pictures, protocol: ProtocolSettings, recipe: Recip
         "classes": [info.folder for info in pictures.classes],
         "seed": seed,
         "top_k": top_k,
+        **({"rest": "mean"} if top_k else {}),
         **_drawn(protocol, recipe),
     }
 
@@ -150,8 +148,8 @@ def relabel(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: R
             epochs: int, top_k: int | None = None, progress: Progress = quiet) -> int:  # fmt: skip
     """Write the labels of ``epochs`` epochs to ``out``; those that are there are kept.  Returns how many were written.
 
-    ``top_k``: only the k largest logits of each image; the others are taken to be equal, with the probability that is
-    left (so that softmax at temperature 1 is exact for the kept ones).
+    ``top_k``: only the k largest logits of each image; the others are taken to be their mean, to which the softmax at a
+    protocol's temperature (20) comes nearest.
 
     Raises SettingsDiffer where ``out`` holds labels for something else.
     """
@@ -182,6 +180,7 @@ def check_labels(folder: Path, set_digest: str, protocol: ProtocolSettings, reci
         raise StoreError(f"{folder} holds no stored labels (no labels.yaml); write them with `diffsel relabel`")
     record = read_yaml(folder / "labels.yaml")
     asked = {"set": set_digest, **_drawn(protocol, recipe), **({"teacher": teacher} if teacher else {})}
+    asked |= {"rest": "mean"} if record.get("top_k") else {}
     if found := differences({key: record.get(key) for key in asked}, asked):
         raise SettingsDiffer(folder, found)
     have = sum(1 for _ in folder.glob("epoch-*.safetensors"))
@@ -241,11 +240,10 @@ def _tensors(plans: list[Plan], logits: list[np.ndarray], top_k: int | None) -> 
     if top_k is None:
         return {**tensors, "logits": all_logits.astype(np.float16)}
     best = np.argsort(-all_logits, axis=1, kind="stable")[:, :top_k]
-    shifted = np.exp(all_logits - all_logits.max(1, keepdims=True))
     kept = np.take_along_axis(all_logits, best, axis=1)
-    total = shifted.sum(1) - np.take_along_axis(shifted, best, axis=1).sum(1)
-    others = max(1, all_logits.shape[1] - top_k)
-    rest = np.log(np.maximum(total, 1e-30) / others) + all_logits.max(1)
+    others = all_logits.copy()
+    np.put_along_axis(others, best, 0, axis=1)
+    rest = others.sum(1) / max(1, all_logits.shape[1] - top_k)
     return {**tensors, "top": kept.astype(np.float16), "top_class": best.astype(np.int16), "rest": rest.astype(np.float16)}
 
 

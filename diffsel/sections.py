@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Estimator = Literal["differential", "gap", "combined"]
+Method = Literal["diffsel", "diffsel-noclusters", "rded", "random"]
 EXECUTION: dict[str, Any] = {"execution": True}
 
 
@@ -169,7 +170,7 @@ class FeatureSettings(Section):
 class SelectionSettings(Section):
     """Clusters, ranks and picks (paper 3.2, B.1)."""
 
-    method: Literal["diffsel", "diffsel-noclusters", "rded", "random"] = Field(
+    method: Method = Field(
         "diffsel", description="diffsel with or without clusters (Tab. 5), or a baseline, which needs no scoring pass."
     )
     clusters: int = Field(32, ge=1, description="K of K-means, per class (Fig. 8).")
@@ -243,7 +244,7 @@ class ProtocolSettings(Section):
     labels: Literal["soft", "hard"] = Field("soft", description="Of the teacher on the mixed batch, or the class itself.")
     size: int | None = Field(None, ge=8, description="Side of the student's input, pixels; default: that of the set's images.")
     epochs: int = Field(300, ge=1, description="Passes over the distilled set.")
-    batch_size: int | None = Field(None, ge=1, description="Default: RDED's table by ipc and number of classes.")
+    batch_size: int | None = Field(None, ge=2, description="Default: RDED's table by ipc and number of classes.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, betas 0.9 and 0.999; or SGD, momentum 0.9.")
     learning_rate: float | None = Field(None, gt=0, description="Default: RDED's table by student; 0.1 for sgd.")
     weight_decay: float | None = Field(None, ge=0, description="On weights of 2 dimensions or more; default 0.01, sgd 1e-4.")

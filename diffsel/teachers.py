@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .classes import ClassInfo, imagenet_wnids
-from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
+from .classes import ClassInfo, imagenet_wnids, refuse_shared
+from .networks import CONVNETS, NAMES, SMALL, build, canonical, check_size, convnet_shape
 from .sections import ConfigError, DataError
 
 WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
@@ -66,6 +66,7 @@ def load_teacher(spec: str, classes: Sequence[ClassInfo], size: int, device: tor
     """
     found = read_checkpoint(spec)
     rows = class_rows(found, classes)
+    check_size(found.network, size)
     network = build(found.network, _outputs(found), size)
     try:
         network.load_state_dict(dict(found.state))
@@ -115,15 +116,14 @@ def _read_pth(path: Path) -> Checkpoint:
     except Exception as error:
         reason = str(error).splitlines()[0][:160]
         raise ConfigError(f"teacher {path} cannot be read as plain weights ({type(error).__name__}: {reason})") from None
-    accuracy = None
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-        accuracy = next((float(loaded[key]) for key in ("acc1", "best_acc1", "top1") if key in loaded), accuracy)
-        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))}")
-        loaded = inner
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"teacher {path} holds a {type(loaded).__name__}, not a dictionary of weights")
+    accuracy = None
+    while (inner := next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)) is not None:
+        accuracy = next((float(loaded[key]) for key in ("acc1", "best_acc1", "top1") if key in loaded), accuracy)
+        loaded = inner
+    if not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))}")
     state = _plain_names({name: value for name, value in loaded.items() if isinstance(value, Tensor)})
     return Checkpoint(recognise(state, path), state, None, None, accuracy, str(path))
 
@@ -197,7 +197,7 @@ def _head(state: Mapping[str, Tensor]) -> str:
 def class_rows(found: Checkpoint, classes: Sequence[ClassInfo]) -> list[int]:
     """The output of each class, by folder, wnid or name.  A table that is not recorded is taken to be ours, in order.
 
-    Raises DataError naming the classes that the teacher lacks.
+    Raises DataError naming the classes that the teacher lacks, or that would share an output.
     """
     outputs = _outputs(found)
     table = found.classes or (tuple(imagenet_wnids()) if outputs == 1000 else None)
@@ -217,6 +217,7 @@ def class_rows(found: Checkpoint, classes: Sequence[ClassInfo]) -> list[int]:
             f"teacher {found.source} lacks {len(missing)} of the {len(classes)} classes: {', '.join(map(repr, missing[:5]))}; "
             f"it has {', '.join(map(repr, table[:5]))}{' ...' if len(table) > 5 else ''}"
         )
+    refuse_shared(classes, rows, f"teacher {found.source}")
     return [row for row in rows if row is not None]
 
 

@@ -33,7 +33,7 @@ from .files import write_atomically
 from .memory import keep_freed_memory
 from .networks import build, canonical, check_size, normalise
 from .pictures import Pictures
-from .sections import ConfigError, TrainingSettings
+from .sections import ConfigError, DataError, TrainingSettings
 from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_yaml
 
 
@@ -98,9 +98,12 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
                   track: Track = lambda values, step: None) -> dict[str, Any]:  # fmt: skip
     """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.
 
-    Raises ConfigError for a network that cannot take the size, SettingsDiffer where ``out`` holds another training.
+    Raises ConfigError for a network that cannot take the size, DataError for a single image, SettingsDiffer where ``out``
+    holds another training.
     """
     check_size(t.network, t.size)
+    if len(data.rows) < 2:
+        raise DataError(f"{data.root} holds {len(data.rows)} image; a teacher needs 2 or more")
     keep_freed_memory()
     described = {
         "training": identity(t),
@@ -117,7 +120,8 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
     optimizer = _optimizer(network, t)
     order = Order(len(data.rows), seed)
     loader = DataLoader(Shown(data, t, seed), t.batch_size, sampler=order, num_workers=loaders, persistent_workers=loaders > 0,
-                        pin_memory=machine.device.type == "cuda")  # fmt: skip
+                        pin_memory=machine.device.type == "cuda",
+                        drop_last=len(data.rows) % t.batch_size == 1)  # fmt: skip  # BatchNorm cannot take one image
     begun, best = _resume(out, network, optimizer)
     accelerator = workers.accelerator(machine.precision)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)

@@ -14,11 +14,13 @@ from conftest import draw
 from safetensors.numpy import load_file
 
 from diffsel import evaluation, experiment, relabeling
+from diffsel.classes import ClassInfo
+from diffsel.config import resolve
 from diffsel.data import open_data
 from diffsel.evaluation import Machine, fairness, spread, train_student
 from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells
 from diffsel.networks import build
-from diffsel.pictures import open_set, set_pictures, validation_pictures
+from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
 from diffsel.protocols import resolve_recipe
 from diffsel.relabeling import online, plan_epoch, relabel, show, stored
 from diffsel.sections import ConfigError, DataError, DataSettings, ProtocolSettings
@@ -73,6 +75,21 @@ def test_stored_labels_give_the_batches_of_online_ones(world, tmp_path: Path, mi
             torch.testing.assert_close(probability, right, atol=2e-3, rtol=0)  # float16; two classes: one tells the other
 
 
+def test_the_largest_logits_are_enough_at_the_protocols_temperature(world) -> None:
+    """100 classes, k = 10, T = 20: one value for the rest, from the rest alone, whatever the size of the largest."""
+    cell = cell_of(world, Bench(CPU))
+    plans = plan_epoch(cell.train.load(), cell.protocol, replace(cell.recipe, batch_size=6), 0, 0)
+    logits = np.random.default_rng(0).normal(0, 4, (6, 100)).astype(np.float32)
+    logits[:, 0] = 60  # exp(60) leaves nothing of the others' sum in float32
+    full = relabeling._all_logits(relabeling._tensors(plans, [logits], 10), 100)
+    right, ours = (torch.from_numpy(values / 20).log_softmax(1) for values in (logits, full))
+    rest = np.sort(logits, axis=1)[:, :90].mean(1)
+    assert np.sort(full, axis=1)[:, :90] == pytest.approx(np.tile(rest[:, None], 90), abs=4e-3)  # float16
+    assert (right.exp() * (right - ours)).sum(1).max() < 0.02
+    whole = relabeling._all_logits(relabeling._tensors(plans, [logits], 100), 100)
+    assert whole == pytest.approx(logits, abs=4e-3, rel=1e-3)
+
+
 def test_stored_labels_are_as_large_as_was_told_and_resume(world, tmp_path: Path) -> None:
     cell = cell_of(world, Bench(CPU))
     pictures = cell.train.load()
@@ -99,6 +116,11 @@ def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> N
         stored(tmp_path / "l", pictures, cell.protocol.model_copy(update={"mix": "mixup"}), cell.recipe)
     with pytest.raises(SettingsDiffer, match="teacher: stored"):
         stored(tmp_path / "l", pictures, cell.protocol, cell.recipe, "another")
+    relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 3, 1)
+    record = tmp_path / "k" / "labels.yaml"
+    record.write_text(record.read_text().replace("rest: mean\n", ""))
+    with pytest.raises(SettingsDiffer, match="rest: stored None, asked 'mean'"):  # another rule for the rest
+        stored(tmp_path / "k", pictures, cell.protocol, cell.recipe)
     with pytest.raises(ConfigError, match="top_k = 3 must lie between 1 and the number of classes, 2"):
         relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2, 3)
 
@@ -221,6 +243,16 @@ def test_what_cannot_work_is_refused_before_training(world, folder, tmp_path: Pa
         open_set(found.path)
 
 
+def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
+    with pytest.raises(ConfigError, match=r"accumulate = 3, but an epoch of 6 images has only 2 batches of 4"):
+        cell_of(world, Bench(CPU), QUICK.model_copy(update={"accumulate": 3}))
+    few = QUICK.model_copy(update={"accumulate": 9, "batch_size": None})  # 10 // 9
+    with pytest.raises(ConfigError, match=r"accumulate = 9 give batches of 1 image"):
+        cell_of(world, Bench(CPU), few)
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        ProtocolSettings(batch_size=1)
+
+
 def test_a_teacher_that_slipped_stops_before_it_labels(world, tmp_path: Path) -> None:
     from diffsel.distributed import Workers
 
@@ -257,6 +289,31 @@ def test_a_subset_of_validation_classes_and_the_first_files(folder, world) -> No
     assert [row.label for row in album.rows] == ["ant", "ant", "bee", "bee", "bee"]
     assert album.load().labels.tolist() == [0, 0, 1, 1, 1]
     assert len(validation_pictures(more, train.classes, 16, 16, per_class=1).rows) == 2
+
+
+def test_all_validation_images_are_read_and_broken_ones_told(folder, world, tmp_path: Path) -> None:
+    val = folder("v", (16, 16), ant=3, bee=2)
+    (val / "bee" / "9.png").write_bytes(b"broken")
+    data = open_validation(str(val), resolve({"data": {"images_per_class": 1}}))
+    assert len(data.rows) == 5
+    found, _, teacher = world
+    told: list[str] = []
+    bench = Trusting(CPU, tell=told.append)
+    cell = make_cell("x", found, data, "conv3w8", QUICK.model_copy(update={"epochs": 1}), teacher, bench)
+    result = experiment.train_one(cell, 0, bench)
+    assert result["validation_images"] == {"read": 5, "unreadable": 1}
+    assert len(told) == 1
+    assert "1 of 6 images cannot be read and are left out; the first: bee/9.png" in told[0]
+
+
+def test_two_classes_never_share_a_folder(folder) -> None:
+    cranes = [ClassInfo("crane_bird", "crane"), ClassInfo("crane_machine", "crane")]
+    one = open_data(str(folder("one", (16, 16), crane=1, bee=1)), DataSettings(), 0)
+    with pytest.raises(DataError, match=r"'crane_bird' and 'crane_machine' both match 'crane'"):
+        match_classes(cranes, one)
+    two = replace(one, classes=(ClassInfo("bird", "crane"), ClassInfo("machine", "crane")))
+    with pytest.raises(DataError, match="lacks 1 of the 1 classes: 'crane_bird'"):  # which of the two?
+        match_classes(cranes[:1], two)
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

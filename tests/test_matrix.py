@@ -11,7 +11,7 @@ import yaml
 from conftest import TINY
 
 from diffsel import experiment
-from diffsel.config import ConfigError, resolve
+from diffsel.config import ConfigError, fingerprint, resolve
 from diffsel.distributed import Workers
 from diffsel.evaluation import Machine
 from diffsel.matrix import Point, points, read_matrix, run_matrix
@@ -52,8 +52,9 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
         assert ars == "-"  # there are no students without augmentation
     results = sorted((tmp_path / "out" / "results").rglob("seed-*.json"))
     assert len(results) == 16
+    judge = f"t.pth+{fingerprint(world['teachers'][0])[:8]}"
     assert sorted(p.name for p in (tmp_path / "out" / "sets").iterdir()) == [
-        f"toy-all-{name}" for name in ("random-ipc1", "random-ipc2", "rded-ipc1-t.pth", "rded-ipc2-t.pth")
+        f"toy+all+{name}" for name in ("random+ipc1", "random+ipc2", f"rded+ipc1+{judge}", f"rded+ipc2+{judge}")
     ]
     before = {file: file.stat().st_mtime_ns for file in results}
     assert run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True)) == text
@@ -90,7 +91,8 @@ def test_diffsel_takes_part(world, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"student": ["conv3"]}, r"student: Unexpected keyword argument .*axes: .*students"), ({"ipc": ["ten"]}, "ipc.0"),
-     ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val")],
+     ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val"), ({"methods": ["rdde"]}, "methods.0: .*'rded'"),
+     ({"ipc": [0]}, "ipc.0: .*greater than or equal to 1"), ({"seeds": 0}, "seeds: .*greater than or equal to 1")],
 )  # fmt: skip
 def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, message: str) -> None:
     good = {**world, "methods": ["random"], "ipc": [1], "students": ["conv3"]}
@@ -98,6 +100,21 @@ def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, messa
         read_matrix(write(tmp_path / "m.yaml", **{**good, **change}))
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         read_matrix(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "student", "message"),
+    [({"date.image_size": 16}, "conv3", "'date.image_size': 'date' is no section .*data"),
+     ({"seed.x": 16}, "conv3", "'seed' is no section"), ({}, "conv9", "unknown network 'conv9'"),
+     ({}, "conv6", "conv6 halves images 6 times, too often for 16 x 16")],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_any_set_is_made(world, tmp_path: Path, settings, student, message) -> None:
+    world["datasets"]["toy"]["settings"] |= settings
+    file = write(tmp_path / "m.yaml", **world, methods=["random"], ipc=[1], students=["conv3w8", student], seeds=1)
+    s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}})
+    with pytest.raises(ConfigError, match=message):
+        run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
+    assert not (tmp_path / "out").exists()
 
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "configs" / "experiments").glob("*.yaml"))
@@ -109,9 +126,10 @@ def test_every_experiment_file_is_well_formed(file: Path) -> None:
 
 
 def test_rded_sets_belong_to_their_judge() -> None:
-    one = Point("d", "all", "rded", 1, "a/t1", "conv3", "p")
-    other = Point("d", "all", "rded", 1, "a/t2", "conv3", "p")
-    assert one.set_name != other.set_name
+    judges = ("a/t1", "a/t2", "b/t1")
+    assert len({Point("d", "all", "rded", 1, judge, "conv3", "p").set_name for judge in judges}) == 3
+    names = (("d-x", "all"), ("d", "x-all"), ("d+x", "all"), ("d", "x+all"))
+    assert len({Point(*pair, "random", 1, "t", "conv3", "p").set_name for pair in names}) == 4
     assert (
         Point("d", "all", "random", 1, "a/t1", "conv3", "p").set_name
         == Point("d", "all", "random", 1, "b", "conv3", "p").set_name

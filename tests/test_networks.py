@@ -81,6 +81,7 @@ def weights(outputs: int = 3, name: str = "conv3w32", size: int = 32) -> dict[st
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"epoch": 3, "state_dict": s, "acc1": 82.2},
+                                  lambda s: {"state_dict": s, "best_acc1": torch.tensor(82.0)},
                                   lambda s: {"net": {f"module.{k}": v for k, v in s.items()}}])  # fmt: skip
 def test_pth_files_of_every_layout_are_read_without_pickles(wrap, tmp_path: Path) -> None:
     torch.save(wrap(weights()), tmp_path / "t.pth")
@@ -122,6 +123,9 @@ def test_a_teacher_for_other_sizes_or_classes_is_refused(tmp_path: Path) -> None
     torch.save(weights(), tmp_path / "t.pth")
     with pytest.raises(ConfigError, match="does not fit images of 64 x 64 pixels"):
         load_teacher(str(tmp_path / "t.pth"), CLASSES, 64, CPU)
+    torch.save(weights(name="conv5w8", size=32), tmp_path / "deep.pth")
+    with pytest.raises(ConfigError, match="conv5w8 halves images 5 times"):
+        load_teacher(str(tmp_path / "deep.pth"), CLASSES, 16, CPU)
     with pytest.raises(DataError, match="has 3 classes and no names for them, the data has 2"):
         load_teacher(str(tmp_path / "t.pth"), CLASSES[:2], 32, CPU)
 
@@ -150,3 +154,12 @@ def test_a_class_order_slip_is_found_and_named() -> None:
         check_order(np.diag([60] * 4) + 10, names, 99.0, "T")
     with pytest.raises(DataError, match="no better than chance"):
         check_order(np.full((4, 4), 10), names, None, "T")
+
+
+def test_two_classes_never_share_an_output() -> None:
+    found = teachers.Checkpoint("resnet18", {"fc.bias": torch.zeros(2)}, ("crane", "bee"), None, None, "T")
+    cranes = [ClassInfo("crane_bird", "crane"), ClassInfo("crane_machine", "crane")]
+    with pytest.raises(DataError, match=r"'crane_bird' and 'crane_machine' both match 0 of teacher T"):
+        class_rows(found, cranes)
+    own = teachers.Checkpoint("resnet18", {"fc.bias": torch.zeros(2)}, ("crane_machine", "crane_bird"), None, None, "T")
+    assert class_rows(own, cranes) == [1, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from diffsel.data import open_data
 from diffsel.distributed import Workers
 from diffsel.evaluation import Machine
 from diffsel.pictures import validation_pictures
-from diffsel.sections import ConfigError, DataSettings, TrainingSettings
+from diffsel.sections import ConfigError, DataError, DataSettings, TrainingSettings
 from diffsel.store import SettingsDiffer, StoreError
 from diffsel.teachers import load_teacher, read_checkpoint
 from diffsel.teaching import Order, Shown, rate, train_teacher, training_transform
@@ -44,6 +45,16 @@ def test_it_learns_and_its_file_is_a_teacher(images, tmp_path: Path) -> None:
     assert teacher.rows.tolist() == [1, 0]  # by name, in the order asked for
     with pytest.raises(ConfigError, match=r"does not fit images of 32 x 32 pixels \(it was trained at 16 pixels\)"):
         load_teacher(str(tmp_path / "t"), train.classes, 32, CPU.device)
+
+
+def test_no_image_is_ever_a_batch_alone(images, tmp_path: Path) -> None:
+    train, _ = images  # 24 images: 23 and 1
+    deep = QUICK.model_copy(update={"network": "resnet18", "epochs": 1, "batch_size": 23})  # 1 x 1 pixel in the last layers
+    line = train_teacher(train, None, tmp_path / "t", deep, 0, Workers(cpu=True), CPU)
+    assert math.isfinite(line["loss"])
+    alone = replace(train, rows=train.rows[:1])
+    with pytest.raises(DataError, match="holds 1 image; a teacher needs 2 or more"):
+        train_teacher(alone, None, tmp_path / "a", QUICK, 0, Workers(cpu=True), CPU)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
