@@ -136,7 +136,7 @@ def accuracies(jobs: Sequence[Job], out: Path, machine: Machine, workers: Worker
 def _value(job: Job, cell: Cell, top1: Spread | None) -> dict[Place, Value]:
     if top1 is None:
         return {}
-    teacher = Path(cell.teacher.source).name if cell.teacher else "hard labels"
+    teacher = Path(job.teacher).name if cell.teacher else "hard labels"
     ran_as = f"{job.ran_as}, {teacher} to {cell.student}"
     return {(job.case.row, job.case.column): Value(top1.mean, top1.std, top1.ci95, top1.n, ran_as)}
 

@@ -83,6 +83,7 @@ class Job:
     settings: Settings
     students: int
 
+    stood: str = ""  # the settings that stand for the paper's, in words
     run_name: str = ""  # one for all jobs that a single scoring pass serves
     vectors: str = ""  # stands for the patches and their vectors; empty where none are needed
     set_name: str = ""  # one for all jobs that share a distilled set
@@ -96,7 +97,7 @@ class Job:
     def ran_as(self) -> str:
         """What a person reads: what stood for the paper's case."""
         some = f", {self.case.classes} classes" if self.case.classes else ""
-        return f"{self.dataset}, {self.method}, ipc {self.ipc}{some}"
+        return f"{self.dataset}, {self.method}, ipc {self.ipc}{some}{self.stood}"
 
 
 def read_scale(name: str, configs: Path, model: str | None = None, students: int | None = None) -> Scale:
@@ -154,11 +155,12 @@ def _job(case: Case, scale: Scale, configs: Path) -> Job | None:
         {**scale.settings, **source.settings, **settings, **trained, **_protocol(case.protocol, configs)},
     )
     chosen = chosen.model_copy(update={"selection": chosen.selection.model_copy(update={"method": axes["method"]})})
+    stood = "".join(f", {key.split('.')[1]} {value}" for key, value in settings.items() if value != case.settings[key])
     teacher = f"{{out}}/teachers/{axes['dataset']}-{axes['teacher']}" if training is not None else axes["teacher"]
     return _named(Job(
         case, axes["dataset"], source, axes["ipc"], axes["method"], teacher.replace("{dataset}", axes["dataset"]),
         training is not None,
-        axes["student"], chosen, scale.students,
+        axes["student"], chosen, scale.students, stood,
     ))  # fmt: skip
 
 

@@ -74,16 +74,16 @@ def forecast(title: str, jobs: Sequence[Job], scale: Scale, measure: Measure) ->
     """Every cell with what it adds to those before it, and the sum, from nothing."""
     every = costs(jobs, scale)
     lines = [f"{title}: {len(jobs)} cells", ""]
-    head = f"{'row':<34} {'column':<22} {'run as':<44} {'forwards':>11} {'vectors':>9} {'student images':>14}"
-    lines += [head, "-" * len(head)]
     trains = measure == "accuracy"
-    for job, cost in zip(jobs, every, strict=True):
-        student = f" to {job.student}" if trains else ""
-        what = f"{job.ran_as}{student}"
-        images = cost.images if trains else 0
-        lines.append(
-            f"{job.case.row:<34} {job.case.column:<22} {what:<44} {cost.forwards:>11,} {cost.vectors:>9,} {images:>14,}"
-        )
+    rows = [["row", "column", "run as", "forwards", "vectors", "student images"]] + [
+        [job.case.row, job.case.column, job.ran_as + f" to {job.student}" * trains, f"{cost.forwards:,}", f"{cost.vectors:,}",
+         f"{cost.images * trains:,}"]
+        for job, cost in zip(jobs, every, strict=True)
+    ]  # fmt: skip
+    widths = [max(len(row[k]) for row in rows) for k in range(6)]
+    shown = ["  ".join(cell.rjust(w) if k > 2 else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True)))
+             for row in rows]  # fmt: skip
+    lines += [shown[0], "-" * len(shown[0]), *shown[1:]]
     passes, vectors, images = (sum(getattr(cost, name) for cost in every) for name in ("forwards", "vectors", "images"))
     seconds = sum(cost.seconds - (0 if trains else cost.training) for cost in every)
     trained = sum(job.students for job in jobs) if trains else 0
@@ -141,6 +141,8 @@ class Study:
         from .store import write_atomically
 
         folder, notes = self.out / "tables", list(self.scale.notes)
+        if self.scale.random_clip and any(job.settings.features.kind == "clip" for job in self.jobs):
+            notes.append("CLIP stands here with random weights, since none can be had: its column shows the path, not CLIP.")
         text = markdown(self.title, self.places, values, expected, claim, notes)
         shown = {place: value for place, value in values.items() if not place[1].endswith(", forwards")}
         drawn = pages or {"": picture(self.title, self.shape, self.places, shown, expected, UNITS[self.measure])}

@@ -113,7 +113,7 @@ def picture(title: str, shape: Shape, places: Sequence[Place], values: Mapping[P
             axis.set_ylim(bottom=0)
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        figure.legend(fontsize=8, frameon=False, ncols=4, loc="outside lower center")
     figure.suptitle(textwrap.fill(title, int(13 * figure.get_size_inches()[0])), fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
