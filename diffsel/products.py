@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import matrix
 from .config import fingerprint
@@ -81,7 +81,9 @@ def make_set(job: Job, folder: Path, run: Path, machine: Machine, workers: Worke
     """The distilled set of a job; what is there already is kept."""
     source = matrix.Source(job.source.train, job.source.val)
     subset = {"all": _some_classes(job, run, progress)}
-    one = matrix.Matrix({job.dataset: source}, (job.method,), (job.ipc,), (job.teacher,), (job.student,), subset)
+    one = matrix.Matrix(
+        {job.dataset: source}, (cast(matrix.Method, job.method),), (job.ipc,), (job.teacher,), (job.student,), subset
+    )
     matrix.make_set(matrix.points(one)[0], one, folder, run, job.settings, workers, machine, progress)
 
 
