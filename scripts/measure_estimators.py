@@ -3,7 +3,7 @@
     python scripts/measure_estimators.py --seeds 3        # two CPU cores: see RESULTS.md
 
 Scenes with one digit, and with a second one of another class; held-out digits that the checkpoint was not trained on.
-``w`` is the weight of the combined estimator (1-w) G - w D: 0 is the gap alone, 1 the paper's differential alone.
+``w`` is the weight of the combined estimator (1-w) G - w blur(D) (the differential's own column: no blur).
 """
 
 from __future__ import annotations
@@ -17,24 +17,30 @@ from diffsel import scenes
 from diffsel.config import ModelSettings, PatchSettings, ScoringSettings
 from diffsel.demo import HELD, PATCH, held
 from diffsel.diffusion import Diffusion, locate, pick_device
-from diffsel.patches import best_boxes
+from diffsel.patches import best_boxes, estimate
 from diffsel.report import table
 from diffsel.scoring import score_images
 
-WEIGHTS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
+WEIGHTS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.5)
+WAYS = {f"w = {w:g}": PatchSettings(patch_size=PATCH, weight=w) for w in WEIGHTS}
+WAYS |= {
+    "w = 0.25, no blur": PatchSettings(patch_size=PATCH, weight=0.25, blur=0),
+    "differential": PatchSettings(patch_size=PATCH, estimator="differential"),
+}
 
 
 def hits(model: Diffusion, objects: int, draws: int, per_class: int, seed: int, batch_size: int) -> list[float]:
-    """Hit rate by weight."""
+    """Hit rate by estimator."""
     settings = ScoringSettings(draws=draws, bins=1)
-    counts = np.zeros(len(WEIGHTS))
+    counts = np.zeros(len(WAYS))
     for label, name in enumerate(scenes.NAMES):
         drawn = [scenes.compose("test", label, i, objects, seed) for i in range(per_class)]
         images = [(f"{label}/{i}", scene.pixels) for i, scene in enumerate(drawn)]
         for place, maps in score_images(model, images, [f"An image of {name}."], settings, seed, batch_size):
-            d, g = maps.differential[0, 0].astype(float), maps.gap[0, 0].astype(float)
-            for k, w in enumerate(WEIGHTS):
-                box = best_boxes((1 - w) * g - w * d, scenes.SIZE, scenes.SIZE, PatchSettings(patch_size=PATCH))[0][0]
+            for k, way in enumerate(WAYS.values()):
+                box = best_boxes(estimate(maps.differential[0], maps.gap[0], way, settings), scenes.SIZE, scenes.SIZE, way)[0][
+                    0
+                ]
                 counts[k] += held(drawn[place].boxes[0], box) >= HELD
     return list(100 * counts / (10 * per_class))
 
@@ -56,7 +62,7 @@ def main() -> None:
             mean, error = np.mean(rates, 0), np.std(rates, 0, ddof=1) / args.seeds**0.5
             rows.append([objects, draws, *[f"{m:.1f} +- {e:.1f}" for m, e in zip(mean, error, strict=True)]])
             print(rows[-1], flush=True)
-    text = table(rows, ["objects", "draws", *[f"w = {w:g}" for w in WEIGHTS]])
+    text = table(rows, ["objects", "draws", *WAYS])
     print(text)
     if args.out:
         args.out.write_text(text + "\n")
