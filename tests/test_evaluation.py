@@ -110,7 +110,7 @@ def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> N
     with pytest.raises(StoreError, match="no stored labels"):
         stored(tmp_path / "nothing", pictures, cell.protocol, cell.recipe)
     relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2)
-    with pytest.raises(StoreError, match="labels of 2 epochs, the protocol trains 3"):
+    with pytest.raises(StoreError, match=r"lacks the labels of 1 of the protocol's 3 epochs \(the first: epoch 2\)"):
         stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)
     with pytest.raises(SettingsDiffer, match="mix: stored 'cutmix', asked 'mixup'"):
         stored(tmp_path / "l", pictures, cell.protocol.model_copy(update={"mix": "mixup"}), cell.recipe)
@@ -123,6 +123,22 @@ def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> N
         stored(tmp_path / "k", pictures, cell.protocol, cell.recipe)
     with pytest.raises(ConfigError, match="top_k = 3 must lie between 1 and the number of classes, 2"):
         relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2, 3)
+
+
+def test_lost_and_damaged_labels_are_told_and_written_again(world, tmp_path: Path) -> None:
+    cell, out = cell_of(world, Bench(CPU)), tmp_path / "l"
+    pictures = cell.train.load()
+    (out / "logs").mkdir(parents=True)
+    (out / ".part-host-1-x").touch()  # of a start that was killed
+    assert relabel(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 4
+    (out / "epoch-001.safetensors").unlink()  # three are left, but not 0, 1 and 2
+    with pytest.raises(StoreError, match=r"lacks the labels of 1 of .* epoch 1\)"):
+        stored(out, pictures, cell.protocol, cell.recipe)
+    (out / "epoch-001.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=r"epoch-001\.safetensors is damaged .*; `diffsel relabel` writes it again"):
+        list(stored(out, pictures, cell.protocol, cell.recipe)(1))
+    assert relabel(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 1
+    assert list(stored(out, pictures, cell.protocol, cell.recipe)(1))
 
 
 def test_an_epoch_shows_every_image_once_and_never_one_alone(world) -> None:
