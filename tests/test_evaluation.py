@@ -213,6 +213,11 @@ def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None
     other = cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))
     assert result_file(tmp_path, other, 0, CPU) != result_file(tmp_path, cell, 0, CPU)
     assert result_file(tmp_path, cell, 0, Machine(CPU.device, "bf16")) != result_file(tmp_path, cell, 0, CPU)
+    shown = cell_of(world, bench, QUICK.model_copy(update={"report": "best"}))  # only another column of the same results
+    assert result_file(tmp_path, shown, 0, CPU) == result_file(tmp_path, cell, 0, CPU)
+    named = cell_of(world, bench, QUICK.model_copy(update={"name": "../a b/c"}))
+    assert named.identity == cell.identity
+    assert result_file(tmp_path, named, 0, CPU).parent.parent == tmp_path
     (line,) = gather([cell], range(2), tmp_path / "r", CPU)
     values = [json.loads(file.read_text())["last"]["top1"] for file in files]
     assert line.top1.mean == pytest.approx(np.mean(values))
