@@ -268,7 +268,7 @@ def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
     with pytest.raises(ConfigError, match=r"accumulate = 3, but an epoch of 6 images has only 2 batches of 4"):
         cell_of(world, Bench(CPU), QUICK.model_copy(update={"accumulate": 3}))
     few = QUICK.model_copy(update={"accumulate": 9, "batch_size": None})  # 10 // 9
-    with pytest.raises(ConfigError, match=r"accumulate = 9 give batches of 1 image"):
+    with pytest.raises(ConfigError, match=r"accumulate = 9 make batches of 1 image"):
         cell_of(world, Bench(CPU), few)
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         ProtocolSettings(batch_size=1)

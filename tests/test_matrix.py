@@ -39,7 +39,8 @@ def world(folder, tmp_path: Path, monkeypatch) -> dict:
 
 
 def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
-    file = write(tmp_path / "m.yaml", **world, full={"toy": {"all": {"conv3w8": 90.0}}}, methods=["random", "rded"], ipc=[1, 2], students=["conv3w8"],
+    file = write(tmp_path / "m.yaml", **world, full={"toy": {"all": {"conv3w8": 90.0}}}, methods=["random", "rded"], ipc=[1, 2],
+                 students=["conv3w8"],
                  seeds=2, protocols={"soft": {}, "hard": {"labels": "hard"}})  # fmt: skip
     matrix = read_matrix(file)
     assert len(points(matrix)) == 8
