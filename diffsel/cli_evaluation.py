@@ -80,7 +80,7 @@ def relabel(
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Keep only the k largest logits of an image.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """A teacher's labels for every epoch that students will be trained, stored once: `evaluate --labels` reads them."""
+    """A teacher's labels for every epoch that students will be trained, stored once: `evaluate --stored` reads them."""
     from .experiment import Bench
     from .pictures import open_set, open_validation, set_pictures, validation_pictures
     from .protocols import resolve_recipe
@@ -101,7 +101,7 @@ def relabel(
         bench.check_teacher(loaded, album, recorded=False)
     size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
     print(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
-    target = out or set_.with_name(set_.name + "-labels")
+    target = out or beside(set_, "labels")
     written = write_labels(target, bench.pictures(album), p, recipe, settings.seed, loaded, p.epochs, top_k, progress(quiet))
     print(f"{written} epochs written, {p.epochs - written} were there: {target}")
 
@@ -131,21 +131,21 @@ def evaluate(
     images = open_validation(val, settings, progress(quiet))
     seeds = range(settings.seed, settings.seed + students)
     cells = {  # all of them, so that what cannot work is refused before anything is trained
-        (one.path, name): make_cell(one.path.name, one, images, name, settings.protocol, teacher, bench, ipc, stored)
+        (one.path, name): make_cell(named(one.path).name, one, images, name, settings.protocol, teacher, bench, ipc, stored)
         for one in found
         for name in dict.fromkeys(student)
     }
     lines = []
-    logs = (out or sets[0].with_name(sets[0].name + "-results")) / "logs"
+    logs = (out or beside(sets[0], "results")) / "logs"
     bench.track = workers.tracker(settings.compute.tracker, logs, settings.protocol.model_dump(mode="json"))
     for (path, _), cell in cells.items():
-        target = out or path.with_name(path.name + "-results")
+        target = out or beside(path, "results")
         run_cells([cell], seeds, target, bench, workers)
         if workers.is_main:
             lines += gather([cell], seeds, target, machine)
     if workers.is_main:
         print(accuracy_table(lines))
-        print(f"results: {out or ', '.join(f'{path}-results' for path in dict.fromkeys(sets))}")
+        print(f"results: {out or ', '.join(str(beside(path, 'results')) for path in dict.fromkeys(sets))}")
         if any(line.failed for line in lines):
             raise typer.Exit(1)
 
@@ -162,6 +162,16 @@ def experiment(
 
     machine, workers = machine_of(settings)
     print(run_matrix(read_matrix(file), out, settings, machine, workers, progress(quiet)), end="")
+
+
+def named(path: Path) -> Path:
+    """The same folder by a path that ends in its name, as `.` and `..` do not."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def beside(path: Path, what: str) -> Path:
+    """Where a set's ``what`` is written by default: SET-WHAT."""
+    return named(path).with_name(f"{named(path).name}-{what}")
 
 
 def machine_of(settings: Settings) -> tuple[Machine, Workers]:

@@ -1,7 +1,6 @@
 """Many runs: every cell of a table once, one JSON for each student, and the table with its intervals.
 
-    OUT/  sets/NAME/                        distilled sets, made where they are missing
-          results/NAME/CELL-KEY/seed-0.json   one student: what it was trained on, and how well it did
+    RESULTS/ STUDENT-PROTOCOL-KEY/seed-0.json   one student: what it was trained on, and how well it did
 
 A cell is everything but the seed; KEY is the hash of all that decides its numbers (set, validation images, teacher,
 student, protocol, precision), so that results of other settings never mix.
@@ -24,7 +23,7 @@ from .config import ConfigError, ProtocolSettings, fingerprint, identity
 from .data import ImageData, Progress, quiet
 from .distributed import Track, Workers
 from .evaluation import Diverged, Machine, Spread, spread
-from .files import write_atomically
+from .files import safe_name, write_atomically
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
 from .protocols import Recipe, check_batches, resolve_recipe
@@ -92,15 +91,16 @@ class Cell:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the numbers, apart from the seed and the precision."""
+        """Everything that decides the numbers, apart from the seed and the precision; not what tables show and call them."""
+        protocol = {key: value for key, value in identity(self.protocol).items() if key not in ("name", "report")}
         return {
             "set": self.train.digest,
             "images": len(self.train.rows),
             "classes": [info.folder for info in self.train.classes],
             "validation": self.validation.digest,
             "student": self.student,
-            "protocol": {**identity(self.protocol), "resolved": _plain(self.recipe)},
-            "protocol_hash": fingerprint(identity(self.protocol)),
+            "protocol": {**protocol, "resolved": _plain(self.recipe)},
+            "protocol_hash": fingerprint(protocol),
             "teacher": {"network": self.teacher.name, "digest": self.teacher.digest} if self.teacher else None,
             "labels": "online" if self.labels is None else fingerprint((self.labels / "labels.yaml").read_text()),
         }
@@ -181,7 +181,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
 
 def result_file(out: Path, cell: Cell, seed: int, machine: Machine) -> Path:
     key = fingerprint([cell.identity, machine.precision])
-    return out / f"{cell.student.replace(':', '-')}-{cell.protocol.name}-{key}" / f"seed-{seed}.json"
+    return out / f"{safe_name(cell.student.replace(':', '-'))}-{safe_name(cell.protocol.name)}-{key}" / f"seed-{seed}.json"
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,13 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def is_unused(path: Path) -> bool:
+    """Whether work may begin in ``path``: it is not there, or a folder of nothing but ``logs`` and half-written files."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(each.name == "logs" or each.name.startswith(PART) for each in path.iterdir())
+
+
 def _part() -> str:
     return f"{PART}{_host()}-{os.getpid()}-"
 

@@ -66,7 +66,8 @@ class Matrix:
     classes: dict[str, tuple[str, ...] | None] = Field(default_factory=_all_classes)
     protocols: dict[str, dict[str, Any]] = Field(default_factory=_default_protocol)
     seeds: int = Field(default=5, ge=1)
-    full: dict[str, float] = Field(default_factory=dict)  # data set -> top-1 of training on all of it, hard labels (for HLR)
+    # data set -> class subset -> student -> top-1 of training on all of it with hard labels, percent (for HLR)
+    full: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,23 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
                          point.teacher, bench)
         for point in points(matrix)
     }  # fmt: skip
-    unique = {(cell.name, str(cell.identity)): cell for cell in cells.values()}  # hard labels: one for all teachers
+    unique = {_key(cell): cell for cell in cells.values()}  # hard labels: one for all teachers
     seeds = range(settings.seed, settings.seed + matrix.seeds)
     run_cells(list(unique.values()), seeds, out / "results", bench, workers)
     if not workers.is_main:
         return ""
     found = dict(zip(unique, gather(list(unique.values()), seeds, out / "results", machine), strict=True))
-    lines = {point: found[cell.name, str(cell.identity)] for point, cell in cells.items()}
+    lines = {point: found[_key(cell)] for point, cell in cells.items()}
     text = "\n\n".join(
         part for part in (report.accuracy_table(list(found.values())), *pivots(lines), scores(lines, matrix)) if part
     )
     write_atomically(out / "table.txt", (text + "\n").encode())
     write_atomically(out / "table.csv", as_csv(list(found.values())).encode())
     return text + "\n"
+
+
+def _key(cell: Cell) -> tuple[str, str, str]:
+    return cell.name, cell.protocol.name, str(cell.identity)
 
 
 def pivots(lines: Mapping[Point, Line]) -> list[str]:
@@ -167,7 +172,10 @@ def pivots(lines: Mapping[Point, Line]) -> list[str]:
 
 
 def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
-    """DD-Ranking's scores of every soft-labelled cell, as far as the other cells of the table give them."""
+    """DD-Ranking's scores of every soft-labelled cell, as far as the other cells of the table give them.
+
+    All terms of a line are of the epoch (best or last) that its protocol reports.
+    """
     rows = []
     for point, line in lines.items():
         protocol = line.cell.protocol
@@ -184,9 +192,11 @@ def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
             "plain": others.get(plain or ""),
             "random_plain": lines.get(replace(base, protocol=plain or "")),
         }
-        means = {name: one.top1.mean for name, one in known.items() if one and one.top1}
+        tops = {name: getattr(one, protocol.report) for name, one in known.items() if one}
+        means = {name: top1.mean for name, top1 in tops.items() if top1}
         if {"soft", "random_soft"} <= means.keys():
-            found = fairness(**means, full_hard=matrix.full.get(point.dataset))
+            full = matrix.full.get(point.dataset, {}).get(point.subset, {}).get(point.student)
+            found = fairness(**means, full_hard=full)
             columns = [f"{found[key]:.1f}" if key in found else "-" for key in ("IOR", "HLR", "LRS", "ARS")]
             rows.append([point.name, point.student, point.protocol, *columns])
     head = "Fairness scores of DD-Ranking: improvement over random, hard-label recovery (points), robust scores (percent)\n"
@@ -194,8 +204,8 @@ def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
 
 
 def _is_plain(protocol: ProtocolSettings) -> bool:
-    """Without augmentation, as DD-Ranking's augmentation-robust score asks for."""
-    return protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
+    """Soft labels without augmentation, as DD-Ranking's augmentation-robust score asks for."""
+    return protocol.labels == "soft" and protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
 
 
 def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, machine: Machine,

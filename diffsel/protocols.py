@@ -61,12 +61,12 @@ def check_batches(p: ProtocolSettings, batch: int, images: int) -> None:
     """Refuse batches that BatchNorm cannot take, or too few of them for one step.  Raises ConfigError."""
     if batch < 2:
         raise ConfigError(
-            f"{images} images with protocol.accumulate = {p.accumulate} give batches of {batch}; a student needs 2 or more"
+            f"{images} images with protocol.accumulate = {p.accumulate} make batches of {batch} image; a student needs 2"
         )
     if (count := len(batch_starts(images, batch))) < p.accumulate:
         raise ConfigError(
-            f"protocol.accumulate = {p.accumulate}, but an epoch of {images} images has {count} batches of {batch}, so that "
-            "no step would ever be made; lower protocol.accumulate or protocol.batch_size"
+            f"protocol.accumulate = {p.accumulate}, but an epoch of {images} images has only {count} batches of {batch}, so "
+            "that no step would ever be made; lower protocol.accumulate or protocol.batch_size"
         )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from .augment import Mix, Views, apply_mix, draw_mix, draw_views, epoch_generator, view
 from .config import fingerprint
 from .data import Progress, quiet
-from .files import write_atomically
+from .files import is_unused, write_atomically
 from .networks import normalise
 from .pictures import Pictures
 from .protocols import Recipe, batch_starts
@@ -146,7 +146,9 @@ def stored_bytes(images: int, classes: int, epochs: int, top_k: int | None, fact
 
 def relabel(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher,
             epochs: int, top_k: int | None = None, progress: Progress = quiet) -> int:  # fmt: skip
-    """Write the labels of ``epochs`` epochs to ``out``; those that are there are kept.  Returns how many were written.
+    """Write the labels of ``epochs`` epochs to ``out``; those that are there and whole are kept.
+
+    Returns how many were written.
 
     ``top_k``: only the k largest logits of each image; the others are taken to be their mean, to which the softmax at a
     protocol's temperature (20) comes nearest.
@@ -161,8 +163,8 @@ def relabel(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: R
     with progress(total=epochs, desc="labelling epochs", unit="epoch") as bar:
         for epoch in range(epochs):
             bar.update()
-            file = out / f"epoch-{epoch:03d}.safetensors"
-            if file.exists():
+            file = _epoch_file(out, epoch)
+            if _is_whole(file, fingerprint(identity)):
                 continue
             plans = plan_epoch(pictures, protocol, recipe, seed, epoch)
             logits = [teacher.logits(show(pictures, [plan], protocol, recipe)).cpu().numpy() for plan in plans]
@@ -183,10 +185,24 @@ def check_labels(folder: Path, set_digest: str, protocol: ProtocolSettings, reci
     asked |= {"rest": "mean"} if record.get("top_k") else {}
     if found := differences({key: record.get(key) for key in asked}, asked):
         raise SettingsDiffer(folder, found)
-    have = sum(1 for _ in folder.glob("epoch-*.safetensors"))
-    if have < protocol.epochs:
-        raise StoreError(f"{folder} holds labels of {have} epochs, the protocol trains {protocol.epochs}; relabel more epochs")
+    missing = [epoch for epoch in range(protocol.epochs) if not _epoch_file(folder, epoch).exists()]
+    if missing:
+        raise StoreError(
+            f"{folder} lacks the labels of {len(missing)} of the protocol's {protocol.epochs} epochs (the first: epoch "
+            f"{missing[0]}); `diffsel relabel` with --epochs {protocol.epochs} writes them"
+        )
     return record
+
+
+def _epoch_file(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:03d}.safetensors"
+
+
+def _is_whole(file: Path, mark: str) -> bool:
+    try:
+        return file.exists() and bool(read_unit(file, mark))
+    except StoreError:
+        return False
 
 
 def _drawn(protocol: ProtocolSettings, recipe: Recipe) -> dict[str, Any]:
@@ -202,7 +218,7 @@ def stored(folder: Path, pictures: Pictures, protocol: ProtocolSettings, recipe:
     mark, classes = fingerprint(record), len(pictures.classes)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        tensors, _ = read_unit(folder / f"epoch-{epoch:03d}.safetensors", mark)
+        tensors, _ = read_unit(_epoch_file(folder, epoch), mark, "`diffsel relabel` writes it again")
         logits = torch.from_numpy(_all_logits(tensors, classes)).to(pictures.pixels.device)
         start = 0
         for plan in _plans(tensors, protocol.mix):
@@ -218,7 +234,7 @@ def _open_labels(out: Path, identity: dict[str, Any], create: bool) -> None:
     if file.exists():
         if found := differences(read_yaml(file), identity):
             raise SettingsDiffer(out, found)
-    elif out.exists() and any(out.iterdir()):
+    elif not is_unused(out):
         raise StoreError(f"{out} exists and holds no stored labels; give a new or empty folder")
     elif create:
         write_atomically(file, dump_yaml(identity))

@@ -104,22 +104,24 @@ def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: 
     write_atomically(path, save_safetensors(ordered, {"diffsel": json.dumps(about, sort_keys=True)}))
 
 
-def read_unit(path: Path, mark: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and ``extra`` of a unit.  Raises StoreError if it is damaged or made with other settings."""
+RECOVER = "`diffsel check RUN --remove` removes it, the next start makes it again"
+
+
+def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and ``extra`` of a unit.
+
+    Raises StoreError if it is damaged (``recover`` says what to do then) or made with other settings.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(
-            f"{path} is damaged ({error}); `diffsel check RUN --remove` removes it, the next start makes it again"
-        ) from None
+        raise StoreError(f"{path} is damaged ({error}); {recover}") from None
     if about.get("checksum") != _checksum(tensors, about.get("extra")):
-        raise StoreError(
-            f"{path} is damaged (checksum differs); `diffsel check RUN --remove` removes it, the next start makes it again"
-        )
+        raise StoreError(f"{path} is damaged (checksum differs); {recover}")
     if about.get("fingerprint") != mark:
-        raise StoreError(f"{path} was made with other settings than its run.yaml says; it does not belong here")
+        raise StoreError(f"{path} was made with other settings than those recorded beside it; it does not belong here")
     return tensors, about["extra"]
 
 
@@ -129,9 +131,7 @@ def read_extra(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="numpy") as file:
             return json.loads((file.metadata() or {})["diffsel"])["extra"]
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise StoreError(
-            f"{path} is damaged ({error}); `diffsel check RUN --remove` removes it, the next start makes it again"
-        ) from None
+        raise StoreError(f"{path} is damaged ({error}); {RECOVER}") from None
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], extra: Any) -> str:

@@ -249,7 +249,7 @@ def check_order(confusion: Int[np.ndarray, "n n"], names: Sequence[str], recorde
     slips = ", ".join(f"{names[t]!r} is its {names[p]!r}" for t, p in moved[:5]) + (" ..." if len(moved) > 5 else "")
     likely = f"; with the outputs permuted it would be {permuted:.1f} % ({slips})" if moved else ""
     have = f"teacher {source} has {accuracy:.1f} % on the validation images"
-    if accuracy < 1.2 * 100 / n:
+    if n > 1 and accuracy < 1.2 * 100 / n:
         raise DataError(f"{have}, no better than chance for {n} classes{likely}")
     if recorded is not None and accuracy < recorded - 25:
         raise DataError(f"{have}, but {recorded:.1f} % is recorded: other classes, another order, or other images{likely}")

@@ -29,7 +29,7 @@ from .config import fingerprint, identity
 from .data import ImageData, Progress, quiet
 from .distributed import Track, Workers
 from .evaluation import Machine, measure
-from .files import write_atomically
+from .files import is_unused, write_atomically
 from .memory import keep_freed_memory
 from .networks import build, canonical, check_size, normalise
 from .pictures import Pictures
@@ -186,7 +186,7 @@ def _open_folder(out: Path, described: dict[str, Any]) -> None:
     if file.exists():
         if found := differences(read_yaml(file), described):
             raise SettingsDiffer(out, found)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not is_unused(out):
         raise StoreError(f"{out} exists and is not a teacher; give a new or empty folder")
     else:
         write_atomically(file, dump_yaml(described))

@@ -81,6 +81,15 @@ def test_what_cannot_work_is_refused_by_name(words, message: str, diffsel: Calla
     assert not (pictures / "set").exists()
 
 
+def test_a_set_may_be_the_folder_one_is_in(diffsel: Callable, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pictures / "train")
+    words = ["--val", pictures / "val", "--student", "conv3w8", "--epochs", 1, "--students", 1, "--labels", "hard", "-q"]
+    code, out, err = diffsel("evaluate", ".", *words)
+    assert code == 0, err
+    assert any(line.startswith("train  ") for line in out.splitlines())
+    assert len(list((pictures / "train-results").rglob("seed-0.json"))) == 1
+
+
 def test_students_are_spread_over_processes(diffsel: Callable, pictures: Path) -> None:
     """Two processes do what one does, each its share; the accuracies are the same."""
     train, val = pictures / "train", pictures / "val"

@@ -110,7 +110,7 @@ def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> N
     with pytest.raises(StoreError, match="no stored labels"):
         stored(tmp_path / "nothing", pictures, cell.protocol, cell.recipe)
     relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2)
-    with pytest.raises(StoreError, match="labels of 2 epochs, the protocol trains 3"):
+    with pytest.raises(StoreError, match=r"lacks the labels of 1 of the protocol's 3 epochs \(the first: epoch 2\)"):
         stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)
     with pytest.raises(SettingsDiffer, match="mix: stored 'cutmix', asked 'mixup'"):
         stored(tmp_path / "l", pictures, cell.protocol.model_copy(update={"mix": "mixup"}), cell.recipe)
@@ -123,6 +123,22 @@ def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> N
         stored(tmp_path / "k", pictures, cell.protocol, cell.recipe)
     with pytest.raises(ConfigError, match="top_k = 3 must lie between 1 and the number of classes, 2"):
         relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2, 3)
+
+
+def test_lost_and_damaged_labels_are_told_and_written_again(world, tmp_path: Path) -> None:
+    cell, out = cell_of(world, Bench(CPU)), tmp_path / "l"
+    pictures = cell.train.load()
+    (out / "logs").mkdir(parents=True)
+    (out / ".part-host-1-x").touch()  # of a start that was killed
+    assert relabel(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 4
+    (out / "epoch-001.safetensors").unlink()  # three are left, but not 0, 1 and 2
+    with pytest.raises(StoreError, match=r"lacks the labels of 1 of .* epoch 1\)"):
+        stored(out, pictures, cell.protocol, cell.recipe)
+    (out / "epoch-001.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=r"epoch-001\.safetensors is damaged .*; `diffsel relabel` writes it again"):
+        list(stored(out, pictures, cell.protocol, cell.recipe)(1))
+    assert relabel(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 1
+    assert list(stored(out, pictures, cell.protocol, cell.recipe)(1))
 
 
 def test_an_epoch_shows_every_image_once_and_never_one_alone(world) -> None:
@@ -197,6 +213,11 @@ def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None
     other = cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))
     assert result_file(tmp_path, other, 0, CPU) != result_file(tmp_path, cell, 0, CPU)
     assert result_file(tmp_path, cell, 0, Machine(CPU.device, "bf16")) != result_file(tmp_path, cell, 0, CPU)
+    shown = cell_of(world, bench, QUICK.model_copy(update={"report": "best"}))  # only another column of the same results
+    assert result_file(tmp_path, shown, 0, CPU) == result_file(tmp_path, cell, 0, CPU)
+    named = cell_of(world, bench, QUICK.model_copy(update={"name": "../a b/c"}))
+    assert named.identity == cell.identity
+    assert result_file(tmp_path, named, 0, CPU).parent.parent == tmp_path
     (line,) = gather([cell], range(2), tmp_path / "r", CPU)
     values = [json.loads(file.read_text())["last"]["top1"] for file in files]
     assert line.top1.mean == pytest.approx(np.mean(values))
@@ -247,7 +268,7 @@ def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
     with pytest.raises(ConfigError, match=r"accumulate = 3, but an epoch of 6 images has only 2 batches of 4"):
         cell_of(world, Bench(CPU), QUICK.model_copy(update={"accumulate": 3}))
     few = QUICK.model_copy(update={"accumulate": 9, "batch_size": None})  # 10 // 9
-    with pytest.raises(ConfigError, match=r"accumulate = 9 give batches of 1"):
+    with pytest.raises(ConfigError, match=r"accumulate = 9 make batches of 1 image"):
         cell_of(world, Bench(CPU), few)
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         ProtocolSettings(batch_size=1)

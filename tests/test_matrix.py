@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from conftest import TINY
 from diffsel import experiment
 from diffsel.config import ConfigError, fingerprint, resolve
 from diffsel.distributed import Workers
-from diffsel.evaluation import Machine
-from diffsel.matrix import Point, points, read_matrix, run_matrix
+from diffsel.evaluation import Machine, fairness, spread
+from diffsel.experiment import Line
+from diffsel.matrix import Matrix, Point, Source, points, read_matrix, run_matrix, scores
 from diffsel.networks import build
+from diffsel.sections import ProtocolSettings
 
 CPU = Machine(torch.device("cpu"))
 
@@ -36,7 +39,8 @@ def world(folder, tmp_path: Path, monkeypatch) -> dict:
 
 
 def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
-    file = write(tmp_path / "m.yaml", **world, full={"toy": 90.0}, methods=["random", "rded"], ipc=[1, 2], students=["conv3w8"],
+    file = write(tmp_path / "m.yaml", **world, full={"toy": {"all": {"conv3w8": 90.0}}}, methods=["random", "rded"], ipc=[1, 2],
+                 students=["conv3w8"],
                  seeds=2, protocols={"soft": {}, "hard": {"labels": "hard"}})  # fmt: skip
     matrix = read_matrix(file)
     assert len(points(matrix)) == 8
@@ -86,6 +90,25 @@ def test_diffsel_takes_part(world, tmp_path: Path) -> None:
     assert "toy all diffsel ipc 1" in text
     assert "toy all diffsel-noclusters ipc 1" in text
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 1  # one scoring pass serves both
+
+
+def test_fairness_compares_like_with_like() -> None:
+    """One epoch kind for all terms, soft labels for the plain ones, the whole data set by classes and student."""
+    bare = {"mix": "none", "crop": False, "flip": False, "shuffle": False}
+    protocols = {"soft": {"report": "best"}, "hard": {"labels": "hard", **bare}, "bare": bare}
+    top1 = {("rded", "soft"): 60, ("random", "soft"): 50, ("rded", "hard"): 40, ("random", "hard"): 30, ("rded", "bare"): 45,
+            ("random", "bare"): 43}  # fmt: skip
+    lines = {}
+    for (method, name), value in top1.items():
+        last, best = spread([value - 7.0 * (method == "rded")]), spread([float(value)])
+        cell = SimpleNamespace(protocol=ProtocolSettings(**protocols[name]))
+        top = best if cell.protocol.report == "best" else last
+        lines[Point("toy", "all", method, 1, "t", "conv3", name)] = Line(cell, top, None, best, last, {})
+    full = {"toy": {"all": {"conv3": 90.0, "conv4": 99.0}, "half": {"conv3": 98.0}}}
+    matrix = Matrix({"toy": Source("a", "b")}, ("random", "rded"), (1,), ("t",), ("conv3",), full=full)
+    (row,) = scores(lines, matrix).splitlines()[3:]
+    expected = fairness(soft=60, random_soft=50, hard=40, full_hard=90, plain=45, random_plain=43)
+    assert [float(value) for value in row.split()[-4:]] == [round(expected[key], 1) for key in ("IOR", "HLR", "LRS", "ARS")]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ def test_a_class_order_slip_is_found_and_named() -> None:
         check_order(right[[1, 2, 3, 0]], names, None, "T")
     with pytest.raises(DataError, match=r"but 99\.0 % is recorded"):
         check_order(np.diag([60] * 4) + 10, names, 99.0, "T")
+    assert check_order(np.array([[7]]), ["ant"], None, "T") == 100  # one class cannot slip
     with pytest.raises(DataError, match="no better than chance"):
         check_order(np.full((4, 4), 10), names, None, "T")
 

@@ -88,6 +88,9 @@ def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) 
     train_teacher(train, val, tmp_path / "t", QUICK, 0, Workers(cpu=True), CPU)
     with pytest.raises(SettingsDiffer, match=r"training.epochs: stored 4, asked 5"):
         train_teacher(train, val, tmp_path / "t", QUICK.model_copy(update={"epochs": 5}), 0, Workers(cpu=True), CPU)
+    (tmp_path / "begun" / "logs").mkdir(parents=True)  # of a tracker
+    (tmp_path / "begun" / ".part-host-1-x").touch()  # of a start that was killed
+    train_teacher(train, None, tmp_path / "begun", QUICK.model_copy(update={"epochs": 1}), 0, Workers(cpu=True), CPU)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").touch()
     with pytest.raises(StoreError, match="exists and is not a teacher"):
