@@ -50,7 +50,7 @@ def test_a_damaged_unit_is_named(tmp_path: Path, damage: str) -> None:
     else:
         blob = bytearray()
     file.write_bytes(blob)
-    with pytest.raises(store.StoreError, match=r"cat-000.safetensors is damaged.*delete it and start again"):
+    with pytest.raises(store.StoreError, match=r"cat-000.safetensors is damaged.*check RUN --remove` removes it"):
         store.read_unit(file, "mark")
 
 
