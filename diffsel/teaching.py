@@ -98,8 +98,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
                   track: Track = lambda values, step: None) -> dict[str, Any]:  # fmt: skip
     """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.
 
-    Raises ConfigError for a network that cannot take the size, DataError for a single image, SettingsDiffer where ``out``
-    holds another training.
+    Raises ConfigError for a network that cannot take the size, DataError for one image, SettingsDiffer for another's ``out``.
     """
     check_size(t.network, t.size)
     if len(data.rows) < 2:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from diffsel import store
+from diffsel import files, store
 from diffsel.classes import ClassInfo
 from diffsel.config import DataSettings
 from diffsel.data import ImageData, Row, Skipped
@@ -50,7 +50,7 @@ def test_a_damaged_unit_is_named(tmp_path: Path, damage: str) -> None:
     else:
         blob = bytearray()
     file.write_bytes(blob)
-    with pytest.raises(store.StoreError, match=r"cat-000.safetensors is damaged.*delete it and start again"):
+    with pytest.raises(store.StoreError, match=r"cat-000.safetensors is damaged.*check RUN --remove` removes it"):
         store.read_unit(file, "mark")
 
 
@@ -73,15 +73,15 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        store.write_atomically(tmp_path / "file", b"content")
+        files.write_atomically(tmp_path / "file", b"content")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), store.whole_folder(tmp_path / "set") as part:
+    with pytest.raises(FileNotFoundError), files.whole_folder(tmp_path / "set") as part:
         (part / "no such folder" / "file").write_text("x")
     assert os.listdir(tmp_path) == []
-    with store.whole_folder(tmp_path / "set") as part:
+    with files.whole_folder(tmp_path / "set") as part:
         (part / "whole").write_text("x")
     assert os.listdir(tmp_path / "set") == ["whole"]
 
