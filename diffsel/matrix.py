@@ -118,7 +118,8 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
     own, val = {}, {}
     for name, source in matrix.datasets.items():
         own[name] = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
-        val[name] = open_data(source.val, own[name].data, own[name].seed, own[name].compute.workers, progress)
+        whole = own[name].data.model_copy(update={"images_per_class": None})  # the cap is for training
+        val[name] = open_data(source.val, whole, own[name].seed, own[name].compute.workers, progress)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
         make_set(
