@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from . import matrix
 from .config import fingerprint
-from .data import Progress, open_data
+from .data import ImageData, Progress, open_data
 from .demo import compose_data
 from .distributed import Workers
 from .evaluation import Machine, Spread
@@ -72,9 +72,16 @@ def _train(job: Job, machine: Machine, workers: Workers, progress: Progress) -> 
     if done.exists() and len(done.read_text(encoding="utf-8").splitlines()) >= t.epochs:
         return
     data = open_data(job.source.train, s.data, s.seed, s.compute.workers, progress)
-    shown = open_data(job.source.val, s.data, s.seed, s.compute.workers, progress)
-    album = validation_pictures(shown, data.classes, t.size, t.size if t.crop != "resized" else t.size // 7 * 8)
+    album = validation_pictures(
+        _validation(job, progress), data.classes, t.size, t.size if t.crop != "resized" else t.size // 7 * 8
+    )
     train_teacher(data, album.load(progress), folder, t, s.seed, workers, machine, 0, progress)
+
+
+def _validation(job: Job, progress: Progress) -> ImageData:
+    """All validation images: the cap on images a class is for training."""
+    s = job.settings
+    return open_data(job.source.val, s.data.model_copy(update={"images_per_class": None}), s.seed, s.compute.workers, progress)
 
 
 def make_set(job: Job, folder: Path, run: Path, machine: Machine, workers: Workers, progress: Progress) -> None:
@@ -110,10 +117,7 @@ def accuracies(jobs: Sequence[Job], out: Path, machine: Machine, workers: Worker
     bench = Bench(machine, progress, tell if workers.is_main else lambda text: None)
     folders = make_sets(jobs, out, machine, workers, progress)
     sets = {name: open_set(folder) for name, folder in folders.items()}
-    shown = {
-        job.source.val: open_data(job.source.val, job.settings.data, job.settings.seed, job.settings.compute.workers, progress)
-        for job in jobs
-    }
+    shown = {job.source.val: _validation(job, progress) for job in jobs}
     cells: list[Cell] = [
         make_cell(
             job.set_name, sets[job.set_name], shown[job.source.val], job.student, job.settings.protocol, job.teacher, bench

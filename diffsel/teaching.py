@@ -133,9 +133,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
             torch.manual_seed(seed + 1 + epoch)  # dropout
             loss, top1 = _train_epoch(network, loader, optimizer, accelerator, t, epoch)
             if not math.isfinite(loss):
-                raise ConfigError(
-                    f"the loss is not a number in epoch {epoch}; lower training.learning_rate ({t.learning_rate})"
-                )
+                raise ConfigError(f"the loss is no number in epoch {epoch}; lower training.learning_rate ({t.learning_rate})")
             line = {"epoch": epoch, "rate": rate(t, epoch), "loss": round(loss, 5), "train_top1": round(top1, 3)}
             if workers.is_main:
                 plain = accelerator.unwrap_model(network)

@@ -222,6 +222,20 @@ def test_fewer_images_are_read_from_the_same_pass(tmp_path: Path, small, folder)
     assert method.most_patches(session, ["cat"])["cat"] < 7 * small.patches.per_image + 1
 
 
+def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, tmp_path: Path) -> None:
+    from diffsel.data import quiet
+    from diffsel.products import _validation
+
+    root = str(folder(cat=5, dog=4))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({
+        "datasets": {"toy": {"train": root, "val": root, "images": 9, "classes": 2}},
+        "settings": {"data.images_per_class": 2, "data.image_size": 64}, "speed": {"forward": 1, "student": 1},
+    }))  # fmt: skip
+    (job,) = plan([Case("r", "c", "toy", 1)], read_scale(str(tmp_path / "s.yaml"), CONFIGS), CONFIGS)
+    assert job.settings.data.images_per_class == 2
+    assert len(_validation(job, quiet).rows) == 9
+
+
 def test_gallery_measures_spread_against_the_real_data() -> None:
     import numpy as np
 
