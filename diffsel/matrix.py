@@ -123,15 +123,10 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
     own, val = {}, {}
     for name, source in matrix.datasets.items():
         own[name] = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
-<<<<<<< HEAD
         val[name] = open_validation(source.val, own[name], progress)
     sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
     for student, side in product(matrix.students, sorted(sides)):
         check_size(canonical(student), side)
-=======
-        whole = own[name].data.model_copy(update={"images_per_class": None})  # the cap is for training
-        val[name] = open_data(source.val, whole, own[name].seed, own[name].compute.workers, progress)
->>>>>>> refs/heads/pipelines
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
         make_set(
