@@ -95,7 +95,7 @@ def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) 
     (tmp_path / "x" / "mine.txt").touch()
     with pytest.raises(StoreError, match="exists and is not a teacher"):
         train_teacher(train, val, tmp_path / "x", QUICK, 0, Workers(cpu=True), CPU)
-    with pytest.raises(ConfigError, match=r"not a number in epoch \d; lower training.learning_rate"):
+    with pytest.raises(ConfigError, match=r"is no number in epoch \d; lower training.learning_rate"):
         train_teacher(train, val, tmp_path / "n", QUICK.model_copy(update={"learning_rate": 1e30}), 0, Workers(cpu=True), CPU)
 
 
