@@ -59,13 +59,13 @@ def histogram(scores: Float[np.ndarray, " n"], picked: Bool[np.ndarray, " n"], b
 def tsne(vectors: Float[np.ndarray, "n channels"], seed: int) -> Float[np.ndarray, "n 2"] | None:
     """t-SNE (van der Maaten & Hinton 2008; paper Fig. 4), PCA start, each axis scaled to [0, 1].
 
-    None for fewer than eight different vectors: there is nothing to lay out.
+    None for fewer than sixteen different vectors: there is nothing to lay out.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     points = np.ascontiguousarray(vectors, dtype=np.float32)
-    if points.shape[1] < 2 or len(np.unique(points, axis=0)) < 8:
+    if points.shape[1] < 2 or len(np.unique(points, axis=0)) < 16:
         return None
     with threadpool_limits(1):  # its sums depend on the number of threads
         fit = TSNE(perplexity=min(30.0, (len(points) - 1) / 3), init="pca", max_iter=500, random_state=seed % 2**32, n_jobs=1)

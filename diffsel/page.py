@@ -12,20 +12,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from threadpoolctl import threadpool_limits
 
 from .charts import Scale, histogram, tsne
 from .config import ConfigError
@@ -35,7 +31,6 @@ from .page_pictures import Painter
 from .page_run import Opened, accuracies, clock, costs, open_target, result_folders, settings_of, size
 from .store import write_atomically
 
-T = TypeVar("T")
 LIMIT = 16_000_000  # bytes of a file, by default
 CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart
 POINTS_IN_LAYOUT = 1500
@@ -84,13 +79,10 @@ def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (
     book = Book(out, opened, limit)
     names = opened.classes
     coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}
-
-    def made(number: int) -> tuple[ClassPart, Pool | None]:
-        return class_part(opened.session, opened.sets, number, names[number])
-
-    with threadpool_limits(1), progress(total=len(names), desc="writing the report", unit="class") as bar:
-        for part, pool in _in_order(made, len(names)):
-            book.add(part, pool, part.folder in coloured)
+    with progress(total=len(names), desc="writing the report", unit="class") as bar:
+        for number, label in enumerate(names):
+            part, pool = class_part(opened.session, opened.sets, number, label)
+            book.add(part, pool, label in coloured)
             bar.update()
     overview: dict[str, Any] = {
         "accuracies": lines,
@@ -101,19 +93,6 @@ def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (
         **_charts(opened, book.gathered),
     }
     return book.close(overview)
-
-
-def _in_order(make: Callable[[int], T], count: int) -> Iterator[T]:
-    """``make(0)``, ``make(1)`` ... one after the other, while threads are a few ahead (pictures are packed without the GIL)."""
-    ahead = min(4, os.cpu_count() or 1)
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(ahead) as pool:
-        for number in range(count):
-            waiting.append(pool.submit(make, number))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class Book:

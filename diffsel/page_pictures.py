@@ -84,7 +84,7 @@ class Painter:
 def as_uri(picture: Image.Image, side: int, quality: int = 74) -> str:
     """A picture, its longest side at most ``side`` pixels, as a WebP data URI."""
     shrunk = picture.copy()
-    shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
+    shrunk.thumbnail((side, side), Image.Resampling.BICUBIC)
     blob = io.BytesIO()
     shrunk.save(blob, "WEBP", quality=quality if max(shrunk.size) > 40 else 92, method=2)
     return "data:image/webp;base64," + base64.b64encode(blob.getvalue()).decode()
