@@ -81,14 +81,19 @@ def show(pictures: Pictures, plans: Sequence[Plan], protocol: ProtocolSettings, 
     return torch.cat([apply_mix(part, plan.mix) for part, plan in zip(parts, plans, strict=True)])
 
 
+def epochs_at_once(pictures: Pictures, recipe: Recipe) -> int:
+    """How many epochs are made and labelled in one go."""
+    most = AT_ONCE if pictures.pixels.is_cuda else min(AT_ONCE, AT_ONCE_CPU // recipe.size**2)
+    return max(1, most // len(pictures.labels))
+
+
 def online(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher | None) -> Source:
     """Batches labelled as they are made; without a teacher, by their classes.
 
     The epochs of a small set are made and labelled several at a time: one pass of the teacher over some hundred images
     is much faster than dozens over ten, and nothing that it sees depends on the student.
     """
-    most = AT_ONCE if pictures.pixels.is_cuda else min(AT_ONCE, AT_ONCE_CPU // recipe.size**2)
-    together = max(1, most // len(pictures.labels))
+    together = epochs_at_once(pictures, recipe)
     ready: dict[int, list[Batch]] = {}
 
     def batches(epoch: int) -> Iterator[Batch]:

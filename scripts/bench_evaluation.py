@@ -32,7 +32,7 @@ from diffsel.memory import keep_freed_memory
 from diffsel.networks import MEAN, STD, build
 from diffsel.pictures import Pictures
 from diffsel.protocols import rate_factor, resolve_recipe
-from diffsel.relabeling import online
+from diffsel.relabeling import epochs_at_once, online
 from diffsel.sections import ProtocolSettings
 from diffsel.teachers import Teacher
 
@@ -173,7 +173,8 @@ def measure_speed(args, device: torch.device) -> list[dict]:
             quick = teacher_of(name, side, device)
             quick.network.compile()
             ways["compiled"] = ours(resident, student[1], quick, recipe, protocol, Machine(device, compile=True), forever)
-        found = rates(ways, len(pictures.labels), args.rounds, args.chunk)
+        whole = epochs_at_once(resident, recipe)  # a turn holds its share of the teacher's passes, no more and no less
+        found = rates(ways, len(pictures.labels), args.rounds, -(-args.chunk // whole) * whole)
         line = {"student": name, "side": side, "ipc": ipc, "factor": factor, "batch": recipe.batch_size}
         line |= {way: round(float(np.median(values)), 1) for way, values in found.items()}
         line |= {f"{way} / usual": round(line[way] / line["usual"], 2) for way in ways if way != "usual"}
@@ -182,14 +183,14 @@ def measure_speed(args, device: torch.device) -> list[dict]:
     return lines
 
 
-def measure_accuracy(students: int, device: torch.device) -> None:
+def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
     """Both ways train on the same ten digit scenes a class, with the demo's teacher."""
     from importlib.resources import files
 
     from diffsel.teachers import load_teacher
 
     train, test = scene_pictures("train", 20, 32), scene_pictures("test", 64, 32)
-    protocol = ProtocolSettings(epochs=150, flip=False, learning_rate=4e-3)
+    protocol = ProtocolSettings(epochs=epochs, flip=False, learning_rate=4e-3)
     recipe = resolve_recipe(protocol, classes=10, ipc=20, factor=1, size=32, student="conv3w32")
     teacher = load_teacher(str(files("diffsel") / "assets" / "demo-teacher"), train.classes, 32, device)
     accuracies: dict[str, list[float]] = {"usual": [], "diffsel": []}
@@ -210,20 +211,21 @@ def measure_accuracy(students: int, device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
-    parser.add_argument("--chunk", type=int, default=5, help="epochs a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each way; 0: no speed")
+    parser.add_argument("--chunk", type=int, default=5, help="epochs a turn, rounded up to those labelled at once")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--accuracy", type=int, default=0, metavar="N", help="also train N students each way")
+    parser.add_argument("--epochs", type=int, default=150, help="of --accuracy")
     parser.add_argument("--out", type=Path, help="write the lines here too")
     args = parser.parse_args()
     device = torch.device(args.device)
     keep_freed_memory()
     print(json.dumps({"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__}), flush=True)
-    lines = measure_speed(args, device)
+    lines = measure_speed(args, device) if args.rounds else []
     if args.out:
         args.out.write_text(json.dumps(lines, indent=1) + "\n")
     if args.accuracy:
-        measure_accuracy(args.accuracy, device)
+        measure_accuracy(args.accuracy, args.epochs, device)
 
 
 if __name__ == "__main__":
