@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,7 @@ def teacher(
     pictures = album.load(progress(quiet)) if album else None
     track, loaders = (
         workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json")),
-        settings.compute.workers,
+        min(settings.compute.workers, os.cpu_count() or 1),  # more is slower, and torch warns
     )
     line = train_teacher(images, pictures, out, t, settings.seed, workers, machine, loaders, progress(quiet), track)
     if workers.is_main:

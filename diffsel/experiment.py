@@ -165,6 +165,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
         "cell": cell.name,
         "seed": seed,
         "protocol": cell.protocol.name,
+        "report": cell.protocol.report,
         "identity": cell.identity,
         "precision": bench.machine.precision,
         "teacher_top1": known,

@@ -69,7 +69,7 @@ def canonical(name: str) -> str:
     if plain not in NAMES and not convnet_shape(plain):
         near = get_close_matches(plain, NAMES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)} and timm:NAME"
-        raise ConfigError(f"unknown network {name!r}; {hint}")
+        raise ConfigError(f"unknown network {name!r} (and no file or folder of that name); {hint}")
     return plain
 
 

@@ -160,7 +160,7 @@ def accuracies(folders: Sequence[Path]) -> list[AccuracyLine]:
 def _result(file: Path) -> dict[str, Any]:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        _ = result["cell"], result["identity"]["student"], result["protocol"]
+        _ = result["cell"], result["identity"]["student"], result["protocol"], result["report"]
         return result
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file} is damaged ({type(error).__name__}: {error}); delete it, and evaluate again") from None
@@ -168,7 +168,7 @@ def _result(file: Path) -> dict[str, Any]:
 
 def _line(results: Sequence[Mapping[str, Any]]) -> AccuracyLine:
     first, good = results[0], [result for result in results if "failed" not in result]
-    identity, report = first["identity"], first["identity"]["protocol"]["report"]
+    identity, report = first["identity"], first["report"]
     columns = [(report, "top1"), (report, "top5"), ("best", "top1"), ("last", "top1")]
     top1, top5, best, last = (spread([one[epoch][key] for one in good]) if good else None for epoch, key in columns)
     return AccuracyLine(

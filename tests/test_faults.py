@@ -266,8 +266,8 @@ def test_out_of_memory_in_the_middle_makes_only_the_rest_again(folder, tmp_path,
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return original(self, noisy, *rest)
 
-    def score(model, images, **rest):
-        for place, maps in score_images(model, images, **rest):
+    def score(model, images, *rest):
+        for place, maps in score_images(model, images, *rest):
             seen.append(images[place][0])
             yield place, maps
 

@@ -73,8 +73,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_result(folder: Path, seed: int, top1: float | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    result: dict = {"cell": "ipc2 <b>", "seed": seed, "protocol": "plain",
-                    "identity": {"student": "conv3", "teacher": None, "protocol": {"report": "last"}}}  # fmt: skip
+    result: dict = {"cell": "ipc2 <b>", "seed": seed, "protocol": "plain", "report": "last",
+                    "identity": {"student": "conv3", "teacher": None}}  # fmt: skip
     if top1 is None:
         result["failed"] = {"epoch": 1, "reason": "the loss is not a number <i>"}
     else:
