@@ -42,6 +42,7 @@ def teacher(
     from .data import open_data
     from .networks import canonical, check_size
     from .pictures import open_validation, validation_pictures
+    from .protocols import validation_resize
     from .teaching import train_teacher
 
     t = settings.training
@@ -52,7 +53,9 @@ def teacher(
     album = None
     if val:
         opened = open_validation(val, settings, progress(quiet))
-        album = validation_pictures(opened, images.classes, t.size, t.size if t.crop != "resized" else t.size // 7 * 8)
+        album = validation_pictures(
+            opened, images.classes, t.size, t.size if t.crop != "resized" else validation_resize(t.size)
+        )
         if workers.is_main and (note := album.note()):
             print(note)
     pictures = album.load(progress(quiet)) if album else None
@@ -78,11 +81,13 @@ def relabel(
     ] = None,
     ipc: Ipc = None,
     factor: Factor = None,
+    student: Annotated[str, typer.Option("--student", metavar="S", help="Whose batches the labels are for.")] = "conv3",
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Keep only the k largest logits of an image.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """A teacher's labels for every epoch that students will be trained, stored once: `evaluate --stored` reads them."""
     from .experiment import Bench
+    from .networks import canonical
     from .pictures import open_set, open_validation, set_pictures, validation_pictures
     from .protocols import resolve_recipe
     from .relabeling import relabel as write_labels
@@ -94,7 +99,7 @@ def relabel(
     bench = Bench(machine, progress(quiet), tell=print)
     loaded = bench.teacher(teacher, album)
     recipe = resolve_recipe(p, classes=len(album.classes), ipc=ipc or found.ipc, factor=found.factor, size=album.size,
-                            student="conv3", teacher=loaded.name)  # fmt: skip
+                            student=canonical(student), teacher=loaded.name)  # fmt: skip
     if val:
         images = open_validation(val, settings, progress(quiet))
         bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))

@@ -8,6 +8,7 @@ gives each image a row; a file that cannot be read becomes a Skipped record with
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -248,6 +249,30 @@ def _is_datasets_folder(root: Path) -> bool:
     if (root / "state.json").exists() or (root / "dataset_dict.json").exists():
         return True
     return not any(list(_walk(root, name)) for name in _subfolders(root)) and bool(list(root.rglob("*.parquet")))
+
+
+def validation_split(path: str) -> str | None:
+    """Of a `datasets` data set with several splits the one for validation: validation, val or test; else None.
+
+    Raises DataError if it has several and none of them.
+    """
+    root = Path(path)
+    if root.exists() and not _is_datasets_folder(root):
+        return None
+    try:
+        import datasets
+
+        if (root / "state.json").exists():
+            return None
+        saved = root / "dataset_dict.json"
+        names = json.loads(saved.read_bytes())["splits"] if saved.exists() else datasets.get_dataset_split_names(path)
+    except Exception:  # no library, no such data set: told when it is opened
+        return None
+    if len(names) < 2:
+        return next(iter(names), None)
+    if not (good := [name for name in ("validation", "val", "test") if name in names]):
+        raise DataError(f"{path} has the splits {', '.join(names)}, but none is called validation, val or test")
+    return good[0]
 
 
 def _list_datasets(path: str, split: str) -> tuple[Listing, Callable[[str], bytes], list[str] | None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .assembly import class_folder
 from .classes import ClassInfo, refuse_shared
 from .config import Settings, fingerprint
-from .data import ImageData, Progress, Row, Skipped, open_data, quiet
+from .data import ImageData, Progress, Row, Skipped, open_data, quiet, validation_split
 from .pixels import resized_size
 from .sections import DataError, DataSettings
 from .store import read_yaml
@@ -131,8 +131,10 @@ def set_pictures(found: DistilledSet, ipc: int | None, size: int) -> Album:
 
 
 def open_validation(path: str, settings: Settings, progress: Progress = quiet) -> ImageData:
-    """Validation images, all of them: a cap on the training images does not hold for these.  Errors as ``open_data``."""
-    every = settings.data.model_copy(update={"images_per_class": None})
+    """Validation images, all of them (a cap on the training images does not hold for these), of a `datasets` data set with
+    several splits the one that is for validation.  Errors as ``open_data`` and ``validation_split``."""
+    split = validation_split(path) or settings.data.split
+    every = settings.data.model_copy(update={"images_per_class": None, "split": split})
     return open_data(path, every, settings.seed, settings.compute.workers, progress)
 
 

@@ -25,6 +25,7 @@ from .evaluation import Machine, Spread
 from .experiment import Bench, Cell, gather, make_cell, run_cells
 from .features import random_clip
 from .pictures import open_set, validation_pictures
+from .protocols import validation_resize
 from .scales import Job, Scale, place
 from .store import open_run, read_yaml, write_atomically
 from .tables import Place, Value
@@ -73,7 +74,7 @@ def _train(job: Job, machine: Machine, workers: Workers, progress: Progress) -> 
         return
     data = open_data(job.source.train, s.data, s.seed, s.compute.workers, progress)
     album = validation_pictures(
-        _validation(job, progress), data.classes, t.size, t.size if t.crop != "resized" else t.size // 7 * 8
+        _validation(job, progress), data.classes, t.size, t.size if t.crop != "resized" else validation_resize(t.size)
     )
     train_teacher(data, album.load(progress), folder, t, s.seed, workers, machine, 0, progress)
 

@@ -39,7 +39,7 @@ def resolve_recipe(p: ProtocolSettings, *, classes: int, ipc: int, factor: int, 
     decay = p.weight_decay if p.weight_decay is not None else {"sgd": 1e-4, "adamw": 1e-2}[p.optimizer]
     return Recipe(
         size=size,
-        val_resize=size // 7 * 8,
+        val_resize=validation_resize(size),
         batch_size=max(1, min(batch, ipc * classes)),
         optimizer=p.optimizer,
         learning_rate=rate,
@@ -49,6 +49,11 @@ def resolve_recipe(p: ProtocolSettings, *, classes: int, ipc: int, factor: int, 
         factor=factor,
         evaluated=evaluated_epochs(p),
     )
+
+
+def validation_resize(size: int) -> int:
+    """The shorter side that validation images get before their middle ``size`` pixels are cut out (RDED: 224 -> 256)."""
+    return max(size, size // 7 * 8)
 
 
 def batch_starts(images: int, batch: int) -> list[int]:

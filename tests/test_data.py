@@ -13,8 +13,9 @@ from conftest import draw
 from PIL import Image
 
 from diffsel.classes import ClassInfo, imagenet_wnids
-from diffsel.config import ConfigError, DataError, DataSettings, hash_classes, load_settings
+from diffsel.config import ConfigError, DataError, DataSettings, Settings, hash_classes, load_settings
 from diffsel.data import open_data, reopen
+from diffsel.pictures import open_validation
 from diffsel.pixels import decode, resized_size
 
 SETTINGS = DataSettings(image_size=32)
@@ -320,7 +321,32 @@ def test_datasets_of_the_datasets_library(form: str, hub_set, tmp_path: Path, mo
     assert data.pixels(data.rows[0]).shape == (32, 42, 3)
     again = reopen(str(where), data.classes, data.rows, (), SETTINGS)
     assert np.array_equal(again.pixels(data.rows[3]), data.pixels(data.rows[3]))
+    assert open_validation(str(where), Settings()).rows == data.rows  # its only split
     if form == "disk":
         return  # a saved split has no others
     with pytest.raises(DataError, match="test"):
         open_data(str(where), DataSettings(split="test"), 0)
+
+
+@pytest.mark.parametrize("form", ["disk", "parquet"])
+@pytest.mark.parametrize(("splits", "expected"), [("train test", "test"), ("test train validation", "validation"), ("a b", "")])
+def test_validation_images_come_from_their_own_split(
+    form: str, splits: str, expected: str, hub_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    where = tmp_path / form
+    where.mkdir()
+    if form == "disk":
+        datasets.DatasetDict(dict.fromkeys(splits.split(), hub_set)).save_to_disk(str(where))
+    else:
+        for split in splits.split():
+            hub_set.to_parquet(str(where / f"{split}-00000-of-00001.parquet"))
+    if not expected:
+        if form == "parquet":
+            return  # the library itself takes such names for one split
+        with pytest.raises(DataError, match="has the splits a, b, but none is called validation, val or test"):
+            open_validation(str(where), Settings())
+        return
+    assert {row.path.split("/")[0] for row in open_validation(str(where), Settings()).rows} == {expected}

@@ -51,7 +51,7 @@ def test_names_as_people_write_them(said: str, meant: str) -> None:
 
 
 def test_unknown_networks_and_sizes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown network 'resnet19' .*; did you mean 'resnet1"):
+    with pytest.raises(ConfigError, match=r"unknown network 'resnet19' .*; did you mean 'resnet1"):
         canonical("resnet19")
     with pytest.raises(ConfigError, match="conv6 halves images 6 times, too often for 32 x 32"):
         check_size("conv6", 32)
