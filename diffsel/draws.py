@@ -20,12 +20,19 @@ from .diffusion import Diffusion
 from .pixels import Pixels
 
 T = TypeVar("T")
+Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
 
 
-def latent_shape(model: Diffusion, pixels: Pixels) -> tuple[int, int, int]:
+def is_latent(picture: Picture) -> bool:
+    return picture.dtype == np.float32
+
+
+def latent_shape(model: Diffusion, picture: Picture) -> tuple[int, ...]:
     """(channels, h, w) of a picture's latent; each halving of the VAE rounds down."""
-    height, width = pixels.shape[:2]
+    if is_latent(picture):
+        return picture.shape
+    height, width = picture.shape[:2]
     return model.channels, height // model.cell, width // model.cell
 
 
@@ -138,14 +145,15 @@ def padded(items: Sequence, size: int) -> Iterator[list]:
 
 
 def encode(
-    model: Diffusion, bucket: Sequence[tuple[str, Pixels]], settings: ScoringSettings, seed: int, batch_size: int
+    model: Diffusion, bucket: Sequence[tuple[str, Picture]], settings: ScoringSettings, seed: int, batch_size: int
 ) -> Float[Tensor, "b 4 h w"]:
-    """Latents of (key, pixels) of one latent shape, each exact size in batches of its own."""
+    """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
     # Photographs come in many sizes: larger batches would mostly be filling, where a batch costs more than its overhead.
     size = min(batch_size, 2 if model.device.type == "cpu" else 8)
-    found: dict[int, Tensor] = {}
-    for shape in sorted({pixels.shape[:2] for _, pixels in bucket}):
-        same = [i for i, (_, pixels) in enumerate(bucket) if pixels.shape[:2] == shape]
+    kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
+    found = {i: torch.from_numpy(latent).to(model.device) for i, latent in kept.items()}
+    for shape in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
+        same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == shape]
         for chunk in padded(same, size):
             noise = None
             if settings.posterior == "sample":

@@ -56,14 +56,20 @@ def score(session: Session) -> None:
                 scoring.score_class, session.model, prompts=prompts, settings=s.scoring, patches=s.patches, seed=s.seed
             )
             tensors: dict[str, np.ndarray] = {}
+            latents: dict[str, np.ndarray] = {}
             draws = [0] * len(pictures)
             for place, maps in session.fitting(keyed, score_some):
-                tensors |= _finite(maps, pictures[place][0].path).tensors(pictures[place][0].row)
+                row = pictures[place][0]
+                tensors |= _finite(maps, row.path).tensors(row.row)
                 draws[place] = maps.draws
+                if s.compute.keep_latents:
+                    latents[str(row.row)] = maps.latent.float().cpu().numpy()
                 bar.update()
             bar.update(len(skipped))
             extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": draws}
             extra["skipped"] = [asdict(item) for item in skipped]
+            if s.compute.keep_latents:  # first: a unit whose maps are there is done
+                store.write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
             store.write_unit(run.map_file(unit), run.mark, tensors, extra)
             session.log("images_scored", len(pictures))
     if session.workers.is_main:

@@ -30,12 +30,14 @@ from .page_class import ClassPart, Pool, Source, class_part, picked_of
 from .page_pictures import Painter
 from .page_run import Opened, accuracies, clock, costs, open_target, result_folders, settings_of, size
 from .store import write_atomically
+from .suspects import Suspect, suspects
 
 LIMIT = 16_000_000  # bytes of a file, by default
 CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart
 POINTS_IN_LAYOUT = 1500
 RANKED = 12  # classes in the ranking; of more, the best and the worst half of these
 EXTRA_ROWS = 200  # shown of a further section
+SUSPECTS = 24  # images shown whose label fits least
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Gathered:
     picked: list[np.ndarray] = field(default_factory=list)
     layout: list[tuple[ClassPart, np.ndarray, np.ndarray]] = field(default_factory=list)  # class, vectors, picked
     missing: dict[str, int] = field(default_factory=dict)  # why pictures are not shown -> in how many classes
+    suspects: list[Suspect] = field(default_factory=list)  # the most suspect of all classes so far
+
+    def suspect(self, found: Sequence[Suspect]) -> None:
+        self.suspects = sorted([*self.suspects, *found], key=lambda each: (each.statistic, each.row))[:SUSPECTS]
 
 
 def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (), run: Path | None = None,
@@ -83,7 +89,10 @@ def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (
         for number, label in enumerate(names):
             part, pool = class_part(opened.session, opened.sets, number, label)
             book.add(part, pool, label in coloured)
+            if opened.session:
+                book.gathered.suspect(suspects(opened.session, label))
             bar.update()
+    extras = [*extras, *([_suspects(book.gathered)] if opened.session else [])]
     overview: dict[str, Any] = {
         "accuracies": lines,
         "costs": costs(opened, lines),
@@ -221,6 +230,16 @@ def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:
             points = [(float(x), float(y), int(c), bool(p)) for (x, y), c, p in zip(places, colours, chosen, strict=True)]
             points.sort(key=lambda point: point[3])
     return {"all_scores": bars, "layout": points, "layout_classes": [part for part, _, _ in found.layout]}
+
+
+def _suspects(found: Gathered) -> Extra:
+    lead = (
+        f"The {len(found.suspects)} images whose label fits least: how much it lowers the loss, over the whole image; below "
+        "zero it raises the loss.  “diffsel suspects” lists all, “select --drop-suspects” leaves the worst out."
+    )
+    return Extra(
+        "Label suspects", lead, [(s.path, s.label, s.statistic) for s in found.suspects], ("image", "label", "statistic")
+    )
 
 
 def _extra(opened: Opened, book: Book, number: int, extra: Extra) -> tuple[Extra, list[tuple[Source, str, float]], int]:

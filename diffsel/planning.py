@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ def plan(source: str, settings: Settings, model: Diffusion, batch_size: int, pro
         forwards=total,
         most_forwards=total // s.draws * s.rounds()[-1],
         flop=flop,
-        bytes=images * cells * (4 + prompts * 2 * 2),
+        bytes=images * (cells * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * math.prod(shape)),
         seconds=images * vae_seconds + total * unet_seconds / batch_size,
         rate=unet_flop / unet_seconds,
         shape=shape,

@@ -21,7 +21,9 @@ import numpy as np
 from . import scoring, store
 from .classes import ClassInfo, read_class_file
 from .config import ConfigError, DataError, fingerprint
+from .data import Row
 from .diffusion import Diffusion, check_prompts, locate
+from .draws import Picture
 from .session import Session
 from .store import Run, StoreError, Unit
 
@@ -212,15 +214,13 @@ def score(study: Study) -> None:
 def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.ndarray]]:
     session, s = study.session, study.session.settings
     kept, extra = session.maps(unit)
-    scored = set(extra["rows"])
-    pictures, lost = session.read([row for row in unit.rows if row.row in scored])
-    if lost:
-        raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
+    rows = [row for row in unit.rows if row.row in set(extra["rows"])]
+    pictures = _pictures(session, unit, rows)
     missing = study.missing(unit)
     added = [part for part in missing if part.prompt is not None]
     texts = [part.prompt[unit.label] for part in added if part.prompt is not None]
     settings = s.scoring.model_copy(update={"null_prompt": study.null_part.null[unit.label]})
-    keyed = [(row.digest, pixels) for row, pixels in pictures]
+    keyed = [(row.digest, picture) for row, picture in pictures]
     found: dict[Part, dict[str, np.ndarray]] = {part: {} for part in missing}
     arguments = (session.model, keyed, texts, settings, s.seed, session.batch_size)
     if study.gap:
@@ -243,6 +243,17 @@ def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.n
             raise ConfigError(f"{unit.name}: loss maps overflow; the model does not work in this compute.precision, use fp32")
     session.count("U-Net forwards", len(pictures) * settings.draws * (len(texts) + study.gap))
     return found
+
+
+def _pictures(session: Session, unit: Unit, rows: Sequence[Row]) -> list[tuple[Row, Picture]]:
+    """The latents that were kept of these rows (compute.keep_latents), else their pixels."""
+    if (file := session.run.latent_file(unit)).exists():
+        latents, _ = store.read_unit(file, session.run.mark)
+        return [(row, latents[str(row.row)]) for row in rows]
+    pictures, lost = session.read(rows)
+    if lost:
+        raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
+    return list(pictures)
 
 
 def _with_words(classes: Sequence[ClassInfo], file: Path | None) -> tuple[ClassInfo, ...]:

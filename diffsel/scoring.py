@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .config import PatchSettings, ScoringSettings
 from .diffusion import Diffusion
-from .draws import LossRows, all_losses, draw_losses, encode, latent_shape, plain_losses
+from .draws import LossRows, Picture, all_losses, draw_losses, encode, latent_shape, plain_losses
 from .pixels import Pixels
 from .racing import undecided
 
@@ -35,6 +35,7 @@ class Maps:
     gap: Float[np.ndarray, "P B h w"]  # float16, G above
     null: Float[np.ndarray, "B h w"]  # float32, the null prompt's loss, so that a prompt added later needs no new one
     draws: int  # how many (timestep, noise) pairs they are the mean of
+    latent: Float[Tensor, "4 h w"]  # of the picture, on the model's device
 
     def tensors(self, row: int) -> dict[str, NDArray[np.generic]]:
         return {f"{row}.{name}": getattr(self, name) for name in ("differential", "gap", "null")}
@@ -42,7 +43,7 @@ class Maps:
 
 def score_images(
     model: Diffusion,
-    images: Sequence[tuple[str, Pixels]],
+    images: Sequence[tuple[str, Picture]],
     prompts: Sequence[str],
     settings: ScoringSettings,
     seed: int,
@@ -51,9 +52,9 @@ def score_images(
 ) -> Iterator[tuple[int, Maps]]:
     """Maps of each image, as (position in ``images``, Maps), size by size.
 
-    ``images`` are (key, uint8 (H, W, 3)); the key names the image's noise, whatever batch it falls in.  Every forward
-    has the same number of samples (the last is filled up), so that an image's bytes do not depend on its neighbours;
-    ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
+    ``images`` are (key, uint8 (H, W, 3)) or (key, latent); the key names the image's noise, whatever batch it falls in.
+    Every forward has the same number of samples (the last is filled up), so that an image's bytes do not depend on its
+    neighbours; ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
     """
     words = _embed(model, [settings.null_prompt, *prompts], apart)
     for place, sums in _add_up(model, images, words, settings, seed, batch_size, all_losses, apart):
@@ -62,7 +63,7 @@ def score_images(
 
 def label_losses(
     model: Diffusion,
-    images: Sequence[tuple[str, Pixels]],
+    images: Sequence[tuple[str, Picture]],
     prompts: Sequence[str],
     settings: ScoringSettings,
     seed: int,
@@ -103,8 +104,8 @@ def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
 class _Sums:
     """One image's draws, added up bin by bin in float32, in the order of the draws."""
 
-    def __init__(self, settings: ScoringSettings):
-        self.bins, self.draws = settings.bins, 0
+    def __init__(self, settings: ScoringSettings, latent: Tensor):
+        self.bins, self.draws, self.latent = settings.bins, 0, latent
         self.total: NDArray[np.float32] | None = None  # (rows, bins, h, w)
 
     def add(self, losses: Float[np.ndarray, "rows h w"]) -> None:
@@ -122,13 +123,13 @@ class _Sums:
         mean = self.mean()
         prompts = len(mean) // 2
         differential, gap = mean[:prompts].astype(np.float16), mean[prompts:-1].astype(np.float16)
-        return Maps(differential, gap, mean[-1], self.draws)
+        return Maps(differential, gap, mean[-1], self.draws, self.latent)
 
 
 @torch.inference_mode()
 def _add_up(
     model: Diffusion,
-    images: Sequence[tuple[str, Pixels]],
+    images: Sequence[tuple[str, Picture]],
     words: Float[Tensor, "prompts tokens width"],
     settings: ScoringSettings,
     seed: int,
@@ -146,7 +147,7 @@ def _add_up(
         keys = [key for key, _ in bucket]
         sums: dict[int, _Sums] = {}
         for (i, d), part in draw_losses(model, latents, keys, items, words, settings, seed, batch_size, losses, apart):
-            sums.setdefault(i, _Sums(settings)).add(part)
+            sums.setdefault(i, _Sums(settings, latents[i])).add(part)
             if d == settings.draws - 1:
                 yield places[i], sums.pop(i)
 
@@ -167,14 +168,13 @@ def score_adaptively(
     """
     words = model.embed_prompts([settings.null_prompt, *prompts])
     cells = [latent_shape(model, pixels) for _, pixels in images]
-    latents: dict[tuple[int, ...], Tensor] = {}
-    sums, seen = [_Sums(settings) for _ in images], [[] for _ in images]  # type: ignore[var-annotated]
+    buckets = {shape: [i for i, cell in enumerate(cells) if cell == shape] for shape in sorted(set(cells))}
+    latents = {shape: encode(model, [images[i] for i in b], settings, seed, batch_size) for shape, b in buckets.items()}
+    sums = [_Sums(settings, latents[cell][buckets[cell].index(i)]) for i, cell in enumerate(cells)]
+    seen: list[list[np.ndarray]] = [[] for _ in images]
     left = list(range(len(images)))
     for count in settings.rounds():
-        for shape in sorted({cells[i] for i in left}):
-            bucket = [i for i, cell in enumerate(cells) if cell == shape]
-            if shape not in latents:
-                latents[shape] = encode(model, [images[i] for i in bucket], settings, seed, batch_size)
+        for shape, bucket in buckets.items():
             items = [(j, d) for j, i in enumerate(bucket) if i in set(left) for d in range(sums[i].draws, count)]
             keys = [images[i][0] for i in bucket]
             found = draw_losses(model, latents[shape], keys, items, words, settings, seed, batch_size)

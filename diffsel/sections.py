@@ -83,6 +83,11 @@ class ComputeSettings(Section):
         description="torch.compile the U-Net, students and teachers: a minute to start, then faster.",
         json_schema_extra=EXECUTION,
     )
+    keep_latents: bool = Field(
+        False,
+        description="Store latents too (16 KB an image of 256 px): prompts added later need neither images nor VAE.",
+        json_schema_extra=EXECUTION,
+    )
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="Where accelerate logs speed, losses and accuracies while they come.", json_schema_extra=EXECUTION
     )

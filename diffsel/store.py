@@ -3,6 +3,8 @@
     RUN/  run.yaml       format, settings, model and class table: replayable      index.parquet   one line per image
           maps/          <class>-000.safetensors, at most 256 images each         skipped.jsonl   what was passed over
           features/KEY/  settings.yaml and the same units, KEY = hash of the patch and feature settings
+          prompts/KEY/   settings.yaml and the same units, maps of prompts added later, KEY = hash of their texts
+          latents/       the same units, with compute.keep_latents
 
 Every safetensors file carries, as metadata, the fingerprint of the settings that made it, the rows it holds, the
 rows it had to pass over and a checksum of its tensors.  Nothing is ever pickled.
@@ -160,6 +162,9 @@ class Run:
     def map_file(self, unit: Unit) -> Path:
         return self.path / "maps" / f"{unit.name}.safetensors"
 
+    def latent_file(self, unit: Unit) -> Path:
+        return self.path / "latents" / f"{unit.name}.safetensors"
+
     def feature_folder(self, settings: Mapping[str, Any]) -> Path:
         return self.path / "features" / fingerprint(settings)
 
@@ -173,8 +178,8 @@ class Run:
 
 def damaged(run: Run) -> Iterator[tuple[Path, str | None]]:
     """Every unit file of a run, and what is wrong with it (None: whole): read to the last byte against its checksum."""
-    marks = {run.path / "maps": run.mark}
-    for file in sorted((run.path / "features").glob("*/settings.yaml")):
+    marks = {run.path / "maps": run.mark, run.path / "latents": run.mark}
+    for file in sorted(file for part in ("features", "prompts") for file in (run.path / part).glob("*/settings.yaml")):
         marks[file.parent] = fingerprint([run.mark, read_yaml(file)])
     for folder, mark in marks.items():
         for file in sorted(folder.glob("*.safetensors")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -21,7 +22,9 @@ from diffsel.data import open_data
 from diffsel.method import distill, select_baseline
 from diffsel.page import Extra, write_report
 from diffsel.page_class import ShownSet
+from diffsel.page_run import open_target
 from diffsel.store import StoreError
+from diffsel.suspects import suspects
 
 HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
 NAME = "</script><script>alert(3)</script>"
@@ -93,6 +96,16 @@ def report(work: Path) -> Path:
 @pytest.fixture(scope="module")
 def paged(work: Path, report: Path) -> list[Path]:
     return write_report(work / "run", work / "r s#.html", limit=report.stat().st_size * 2 // 3)
+
+
+def test_the_images_whose_label_fits_least_are_shown(work: Path, report: Path) -> None:
+    session = open_target(work / "run").session
+    assert session
+    found = [each for label in session.classes for each in suspects(session, label)]
+    worst = [each.path for each in sorted(found, key=lambda each: (each.statistic, each.row))[:24]]
+    section = report.read_text().split('<section id="extra1">')[1].split("</table>")[0]
+    assert "Label suspects" in section
+    assert [unescape(path) for path in re.findall(r'<a href="#x1-\d+">(.*?)</a>', section)] == worst
 
 
 def test_what_comes_from_the_data_is_text(report: Path) -> None:

@@ -13,7 +13,7 @@ from conftest import draw, small_values
 from PIL import Image
 from scipy.stats import spearmanr
 
-from diffsel import method, prompts
+from diffsel import method, prompts, store
 from diffsel.comparison import compare, overlap, rank_correlations
 from diffsel.config import ConfigError, DataError, resolve
 from diffsel.data import Row
@@ -97,6 +97,26 @@ def test_an_added_prompt_has_the_maps_of_a_run_made_with_it(run: Session, tmp_pa
         for row in unit.rows:
             expected = own.image_map(own.maps(unit)[0], row)
             np.testing.assert_allclose(views[1].image_map(tensors, row), expected, rtol=3e-3, atol=3e-5)
+
+
+def test_with_latents_kept_prompts_need_no_images_and_have_the_same_bytes(run: Session, original: Path, tmp_path: Path) -> None:
+    asked = settings()
+    kept = asked.model_copy(update={"compute": asked.compute.model_copy(update={"keep_latents": True})})
+    shutil.copytree(original.parent / "data", tmp_path / "data")
+    session = start(str(tmp_path / "data"), tmp_path / "kept", kept)
+    method.score(session)
+    for unit in session.units:
+        assert session.run.map_file(unit).read_bytes() == run.run.map_file(unit).read_bytes()
+    for file in (tmp_path / "data").glob("*/*.png"):
+        file.unlink()
+    a, b = (scored(each, CAT, PHOTO) for each in (run, resume(tmp_path / "kept", kept)))
+    for one, other in zip(a.parts, b.parts, strict=True):
+        for unit in session.units if one and other else []:
+            assert one.file(unit).read_bytes() == other.file(unit).read_bytes()
+    assert sum(reason is None for _, reason in store.damaged(session.run)) == 3 * len(session.units)  # maps, latents, prompt
+    file = session.run.latent_file(session.units[0])
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert [path for path, reason in store.damaged(session.run) if reason] == [file]
 
 
 def test_a_killed_comparison_goes_on_and_ends_with_the_same_bytes(run: Session, monkeypatch) -> None:
