@@ -141,17 +141,14 @@ def evaluate(
         for one in found
         for name in dict.fromkeys(student)
     }
-    lines = []
     logs = (out or beside(sets[0], "results")) / "logs"
     bench.track = workers.tracker(settings.compute.tracker, logs, settings.protocol.model_dump(mode="json"))
-    for (path, _), cell in cells.items():
-        target = out or beside(path, "results")
-        run_cells([cell], seeds, target, bench, workers)
-        if workers.is_main:
-            lines += gather([cell], seeds, target, machine)
+    targets = [out or beside(path, "results") for path, _ in cells]
+    run_cells(list(cells.values()), seeds, targets, bench, workers)
     if workers.is_main:
+        lines = [gather([cell], seeds, to, machine)[0] for cell, to in zip(cells.values(), targets, strict=True)]
         print(accuracy_table(lines))
-        print(f"results: {out or ', '.join(str(beside(path, 'results')) for path in dict.fromkeys(sets))}")
+        print(f"results: {out or ', '.join(map(str, dict.fromkeys(targets)))}")
         if any(line.failed for line in lines):
             raise typer.Exit(1)
 

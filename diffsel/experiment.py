@@ -136,15 +136,18 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
     return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None)
 
 
-def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path, bench: Bench, workers: Workers) -> None:
+def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench, workers: Workers) -> None:
     """Train every (cell, seed) that has no result yet, each in one process; returns when all have one.
 
-    A student whose loss stops being a number gets a result that says so, and the others go on.
+    Results are written to ``out``, one folder for all or one for each cell.  A student whose loss stops being a number gets
+    a result that says so, and the others go on.
     """
+    folders = [out] * len(cells) if isinstance(out, Path) else out
+    each = list(zip(cells, folders, strict=True))
     todo = [(cell, seed) for seed in seeds for cell in cells]
-    files = [result_file(out, cell, seed, bench.machine) for cell, seed in todo]
-    for cell in cells:
-        if cell.teacher and not all(result_file(out, cell, seed, bench.machine).exists() for seed in seeds):
+    files = [result_file(folder, cell, seed, bench.machine) for seed in seeds for cell, folder in each]
+    for cell, folder in each:
+        if cell.teacher and not all(result_file(folder, cell, seed, bench.machine).exists() for seed in seeds):
             bench.check_teacher(cell.teacher, cell.validation)
     with workers.share(list(zip(todo, files, strict=True)), lambda item: item[1], patience=math.inf) as left:
         for (cell, seed), file in left:

@@ -66,9 +66,9 @@ def plan_epoch(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, s
     order = rng.permutation(n)
     parts = np.split(order, batch_starts(n, recipe.batch_size)[1:])
     size = recipe.size
-    return [
+    return [  # batches count from 1: a seed that ends in 0 is the one without it, the epoch's own
         Plan(ids, views.take(ids), draw_mix(np.random.default_rng([seed, epoch, i]), len(ids), size, size, protocol.mix))
-        for i, ids in enumerate(parts)
+        for i, ids in enumerate(parts, 1)
     ]
 
 
