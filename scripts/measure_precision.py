@@ -62,7 +62,7 @@ def scores(model: Diffusion, found: Pictures, draws: int, batch_size: int, side:
                 cells = estimate(maps[place].differential[0], maps[place].gap[0], way, settings)
                 height, width = pixels.shape[:2]
                 box, best = best_boxes(cells, height, width, way)[0]
-                row.append((patch_scores(cells, height, width, way.patch_size, way.stride).ravel(), box, best))
+                row.append((patch_scores(cells, height, width, way.patch_size, way.stride)[0].ravel(), box, best))
             result.append(row)
     return results, count / (time.perf_counter() - begin)
 
