@@ -1,6 +1,7 @@
 """Train the embedded demo checkpoint: a small text-to-image prior in Stable Diffusion v1.5 layout.
 
     python scripts/train_demo_model.py --out diffsel/assets/demo-sd        # two CPU cores: see RESULTS.md; a GPU: minutes
+    python scripts/train_demo_model.py --images cifar10/train --out prior  # the same on a folder of class folders
 
 Everything comes from ``--seed``: the scenes (diffsel/scenes.py, training digits only), the initial weights,
 the noise.  Three parts are trained in turn: a byte-level CLIP tokenizer (built, not trained), an AutoencoderKL
@@ -14,7 +15,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffsel import scenes
+from diffsel.config import DataSettings
+from diffsel.data import Row, open_data
+from diffsel.flags import progress
 
 TEMPLATES = ("An image of {}.", "a photo of a {}.", "a handwritten digit {}.", "{}")
 WORDS = (
@@ -41,17 +48,37 @@ WORDS = (
     "picture",
     "drawing",
     "object",
-    *scenes.NAMES,
 )
 POSITIONS = 32  # longest prompt, tokens
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE over any text; the words that demo prompts use are one token each."""
+@dataclass(frozen=True)
+class Probe:
+    """Held-out images; ``drawn`` where the objects' boxes are known."""
+
+    name: str
+    pixels: Tensor
+    labels: Tensor
+    drawn: list[scenes.Scene] | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned: uint8 (N, 3, 64, 64), the class of each, and what the classes are called."""
+
+    pixels: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    probes: tuple[Probe, ...]
+
+
+def build_tokenizer(names: Sequence[str]) -> CLIPTokenizer:
+    """Byte-level BPE over any text; the words that prompts use are one token each, or a few where they share beginnings."""
     letters = sorted(ByteLevel.alphabet())
     vocabulary = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
-    for word in sorted(set(WORDS), key=lambda w: (-len(w), w)):
+    words = [*WORDS, *(word for name in names for word in re.findall("[a-z]+", name.lower()))]
+    for word in sorted(set(words), key=lambda w: (-len(w), w)):
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             pair = (pieces[0], pieces[1])
@@ -62,9 +89,6 @@ def build_tokenizer() -> CLIPTokenizer:
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(vocabulary)}
     tokenizer = CLIPTokenizer(vocab=ids, merges=merges, model_max_length=POSITIONS, pad_token="<|endoftext|>")
-    for word in WORDS:
-        if len(tokenizer(word)["input_ids"]) != 3:
-            raise RuntimeError(f"the merges do not make one token of {word!r}: {tokenizer.tokenize(word)}")
     return tokenizer
 
 
@@ -73,6 +97,39 @@ def draw_scenes(count: int, split: scenes.Split, objects: int, first: int = 10_0
     drawn = [scenes.compose(split, i % 10, first + i, objects) for i in range(count)]
     pixels = torch.from_numpy(np.stack([scene.pixels for scene in drawn]))
     return pixels.permute(0, 3, 1, 2), drawn
+
+
+def compose_data(count: int) -> Data:
+    """Scenes, a third of them with two objects."""
+    one, drawn_one = draw_scenes(count * 2 // 3, "train", 1)
+    two, drawn_two = draw_scenes(count // 3, "train", 2)
+    probes = [(str(objects), *draw_scenes(100, "test", objects, first=5_000)) for objects in (1, 2)]
+    return Data(
+        torch.cat([one, two]),
+        torch.tensor([scene.labels[0] for scene in drawn_one + drawn_two]),
+        scenes.NAMES,
+        tuple(Probe(n, pixels, torch.tensor([s.labels[0] for s in drawn]), drawn) for n, pixels, drawn in probes),
+    )
+
+
+def read_folder(folder: Path, held_out: int = 20) -> Data:
+    """A folder of class folders, squeezed to squares; the last ``held_out`` images of each class are for the probe."""
+    data = open_data(str(folder), DataSettings(image_size=scenes.SIZE), 0, progress=progress(False))
+    if data.skipped:
+        print(f"{len(data.skipped)} images passed over, the first: {data.skipped[0].path}: {data.skipped[0].reason}")
+    rows, probe = [], []
+    for number, info in enumerate(data.classes):
+        own = data.of_class(info.folder)
+        cut = max(len(own) // 2, len(own) - held_out)
+        rows += [(number, row) for row in own[:cut]]
+        probe += [(number, row) for row in own[cut:]]
+
+    def stack(some: Sequence[tuple[int, Row]]) -> Tensor:
+        pictures = np.stack([np.asarray(data.image(row).resize((scenes.SIZE, scenes.SIZE))) for _, row in some])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+
+    labels, held = (torch.tensor([number for number, _ in some]) for some in (rows, probe))
+    return Data(stack(rows), labels, tuple(info.name for info in data.classes), (Probe("held out", stack(probe), held),))
 
 
 def as_images(pixels: Tensor, device: torch.device) -> Tensor:
@@ -167,16 +224,16 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 class Captions:
     """All captions in use, their tokens, and a sampler: 70% the default template, 12% others, 13% null, 5% empty."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, device: torch.device):
-        self.texts = [t.format(n) for t in TEMPLATES for n in scenes.NAMES] + [t.format("") for t in TEMPLATES]
+    def __init__(self, tokenizer: CLIPTokenizer, names: Sequence[str], device: torch.device):
+        self.texts = [t.format(n) for t in TEMPLATES for n in names] + [t.format("") for t in TEMPLATES]
         tokens = tokenizer(self.texts, padding="max_length", max_length=POSITIONS, return_tensors="pt")
         self.tokens = tokens["input_ids"].to(device)
-        self.null = len(TEMPLATES) * 10
+        self.classes, self.null = len(names), len(TEMPLATES) * len(names)
 
     def sample(self, labels: Tensor) -> Tensor:
         """One caption number for each label (B,)."""
         dice = torch.rand(len(labels))
-        other = 10 * torch.randint(1, len(TEMPLATES), labels.shape) + labels
+        other = self.classes * torch.randint(1, len(TEMPLATES), labels.shape) + labels
         caption = torch.where(dice < 0.70, labels, other)
         caption = torch.where(dice > 0.82, torch.tensor(self.null), caption)
         return torch.where(dice > 0.95, torch.tensor(self.null + len(TEMPLATES) - 1), caption)
@@ -193,12 +250,12 @@ def sample_timesteps(batch: int) -> Tensor:
     return times.long()[torch.randperm(batch)]
 
 
-def train_unet(args, vae, latents: Tensor, labels: Tensor, tokenizer, probe, save, device):
+def train_unet(args, vae, latents: Tensor, data: Data, tokenizer, probe, save, device):
     unet, text = build_unet().to(device, memory_format=torch.channels_last), build_text_encoder(tokenizer).to(device)
     scheduler = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     )
-    captions = Captions(tokenizer, device)
+    captions, labels = Captions(tokenizer, data.names, device), data.labels
     fast = [p for n, p in unet.named_parameters() if "attn2" in n] + list(text.parameters())
     slow = [p for n, p in unet.named_parameters() if "attn2" not in n]
     optimizer = torch.optim.AdamW(
@@ -263,18 +320,17 @@ def write_state(args, state: dict) -> None:
     file.with_suffix(".part").replace(file)
 
 
-def make_probe(vae, device, count: int = 100, draws: int = 4):
-    """A function that measures a prior on held-out digits; its own noise, always the same."""
-    sets = {objects: draw_scenes(count, "test", objects, first=5_000) for objects in (1, 2)}
-    encoded = {objects: encode(vae, pixels, device) for objects, (pixels, _) in sets.items()}
+def make_probe(vae, data: Data, device, draws: int = 4):
+    """A function that measures a prior on held-out images; its own noise, always the same."""
+    encoded = [encode(vae, each.pixels, device) for each in data.probes]
+    half = len(data.names) // 2
 
     @torch.no_grad()
     def probe(unet, text, captions: Captions, scheduler) -> str:
         generator, out = torch.Generator().manual_seed(1), []
-        for objects, (_, drawn) in sets.items():
-            z0 = encoded[objects]
-            labels = torch.tensor([scene.labels[0] for scene in drawn])
-            prompts = [labels, (labels + 5) % 10, torch.full_like(labels, captions.null)]
+        for each, z0 in zip(data.probes, encoded, strict=True):
+            count, labels = len(z0), each.labels
+            prompts = [labels, (labels + half) % len(data.names), torch.full_like(labels, captions.null)]
             embeddings = [captions.embed(text, prompt.to(device)) for prompt in prompts]
             difference, gap, means = torch.zeros(count, 1, 16, 16), torch.zeros(count, 1, 16, 16), np.zeros(3)
             for draw in range(draws):
@@ -286,13 +342,10 @@ def make_probe(vae, device, count: int = 100, draws: int = 4):
                 means += [loss.mean().item() / draws for loss in losses]
                 difference += losses[0] - losses[2]
                 gap += (right - null).square().mean(1, keepdim=True).cpu()
-            hits = {
-                "-D": hit_rate(-difference, drawn),
-                "G": hit_rate(gap, drawn),
-                "mix": hit_rate(0.75 * gap - 0.25 * difference, drawn),
-            }
-            auroc = f"wrong-right {means[1] - means[0]:+.2e} null-right {means[2] - means[0]:+.2e}"
-            out.append(f"[{objects}] {auroc} hits " + " ".join(f"{k} {v:.2f}" for k, v in hits.items()))
+            out.append(f"[{each.name}] wrong-right {means[1] - means[0]:+.2e} null-right {means[2] - means[0]:+.2e}")
+            if each.drawn:
+                maps = {"-D": -difference, "G": gap, "mix": 0.75 * gap - 0.25 * difference}
+                out[-1] += " hits " + " ".join(f"{k} {hit_rate(v, each.drawn):.2f}" for k, v in maps.items())
         return "  ".join(out)
 
     return probe
@@ -329,6 +382,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("diffsel/assets/demo-sd"))
     parser.add_argument("--scenes", type=int, default=36_000, help="training scenes, a third of them with two objects")
+    parser.add_argument("--images", type=Path, help="learn a folder of class folders instead (resized to 64 x 64)")
     parser.add_argument("--vae-steps", type=int, default=1000)
     parser.add_argument("--vae-batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5500, help="U-Net steps")
@@ -344,10 +398,9 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)  # sums over repeated captions run in a fixed order
     device = torch.device(args.device)
     start = time.time()
-    one, drawn_one = draw_scenes(args.scenes * 2 // 3, "train", 1)
-    two, drawn_two = draw_scenes(args.scenes // 3, "train", 2)
-    pixels, drawn = torch.cat([one, two]), drawn_one + drawn_two
-    print(f"{len(pixels)} scenes drawn in {time.time() - start:.0f} s", flush=True)
+    data = read_folder(args.images) if args.images else compose_data(args.scenes)
+    pixels = data.pixels
+    print(f"{len(pixels)} images in {time.time() - start:.0f} s", flush=True)
     if (state := read_state(args)) is not None:
         vae = build_vae().to(device, memory_format=torch.channels_last).eval()
         vae.load_state_dict(state["vae"])
@@ -359,9 +412,8 @@ def main() -> None:
         vae.save_pretrained(args.out / "vae")
     latents = encode(vae, pixels, device).cpu()
     print(f"latents: mean {latents.mean():.3f}, std {latents.std():.3f}", flush=True)
-    labels = torch.tensor([scene.labels[0] for scene in drawn])
     save = save_pipeline(args.out)
-    train_unet(args, vae, latents, labels, build_tokenizer(), make_probe(vae, device), save, device)
+    train_unet(args, vae, latents, data, build_tokenizer(data.names), make_probe(vae, data, device), save, device)
 
 
 if __name__ == "__main__":
