@@ -7,8 +7,10 @@ class, and then the images whose crop is easiest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .augment import Views, draw_crops, view
+from .config import UnreadableImage
 from .data import ImageData, Progress, Row, quiet
 from .networks import normalise
 from .sections import BaselineSettings
@@ -36,6 +39,14 @@ def drawn(data: ImageData, label: str, seed: int) -> list[Row]:
     return sorted(data.of_class(label), key=key)
 
 
+def readable(data: ImageData, rows: Iterable[Row]) -> Iterator[Row]:
+    """Those that can be decoded: an index knows only that an image's head can be read."""
+    for row in rows:
+        with contextlib.suppress(UnreadableImage):
+            data.image(row)
+            yield row
+
+
 def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, count: int) -> Int[np.ndarray, "n 4"]:
     """``count`` random square boxes of an image, as RDED's MultiRandomCrop draws them; the whole middle where asked."""
     width, height = data.size(row)
@@ -48,11 +59,12 @@ def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, c
 
 def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: BaselineSettings, seed: int) -> list[Pick]:
     """``ipc * factor^2`` random boxes of a class, one of each image.  Raises SelectionError if it has fewer images."""
-    need, pool = ipc * factor**2, drawn(data, label, seed)
+    need = ipc * factor**2
+    pool = list(islice(readable(data, drawn(data, label, seed)), need))
     if len(pool) < need:
         raise too_few(label, len(pool), ipc, factor)
-    boxes = [boxes_of(data, row, settings, seed, 1)[0] for row in pool[:need]]
-    return [_pick(label, rank, row, box, 0.0, "random") for rank, (row, box) in enumerate(zip(pool, boxes, strict=False))]
+    boxes = [boxes_of(data, row, settings, seed, 1)[0] for row in pool]
+    return [_pick(label, rank, row, box, 0.0, "random") for rank, (row, box) in enumerate(zip(pool, boxes, strict=True))]
 
 
 def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int, settings: BaselineSettings, seed: int,
@@ -61,7 +73,7 @@ def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int,
 
     ``score`` of a pick is minus its cross-entropy.  Raises SelectionError where the pool is too small.
     """
-    need, pool = ipc * factor**2, drawn(data, label, seed)[: settings.pool]
+    need, pool = ipc * factor**2, list(islice(readable(data, drawn(data, label, seed)), settings.pool))
     if len(pool) < need:
         raise too_few(label, len(pool), ipc, factor)
     boxes = [boxes_of(data, row, settings.model_copy(update={"whole": False}), seed, settings.crops) for row in pool]

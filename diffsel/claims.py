@@ -59,6 +59,10 @@ class Shared(Generic[T]):
         self._beat.start()
         return self
 
+    def give_up(self) -> None:
+        """Ends the waiting for others: whoever iterates has stopped."""
+        self._stop.set()
+
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._beat.join()
@@ -157,10 +161,14 @@ def ahead(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
         return next(((item, load(item)) for item in waiting), None)
 
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(step)
-        while (found := future.result()) is not None:
+        try:
             future = pool.submit(step)
-            yield found
+            while (found := future.result()) is not None:
+                future = pool.submit(step)
+                yield found
+        finally:
+            if isinstance(items, Shared):  # after an error the step that is under way may be waiting for another process
+                items.give_up()
 
 
 def _claim(file: Path) -> Path:

@@ -68,7 +68,7 @@ def _near(name: str, listing: Iterable[str]) -> str:
 def read_class_file(file: Path) -> dict[str, ClassInfo]:
     """``folder: name`` or ``folder: {name: ..., wnid: ..., any word: ...}``.  Raises DataError."""
     try:
-        table: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        table: Any = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # texts as they stand: "off", "007"
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{file}: {error}") from None
     if not isinstance(table, dict):
@@ -76,7 +76,7 @@ def read_class_file(file: Path) -> dict[str, ClassInfo]:
     classes = {}
     for folder, entry in table.items():
         words = {"name": entry} if not isinstance(entry, dict) else entry
-        if not all(isinstance(k, str) and isinstance(v, str | int | float) for k, v in words.items()):
+        if not all(isinstance(k, str) and isinstance(v, str) for k, v in words.items()):
             raise DataError(f"{file}: class {folder!r}: expected a name, or words such as `name: tench`")
         texts = {k: str(v) for k, v in words.items()}
         name = texts.pop("name", None) or _plain_name(texts.get("wnid", str(folder)))

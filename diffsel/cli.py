@@ -58,7 +58,7 @@ def score(
 
     if dry_run:
         model, batch_size = session.load_model(settings)
-        return print(planning.plan(data, settings, model, batch_size, progress(quiet)))
+        return print(planning.plan(data, settings, model, batch_size))
     opened = session.start(data, out, settings, progress(quiet))
     method.score(opened)
     finish(opened, strict, f"next: diffsel select {out} --ipc 10 --out SET")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +19,7 @@ from scipy.stats import rankdata
 
 from . import method, report
 from .config import fingerprint
+from .files import read_lines
 from .patches import Box, best_boxes, patch_scores
 from .prompts import Study, View
 from .store import write_atomically
@@ -115,7 +115,7 @@ def _overall(rows: Sequence[Agreement]) -> Agreement:
 def _selected(path: Path) -> dict[str, set[str]]:
     """Source images of a distilled set, by class."""
     found: dict[str, set[str]] = {}
-    for line in map(json.loads, (path / "metadata.jsonl").read_text(encoding="utf-8").splitlines()):
+    for line in read_lines(path / "metadata.jsonl"):
         found.setdefault(line["class"], set()).update(tile["source"] for tile in line["tiles"])
     return found
 

@@ -65,6 +65,11 @@ __all__ = [
 ]
 
 
+def default_patch(image_size: int) -> int:
+    """7/8 of the shorter side: the paper's 224 of 256 pixels."""
+    return image_size * 7 // 8
+
+
 class Settings(Section):
     """All sections; what a YAML settings file may hold."""
 
@@ -84,7 +89,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.patches.patch_size is None:
-            sized = self.patches.model_copy(update={"patch_size": self.data.image_size * 7 // 8})
+            sized = self.patches.model_copy(update={"patch_size": default_patch(self.data.image_size)})
             object.__setattr__(self, "patches", sized)
         elif self.patches.patch_size > self.data.image_size:
             raise ValueError(

@@ -25,6 +25,7 @@ from .classes import ClassInfo, Listing, class_table
 from .config import DataError, DataSettings, UnreadableImage
 from .pixels import Pixels, decode, digest, probe_size, resize, resized_size
 
+FOREIGN = ("__pycache__", "__MACOSX", "@eaDir")  # folders that systems leave among images
 EXTENSIONS = set(
     ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm .jp2".split(),  # noqa: SIM905
 )
@@ -206,7 +207,7 @@ def _list(path: str, settings: DataSettings) -> tuple[Listing, Callable[[str], b
 
 def _list_folder(root: Path, settings: DataSettings) -> tuple[Listing, Callable[[str], bytes]]:
     try:
-        folders = [name for name in _subfolders(root) if not name.startswith(".") and name not in ("__pycache__", "__MACOSX")]
+        folders = [name for name in _subfolders(root) if not name.startswith(".") and name not in FOREIGN]
     except OSError as error:
         raise DataError(f"{root}: {error.strerror}") from None
     odd = [folder for folder in folders if not _is_utf8(folder)]
@@ -239,7 +240,7 @@ def _walk(root: Path, folder: str) -> Iterator[str]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in FOREIGN)
         for name in names:
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
                 yield os.path.relpath(os.path.join(where, name), root).replace(os.sep, "/")

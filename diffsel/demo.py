@@ -26,7 +26,7 @@ from .data import Progress, Row, open_data, quiet
 from .diffusion import pick_device
 from .evaluation import Machine, Spread
 from .experiment import Bench, gather, make_cell, run_cells
-from .files import write_atomically
+from .files import read_lines, write_atomically
 from .patches import Box, best_boxes, estimate
 from .pictures import open_set
 from .scoring import forwards
@@ -194,7 +194,7 @@ def _stored(session: Session):
 
 
 def _selected_rate(folder: Path, truth: Truth) -> float:
-    entries = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = read_lines(folder / "metadata.jsonl")
     tiles = [tile for entry in entries for tile in entry["tiles"]]
     return round(float(np.mean([held(truth[f"train/{t['source']}"], tuple(t["box"])) >= HELD for t in tiles])), 4)
 

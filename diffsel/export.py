@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from .config import DataError
-from .files import whole_folder, write_atomically
+from .files import read_lines, whole_folder, write_atomically
 from .store import StoreError, dump_yaml, read_yaml
 
 Form = Literal["hf", "webdataset", "fiftyone", "csv"]
@@ -80,9 +80,9 @@ def read_set(path: Path) -> SetFiles:
         raise StoreError(
             f"{path} is not a distilled set (no set.yaml); make one with `diffsel select RUN --ipc N --out {path}`"
         )
-    record, text = read_yaml(path / "set.yaml"), (path / "metadata.jsonl").read_text(encoding="utf-8")
+    record = read_yaml(path / "set.yaml")
     try:
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = read_lines(path / "metadata.jsonl")
         names = {line["label"]: line["class"] for line in lines}
         pictures = tuple(
             Picture(path / x["file_name"], x["label"], x["class"], int(Path(x["file_name"]).stem), x["tiles"]) for x in lines
@@ -91,7 +91,7 @@ def read_set(path: Path) -> SetFiles:
         raise StoreError(f"{path / 'metadata.jsonl'} is damaged ({type(error).__name__}: {error})") from None
     if lost := [picture.file for picture in pictures if not picture.file.exists()]:
         raise DataError(f"{lost[0]} is named in metadata.jsonl but is not there ({len(lost)} missing); the set is damaged")
-    digest = hashlib.sha256(text.encode() + (path / "set.yaml").read_bytes()).hexdigest()[:32]
+    digest = hashlib.sha256((path / "metadata.jsonl").read_bytes() + (path / "set.yaml").read_bytes()).hexdigest()[:32]
     return SetFiles(path, record, tuple(names[label] for label in sorted(names)), pictures, digest)
 
 

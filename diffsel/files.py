@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -37,6 +39,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None  # name the file that is wanted
         raise
+
+
+def write_new(path: Path, content: bytes) -> bool:
+    """As ``write_atomically``, but a file that is there already stays as it is: False then."""
+    part = path.with_name(f"{_part()}new")
+    write_atomically(part, content)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The entries of a JSON-lines file.  A name in it may hold characters that Python, but not JSON, takes for line ends."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 @contextlib.contextmanager

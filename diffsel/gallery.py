@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from .config import ConfigError
 from .data import Progress
 from .evaluation import spread
 from .features import Patch, embed_patches
+from .files import read_lines
 from .patches import best_boxes
 from .scales import Job
 from .session import Session, start
@@ -38,8 +38,7 @@ def session_of(job: Job, out: Path, progress: Progress) -> Session:
 def tiles_of(folder: Path) -> dict[str, list[dict]]:
     """The tiles of a distilled set by class, as its metadata.jsonl lists them."""
     tiles: dict[str, list[dict]] = {}
-    for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in read_lines(folder / "metadata.jsonl"):
         tiles.setdefault(entry["class"], []).extend(entry["tiles"])
     return tiles
 

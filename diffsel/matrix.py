@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from . import method, report
-from .config import ConfigError, ProtocolSettings, Settings, fingerprint, load_settings
+from .config import ConfigError, ProtocolSettings, Settings, default_patch, fingerprint, load_settings
 from .data import Progress, open_data, quiet
 from .distributed import Workers
 from .evaluation import Machine, fairness
@@ -115,6 +115,14 @@ def points(matrix: Matrix) -> list[Point]:
     return [Point(*values) for values in product(*axes)]  # type: ignore[arg-type]
 
 
+def settings_of(settings: Settings, extra: Mapping[str, Any]) -> Settings:
+    """The settings of a data set: the common ones and its own.  Raises ConfigError."""
+    base = settings.model_dump(mode="json")
+    if settings.patches.patch_size == default_patch(settings.data.image_size):
+        base["patches"]["patch_size"] = None  # it follows the data set's own image_size
+    return load_settings([], None, _merged(base, extra))
+
+
 def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, workers: Workers,
                progress: Progress = quiet, tell: Any = print) -> str:  # fmt: skip
     """Make the sets that are missing, train the students that are missing; returns the table."""
@@ -122,7 +130,7 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
     protocols = {name: _protocol(name, values, settings) for name, values in matrix.protocols.items()}
     own, val = {}, {}
     for name, source in matrix.datasets.items():
-        own[name] = load_settings([], None, _merged(settings.model_dump(mode="json"), source.settings))
+        own[name] = settings_of(settings, source.settings)
         val[name] = open_validation(source.val, own[name], progress)
     sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
     for student, side in product(matrix.students, sorted(sides)):

@@ -178,8 +178,8 @@ def candidates(session: Session, label: str) -> selection.Candidates:
     parts = [_unit_patches(session, unit) for unit in session.units if unit.label == label]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
-    drawn = [row.row for row in _drawn(session, label)]
-    kept = np.isin(joined["row"], drawn) & ~np.isin(joined["row"], list(suspects.left_out(session, label)))
+    drawn = {row.row for row in _drawn(session, label)}
+    kept = np.isin(joined["row"], list(drawn - suspects.left_out(session, label, drawn)))
     return selection.Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
 
 import torch
 
-from .config import Settings
-from .data import Progress, count_images, open_data, quiet
+from .config import DataError, Settings, UnreadableImage
+from .data import count_images, open_data
 from .diffusion import Diffusion
 from .draws import as_images, keyed_generator, latent_shape
+from .pixels import Pixels
 from .scoring import forwards
 
-SAMPLE = 8  # classes of which one image is looked at
+SAMPLE, TRIES = 8, 8  # classes of which one image is looked at, and how many are tried for it
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class Plan:
         return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())
 
 
-def plan(source: str, settings: Settings, model: Diffusion, batch_size: int, progress: Progress = quiet) -> Plan:
+def plan(source: str, settings: Settings, model: Diffusion, batch_size: int) -> Plan:
     """Lists the images, reads a few of them, and times a batch of each network.  Raises DataError, ConfigError."""
     counts = count_images(source, settings.data)
     few = list(counts)[:: max(1, len(counts) // SAMPLE)][:SAMPLE]
-    some = settings.data.model_copy(update={"classes": tuple(few), "classes_sha256": None, "images_per_class": 1})
-    sample = open_data(source, some, settings.seed, settings.compute.workers, progress)
-    pixels = sorted((sample.pixels(row) for row in sample.rows), key=lambda p: p.size)[len(sample.rows) // 2]
+    found = sorted((each for label in few if (each := _look(source, label, settings)) is not None), key=lambda p: p.size)
+    if not found:
+        raise DataError(f"{source}: none of the images looked at can be read ({SAMPLE} classes, {TRIES} images of each)")
+    pixels = found[len(found) // 2]
     shape, s = latent_shape(model, pixels), settings.scoring
     images, prompts = sum(counts.values()), len(s.prompts)
     vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels], model.device)), model)
@@ -81,6 +84,17 @@ def plan(source: str, settings: Settings, model: Diffusion, batch_size: int, pro
         shape=shape,
         batch_size=batch_size,
     )
+
+
+def _look(source: str, label: str, settings: Settings) -> Pixels | None:
+    """The first of a few images of a class that can be read."""
+    one = settings.data.model_copy(update={"classes": (label,), "classes_sha256": None, "images_per_class": TRIES})
+    with contextlib.suppress(DataError):
+        sample = open_data(source, one, settings.seed, settings.compute.workers)
+        for row in sample.rows:
+            with contextlib.suppress(UnreadableImage):
+                return sample.pixels(row)
+    return None
 
 
 def _probe(run, model: Diffusion) -> tuple[float, float]:

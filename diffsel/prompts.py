@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -199,16 +199,15 @@ def score(study: Study) -> None:
     """The maps of all prompts that are not stored yet, in one pass over the images -> RUN/prompts."""
     session = study.session
     rows = {unit.name: len(unit.rows) for unit in session.units}
-    todo = [unit for unit in session.units if study.missing(unit)]
-    last = {unit.name: study.missing(unit)[-1].file(unit) for unit in todo}  # written last: all are there when it is
-    done = sum(rows.values()) - sum(rows[unit.name] for unit in todo)
-    with (
-        session.progress(total=sum(rows.values()), initial=done, desc="scoring prompts", unit="image") as bar,
-        session.workers.share(todo, lambda unit: last[unit.name], lambda unit: bar.update(rows[unit.name])) as left,
-    ):
-        for unit in left:
-            for part, values in _score_unit(study, unit, bar).items():
-                part.write(unit, values)
+    while last := {unit: parts[-1].file(unit) for unit in session.units if (parts := study.missing(unit))}:
+        done = sum(rows.values()) - sum(rows[unit.name] for unit in last)
+        with (  # a unit's last file stands for all of it; where a launch with other prompts made it, the rest is made next
+            session.progress(total=sum(rows.values()), initial=done, desc="scoring prompts", unit="image") as bar,
+            session.workers.share(list(last), last.__getitem__, lambda unit: bar.update(rows[unit.name])) as left,
+        ):
+            for unit in left:
+                for part, values in _score_unit(study, unit, bar).items():
+                    part.write(unit, values)
 
 
 def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.ndarray]]:
@@ -222,9 +221,9 @@ def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.n
     settings = s.scoring.model_copy(update={"null_prompt": study.null_part.null[unit.label]})
     keyed = [(row.digest, picture) for row, picture in pictures]
     found: dict[Part, dict[str, np.ndarray]] = {part: {} for part in missing}
-    arguments = (session.model, keyed, texts, settings, s.seed, session.batch_size)
+    how: dict[str, Any] = {"prompts": texts, "settings": settings, "seed": s.seed}
     if study.gap:
-        for place, maps in scoring.score_images(*arguments, apart=True):
+        for place, maps in session.fitting(keyed, partial(scoring.score_images, session.model, apart=True, **how)):
             row = pictures[place][0]
             for p, part in enumerate(added):
                 found[part] |= {f"{row.row}.differential": maps.differential[p], f"{row.row}.gap": maps.gap[p]}
@@ -233,7 +232,7 @@ def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.n
             bar.update()
     else:
         null = kept if study.own_null else study.null_part.read(unit)
-        for place, losses in scoring.label_losses(*arguments):
+        for place, losses in session.fitting(keyed, partial(scoring.label_losses, session.model, **how)):
             row = pictures[place][0]
             for p, part in enumerate(added):
                 found[part][f"{row.row}.differential"] = (losses[p] - null[f"{row.row}.null"]).astype(np.float16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from . import method, selection
 from .config import DataError, Settings
 from .data import ImageData, Row
 from .experiment import Line
+from .files import read_lines
 from .patches import Box
 from .pixels import Pixels
 from .session import Session
@@ -140,10 +140,9 @@ def _trace_cluster(session: Session, label: str, row: int) -> list[str]:
 
 
 def _trace_tiles(folder: Path, path: str) -> list[str]:
-    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     return [
         f"tile     {folder / entry['file_name']}, tile {number}, rank {tile['rank']}, picked by {tile['reason']}"
-        for entry in map(json.loads, lines)
+        for entry in read_lines(folder / "metadata.jsonl")
         for number, tile in enumerate(entry["tiles"])
         if tile["source"] == path
     ]

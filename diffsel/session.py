@@ -193,7 +193,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         workers.wait_for([out / "run.yaml"])
     known: list[Row | Skipped] = []
     root = str(Path(source).resolve()) if Path(source).exists() else source
-    if (out / "run.yaml").exists() and (earlier := store.open_run(out)).record["data"] == root:
+    if (out / "run.yaml").exists() and _same_reading(earlier := store.open_run(out), root, settings):
         known = [*store.read_index(earlier), *store.read_skipped(out, indexed=True)]
 
     def check(classes: Sequence[ClassInfo]) -> None:
@@ -203,7 +203,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check)
     described = {
         **_pass_identity(settings, workers),
-        "images": {"count": len(data.rows), "digest": fingerprint([[r.path, r.label, r.digest] for r in data.rows])},
+        "images": _images(data.rows),
         "classes": [asdict(c) for c in data.classes],
         "model": content_hash(folder),
     }
@@ -215,6 +215,12 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         sweep(out)
     run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
     return Session(settings, data, run, workers, progress, model_checked=True)
+
+
+def _same_reading(run: Run, root: str, settings: Settings) -> bool:
+    """Whether the run's index was made of this data set under the same limits, so that it may be taken over."""
+    stored, asked = run.record["settings"]["data"], settings.data.model_dump(mode="json")
+    return run.record["data"] == root and all(stored[key] == asked[key] for key in ("max_pixels", "max_aspect"))
 
 
 def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Session:
@@ -229,8 +235,10 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     asked = _pass_identity(settings, workers)
     if found := store.differences({key: run.record["identity"][key] for key in asked}, asked):
         raise store.SettingsDiffer(path, found)
-    skipped = store.read_skipped(path)
-    data = reopen(run.record["data"], run.classes, store.read_index(run), skipped, settings.data)
+    rows, skipped = store.read_index(run), store.read_skipped(path)
+    if _images(rows) != run.record["identity"]["images"]:
+        raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; score into a new folder")
+    data = reopen(run.record["data"], run.classes, rows, skipped, settings.data)
     return Session(settings, data, run, workers, progress)
 
 
@@ -264,6 +272,10 @@ def _pass_identity(settings: Settings, workers: Workers) -> dict[str, Any]:
         "precision": pick_precision(settings.compute.precision, _device(settings, workers)),
         "scoring": identity(settings.scoring),
     }
+
+
+def _images(rows: Sequence[Row]) -> dict[str, Any]:
+    return {"count": len(rows), "digest": fingerprint([[row.path, row.label, row.digest] for row in rows])}
 
 
 def _device(settings: Settings, workers: Workers) -> torch.device:

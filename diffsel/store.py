@@ -29,7 +29,7 @@ from safetensors.numpy import save as save_safetensors
 from .classes import ClassInfo
 from .config import DiffselError, fingerprint
 from .data import ImageData, Row, Skipped
-from .files import PART, safe_name, write_atomically
+from .files import PART, read_lines, safe_name, write_atomically, write_new
 
 FORMAT = 1
 UNIT_ROWS = 256  # images per unit of work, at most
@@ -217,8 +217,11 @@ def create_run(path: Path, identity: Mapping[str, Any], settings: Mapping[str, A
         "settings": dict(settings),
         "versions": dict(versions),
     }
-    write_atomically(record_file, dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
-    return open_run(path)
+    write_new(record_file, dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
+    run = open_run(path)
+    if found := differences(run.record["identity"], dict(identity)):  # another launch was first
+        raise SettingsDiffer(path, found)
+    return run
 
 
 def open_run(path: Path) -> Run:
@@ -261,7 +264,7 @@ def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:
     """What was passed over; with ``indexed`` only what the index could not take."""
     file = path / "skipped.jsonl"
     try:
-        entries = [json.loads(line) for line in file.read_text("utf-8").split("\n") if line] if file.exists() else []
+        entries = read_lines(file) if file.exists() else []
         return [Skipped(e["path"], e["label"], e["reason"]) for e in entries if e["stage"] == "index" or not indexed]
     except (ValueError, KeyError) as error:
         raise StoreError(f"{file} is damaged ({type(error).__name__}: {error})") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -48,12 +48,12 @@ def statistic(differential: Float[np.ndarray, "B h w"]) -> float:
     return -float(differential.mean(dtype=np.float64))
 
 
-def left_out(session: Session, label: str) -> set[int]:
-    """Rows of a class that `select --drop-suspects` and `--drop-below` leave out."""
+def left_out(session: Session, label: str, drawn: Collection[int]) -> set[int]:
+    """Of the ``drawn`` rows of a class those that `select --drop-suspects` and `--drop-below` leave out."""
     s = session.settings.selection
     if s.drop_suspects is None and s.drop_below is None:
         return set()
-    found = suspects(session, label)
+    found = [each for each in suspects(session, label) if each.row in drawn]
     below = set() if s.drop_below is None else {each.row for each in found if each.statistic < s.drop_below}
     return {each.row for each in found[: share_of(len(found), s)]} | below
 

@@ -143,3 +143,24 @@ def test_rdeds_own_bytes_lose_what_rounding_keeps(tmp_path: Path) -> None:
     lost = written["bicubic"] - written["rded"]
     assert set(np.unique(lost)) <= {0, 1}
     assert lost.any()
+
+
+@pytest.mark.parametrize("method_", ["random", "rded"])
+def test_images_that_do_not_decode_are_passed_over(method_: str, tmp_path: Path) -> None:
+    for i in range(6):
+        file = draw(tmp_path / "data" / "cat" / f"{i}.jpg", i)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
+    clean = open_data(str(tmp_path / "data"), DataSettings(image_size=64), 0)
+    cut = drawn(clean, "cat", 0)[0].path
+    file = tmp_path / "data" / cut
+    file.write_bytes(file.read_bytes()[:2000])  # its head can still be read
+    data = open_data(str(tmp_path / "data"), DataSettings(image_size=64), 0)
+    assert len(data.rows) == 6
+    s = BaselineSettings(crops=2, pool=6)
+    if method_ == "random":
+        picks = select_random(data, "cat", 5, 1, s, 0)
+    else:
+        flat = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        teacher = Teacher("flat", "made here", flat, torch.tensor([0, 1]), None, "0")
+        picks = select_rded(data, "cat", 0, 5, 1, s, 0, teacher, 32)
+    assert {data.rows[pick.row].path for pick in picks} == {row.path for row in data.rows} - {cut}

@@ -159,3 +159,18 @@ def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
     time.sleep(0.2)
     assert begun == ["a", "b"]  # one ahead, no more
     items.close()
+
+
+def test_an_error_is_not_held_up_by_what_another_process_has_in_work(tmp_path) -> None:
+    def fail() -> None:
+        with shared(tmp_path, "ab") as left:
+            for _ in ahead(left, lambda name: name):
+                time.sleep(0.5)  # the next step is waiting for b by now
+                raise RuntimeError("no space")
+
+    claim = claim_of(tmp_path / "b", 1, host="elsewhere")  # not known to be dead, so worth a wait
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="no space"):
+        fail()
+    assert time.monotonic() - begin < 5
+    assert claim.exists()

@@ -350,3 +350,18 @@ def test_validation_images_come_from_their_own_split(
             open_validation(str(where), Settings())
         return
     assert {row.path.split("/")[0] for row in open_validation(str(where), Settings()).rows} == {expected}
+
+
+def test_words_of_classes_are_read_as_they_stand(folder, tmp_path: Path) -> None:
+    root = folder(**{"0010": 1, "s0": 1})
+    (root / "classes.yaml").write_text("0010: off\ns0: {name: 007, colour: yes}\n")
+    data = open_data(str(root), SETTINGS, 0)
+    assert [(c.folder, c.name, dict(c.words)) for c in data.classes] == [("0010", "off", {}), ("s0", "007", {"colour": "yes"})]
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "@eaDir", "__MACOSX"])
+def test_folders_that_systems_leave_among_images_are_not_looked_into(folder, hidden: str) -> None:
+    root = folder(cat=2)
+    (root / "cat" / hidden).mkdir()
+    (root / "cat" / hidden / "0.png").write_bytes((root / "cat" / "0.png").read_bytes())
+    assert [row.path for row in open_data(str(root), SETTINGS, 0).rows] == ["cat/0.png", "cat/1.png"]

@@ -157,3 +157,12 @@ def test_rded_sets_belong_to_their_judge() -> None:
         Point("d", "all", "random", 1, "a/t1", "conv3", "p").set_name
         == Point("d", "all", "random", 1, "b", "conv3", "p").set_name
     )
+
+
+def test_the_patch_follows_each_data_sets_image_size(tmp_path: Path) -> None:
+    from diffsel.config import default_patch, resolve
+    from diffsel.matrix import settings_of
+
+    assert settings_of(resolve({}), {"data.image_size": 512}).patches.patch_size == default_patch(512) == 448
+    assert settings_of(resolve({"patches": {"patch_size": 100}}), {"data.image_size": 512}).patches.patch_size == 100
+    assert settings_of(resolve({}), {"data.image_size": 32, "patches.patch_size": 0}).patches.patch_size == 0

@@ -73,7 +73,10 @@ def test_images_are_ranked_by_the_mean_of_minus_d(made: Session) -> None:
     ],
 )
 def test_a_share_or_all_below_a_threshold_are_left_out(made: Session, asked, rows) -> None:
-    assert left_out(resume(made.run.path, settings(selection=asked)), "cat") == rows
+    session = resume(made.run.path, settings(selection=asked))
+    assert left_out(session, "cat", range(99)) == rows
+    assert left_out(session, "cat", ()) == set()
+    assert left_out(session, "cat", rows) <= rows
 
 
 def test_select_leaves_them_out_and_says_so_in_the_set(made: Session, tmp_path: Path) -> None:
