@@ -1,4 +1,4 @@
-"""Random images and RDED: the same Selection by other means, without Stable Diffusion (METHOD.md 3).
+"""Random images and RDED: the same Selection by other means, without Stable Diffusion.
 
 Both draw images of a class by a hash of their names and cut square boxes out of them at random.  `random` takes the first
 ones; `rded` looks at ``pool`` images, keeps of several crops of each the one that a teacher finds easiest to name as its

@@ -24,6 +24,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+@app.callback()
+def version(
+    show: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    if show:
+        from importlib.metadata import version as installed
+
+        print(f"diffsel {installed('diffsel')}")
+        raise typer.Exit
+
+
 cli_evaluation.register(app)
 cli_study.register(app)
 
@@ -113,7 +125,8 @@ def _baseline(run: str, settings: Settings, sets: dict[int, Path], only: list[st
     if settings.selection.method == "rded" and not teacher:
         raise ConfigError("--method rded needs a classifier that judges crops: --teacher NAME, FOLDER or FILE")
     if (Path(run) / "run.yaml").exists():
-        data = session.resume(Path(run), settings, progress(quiet)).data
+        session.check_data(Path(run), settings)
+        data = session.look(Path(run), settings).data
     else:
         data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet))
     names = method.known_classes(data, split_names(only, [info.folder for info in data.classes]))
@@ -142,13 +155,17 @@ def trace(
     run: RunArg,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A row number, or (the end of) an image's path.")],
     settings: Settings,
-    set_: Annotated[list[Path] | None, typer.Option("--set", metavar="SET", help="Sets to look in; default: RUN/ipc*.")] = None,
+    set_: Annotated[list[Path] | None, typer.Option("--set", help="Sets to look in; default: those in RUN.")] = None,
 ) -> None:
     """One image's whole way: row, map, boxes, vector, cluster and rank, mosaic tile."""
     from . import session
     from .report import trace_image
 
-    print(trace_image(session.resume(run, settings), image, set_ or sorted(run.glob("ipc*"))))
+    for path in set_ or []:
+        if not (path / "set.yaml").exists():
+            raise ConfigError(f"--set {path}: not a distilled set (no set.yaml)")
+    sets = set_ or sorted(path.parent for path in run.glob("*/set.yaml"))
+    print(trace_image(session.resume(run, settings), image, sets))
 
 
 @app.command()

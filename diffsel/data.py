@@ -8,7 +8,6 @@ gives each image a row; a file that cannot be read becomes a Skipped record with
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -175,7 +174,7 @@ def reopen(path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped
         raise FileNotFoundError(2, f"{path} is not there any more")
 
     read: Callable[[str], bytes] = in_folder
-    if not root.is_dir() or _is_datasets_folder(root):
+    if not root.is_dir() or is_datasets_folder(root):
         try:
             _, read, _ = _list(path, settings)
         except DataError:
@@ -196,13 +195,24 @@ def cap(paths: Sequence[str], limit: int | None, seed: int, label: str) -> list[
 
 def _list(path: str, settings: DataSettings) -> tuple[Listing, Callable[[str], bytes], list[str] | None]:
     root = Path(path)
-    if root.is_dir() and not _is_datasets_folder(root):
+    if (root / "run.yaml").exists():
+        raise DataError(
+            f"{path} is a run, not a folder of images; its sets are {_names(each.parent for each in root.glob('*/set.yaml'))}"
+        )
+    if root.is_dir() and not is_datasets_folder(root):
         return *_list_folder(root, settings), None
     if root.exists() and not root.is_dir():
         raise DataError(f"{path} is a file; give a folder that holds one folder per class")
     if not root.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise DataError(f"{path}: no such folder")
+    if not root.exists() and root.parent.is_dir() and str(root.parent) != ".":  # hardly meant as a hub id
+        raise DataError(f"{path}: no such folder; there is {_names(root.parent.glob('*/'))}")
     return _list_datasets(path, settings.split)
+
+
+def _names(paths: Iterable[Path]) -> str:
+    found = sorted(map(str, paths))
+    return ", ".join(found[:5] + ["..."] * (len(found) > 5)) or "none"
 
 
 def _list_folder(root: Path, settings: DataSettings) -> tuple[Listing, Callable[[str], bytes]]:
@@ -246,34 +256,10 @@ def _walk(root: Path, folder: str) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(where, name), root).replace(os.sep, "/")
 
 
-def _is_datasets_folder(root: Path) -> bool:
+def is_datasets_folder(root: Path) -> bool:
     if (root / "state.json").exists() or (root / "dataset_dict.json").exists():
         return True
     return not any(list(_walk(root, name)) for name in _subfolders(root)) and bool(list(root.rglob("*.parquet")))
-
-
-def validation_split(path: str) -> str | None:
-    """Of a `datasets` data set with several splits the one for validation: validation, val or test; else None.
-
-    Raises DataError if it has several and none of them.
-    """
-    root = Path(path)
-    if root.exists() and not _is_datasets_folder(root):
-        return None
-    try:
-        import datasets
-
-        if (root / "state.json").exists():
-            return None
-        saved = root / "dataset_dict.json"
-        names = json.loads(saved.read_bytes())["splits"] if saved.exists() else datasets.get_dataset_split_names(path)
-    except Exception:  # no library, no such data set: told when it is opened
-        return None
-    if len(names) < 2:
-        return next(iter(names), None)
-    if not (good := [name for name in ("validation", "val", "test") if name in names]):
-        raise DataError(f"{path} has the splits {', '.join(names)}, but none is called validation, val or test")
-    return good[0]
 
 
 def _list_datasets(path: str, split: str) -> tuple[Listing, Callable[[str], bytes], list[str] | None]:

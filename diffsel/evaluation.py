@@ -1,6 +1,6 @@
 """One student, one seed, one accuracy: train a fresh network on a distilled set and measure it on the validation images.
 
-The recipe is RDED's (METHOD.md 3): KL divergence to the teacher's softmax at temperature T, AdamW, half a cosine.  The
+The recipe is RDED's: KL divergence to the teacher's softmax at temperature T, AdamW, half a cosine.  The
 best epoch and the last one are both reported, always on the full validation set.
 """
 

@@ -75,6 +75,7 @@ def score(session: Session) -> None:
     if session.workers.is_main:
         extras = {unit.name: store.read_extra(run.map_file(unit)) for unit in session.units}
         store.write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])
+        session.counts["images passed over"] = len(store.read_skipped(run.path))
         new = [draws for name, extra in extras.items() if name not in before for draws in extra["draws"]]
         session.count("units already scored", len(before))
         session.count("images scored", len(new))

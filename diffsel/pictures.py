@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from torch import Tensor
 from .assembly import class_folder
 from .classes import ClassInfo, refuse_shared
 from .config import Settings, fingerprint
-from .data import ImageData, Progress, Row, Skipped, open_data, quiet, validation_split
+from .data import ImageData, Progress, Row, Skipped, is_datasets_folder, open_data, quiet
 from .pixels import resized_size
 from .sections import DataError, DataSettings
 from .store import read_yaml
@@ -128,6 +129,30 @@ def set_pictures(found: DistilledSet, ipc: int | None, size: int) -> Album:
     rows = [row for info in found.data.classes for row in found.data.of_class(info.folder)[: ipc or None]]
     infos = tuple(ClassInfo(name, info.name, info.words) for name, info in zip(found.names, found.data.classes, strict=True))
     return Album(found.data, tuple(rows), infos, size, size)
+
+
+def validation_split(path: str) -> str | None:
+    """Of a `datasets` data set with several splits the one for validation: validation, val or test; else None.
+
+    Raises DataError if it has several and none of them.
+    """
+    root = Path(path)
+    if root.exists() and not is_datasets_folder(root):
+        return None
+    try:
+        import datasets
+
+        if (root / "state.json").exists():
+            return None
+        saved = root / "dataset_dict.json"
+        names = json.loads(saved.read_bytes())["splits"] if saved.exists() else datasets.get_dataset_split_names(path)
+    except Exception:  # no library, no such data set: told when it is opened
+        return None
+    if len(names) < 2:
+        return next(iter(names), None)
+    if not (good := [name for name in ("validation", "val", "test") if name in names]):
+        raise DataError(f"{path} has the splits {', '.join(names)}, but none is called validation, val or test")
+    return good[0]
 
 
 def open_validation(path: str, settings: Settings, progress: Progress = quiet) -> ImageData:

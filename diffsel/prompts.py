@@ -4,7 +4,7 @@
                       <class>-000.safetensors   row.differential and row.gap (B, h, w), or of a null prompt row.null
 
 Images, noise and timesteps are the run's, so that maps of all prompts are paired.  Null losses are kept: a prompt
-added later costs its own forwards only, as long as nothing but the differential map is asked for (METHOD.md 1).
+added later costs its own forwards only, as long as nothing but the differential map is asked for.
 """
 
 from __future__ import annotations

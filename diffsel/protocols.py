@@ -13,7 +13,7 @@ BATCHES = {1: 10, 10: 50, 50: 100}  # ipc -> batch size with fewer than 100 clas
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that one student is trained with (METHOD.md 3; golden `rded_config`)."""
+    """Every number that one student is trained with (RDED's argument.py; golden `rded_config`)."""
 
     size: int  # side of the input, pixels
     val_resize: int  # shortest side of a validation image before its middle is cut out, pixels

@@ -134,7 +134,7 @@ def _trace_cluster(session: Session, label: str, row: int) -> list[str]:
     return [
         f"vector   {pool.vectors.shape[1]} numbers, begins {np.array2string(pool.vectors[i][:4], precision=3)}\n"
         f"cluster  {groups.cluster[i]} of {len(groups.median)} (median score {groups.median[groups.cluster[i]]:+.4g}), "
-        f"rank {groups.place[i]} of {int((groups.cluster == groups.cluster[i]).sum())} in it, distance {groups.distance[i]:.4g}"
+        f"place {groups.place[i]} of {int((groups.cluster == groups.cluster[i]).sum())}, distance {groups.distance[i]:.4g}"
         for i in np.flatnonzero(pool.rows == row)
     ]
 

@@ -195,7 +195,7 @@ class SelectionSettings(Section):
 
 
 class BaselineSettings(Section):
-    """What the methods `random` and `rded` choose from (METHOD.md 3; RDED's synthesize/)."""
+    """What the methods `random` and `rded` choose from (RDED's synthesize/)."""
 
     pool: int = Field(300, ge=1, description="Images a class that are looked at, drawn with the seed (RDED's mipc).")
     crops: int = Field(5, ge=1, description="rded: random crops of each image, of which the teacher keeps the best.")
@@ -243,7 +243,7 @@ class TrainingSettings(Section):
 
 
 class ProtocolSettings(Section):
-    """How a student is trained on a distilled set, and how it is measured (METHOD.md 3; RDED's validation/)."""
+    """How a student is trained on a distilled set, and how it is measured (RDED's validation/)."""
 
     name: str = Field("rded-fixed", description="For tables; the settings themselves are hashed into every result.")
     labels: Literal["soft", "hard"] = Field("soft", description="Of the teacher on the mixed batch, or the class itself.")

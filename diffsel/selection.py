@@ -121,7 +121,7 @@ def select_class(candidates: Candidates, ipc: int, factor: int, settings: Select
 def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:
     return SelectionError(
         f"class {label!r} has {have} patches, but ipc {ipc} with {factor} x {factor} patches an image needs {ipc * factor**2}; "
-        f"ipc {have // factor**2} is the most it can give (or raise patches.per_image, or lower assembly.factor)"
+        f"ipc {have // factor**2} is the most it can give (or raise --per-image{', or lower --factor' if factor > 1 else ''})"
     )
 
 

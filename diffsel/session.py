@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import store
 from .claims import Shared
 from .classes import ClassInfo
-from .config import Settings, UnreadableImage, fingerprint, identity
+from .config import ConfigError, Settings, UnreadableImage, fingerprint, identity
 from .data import ImageData, Progress, Row, Skipped, open_data, quiet, reopen
 from .diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
 from .distributed import Track, Workers, out_of_memory
@@ -229,6 +229,7 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     Raises ConfigError, DataError, StoreError, and SettingsDiffer where settings of the scoring pass are asked otherwise.
     """
     run, workers = store.open_run(path), Workers(cpu=settings.compute.device == "cpu")
+    check_data(path, settings)
     if workers.is_main:
         sweep(path)
     chosen_bins(settings.patches, settings.scoring)
@@ -240,6 +241,14 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
         raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; score into a new folder")
     data = reopen(run.record["data"], run.classes, rows, skipped, settings.data)
     return Session(settings, data, run, workers, progress)
+
+
+def check_data(path: Path, settings: Settings) -> None:
+    """Refuse settings that would choose other images or classes than RUN holds.  Raises ConfigError, StoreError."""
+    stored, asked = store.open_run(path).record["settings"]["data"], settings.data.model_dump(mode="json")
+    for key, instead in (("classes", "--only"), ("images_per_class", "--images"), ("class_file", "a new run")):
+        if stored[key] != asked[key]:
+            raise ConfigError(f"data.{key}: the images and classes of {path} were fixed when it was scored; use {instead}")
 
 
 def load_model(settings: Settings) -> tuple[Diffusion, int]:

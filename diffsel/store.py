@@ -227,6 +227,10 @@ def create_run(path: Path, identity: Mapping[str, Any], settings: Mapping[str, A
 def open_run(path: Path) -> Run:
     """Raises StoreError where RUN is missing, or of another format version."""
     if not (path / "run.yaml").exists():
+        if (path / "set.yaml").exists():
+            raise StoreError(f"{path} is a distilled set, not a run (no run.yaml); give the run it was selected from")
+        if path.is_dir() and any(path.iterdir()):
+            raise StoreError(f"{path} is not a run (no run.yaml); if these are images: `diffsel score {path} --out RUN` first")
         raise StoreError(f"{path} is not a run (no run.yaml); make one with `diffsel score DATA --out {path}`")
     record = read_yaml(path / "run.yaml")
     if record.get("format") != FORMAT:

@@ -1,6 +1,6 @@
 """Label suspects: images whose label raises the model's loss, read off the stored maps at no cost.
 
-The statistic of an image is the mean of -D over the whole image (loss without the label minus loss with it; METHOD.md 1):
+The statistic of an image is the mean of -D over the whole image (loss without the label minus loss with it; paper 3.1):
 negative where the words of the label make the prediction worse.  The whole image, not the best patch: of any image the
 best patch is a lucky one, and the sum over all cells has the most draws behind it (RESULTS.md).
 """

@@ -5,7 +5,7 @@
     python scripts/bench_scoring.py --model SD15 --size 256 --images 2 --draws 3 --usual-draws 10 --rounds 1      # on a CPU
     python scripts/bench_scoring.py --model SD15 --size 256 --images 64 --precision fp16 bf16 --batch-sizes 32 64 128 256 \\
         --compile --profile                                                # on a GPU
-    python scripts/bench_scoring.py --scaling --images 128               # 1 and 2 processes, one thread each
+    python scripts/bench_scoring.py --scaling --images 256               # 1 and 2 processes, one thread each
 
 diffsel: many images at once, stratified draws, null and label prompts in one forward, maps stored per bin in float16.
 usual: what the method's ancestor does: one image at a time, 100 i.i.d. draws in batches of 10, null and label prompt one
@@ -39,6 +39,7 @@ from diffsel.report import table
 from diffsel.scoring import score_images
 
 PROMPT = "An image of seven."
+UNITS = 64  # classes of the data set for --scaling
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
 
@@ -190,8 +191,9 @@ def scaling(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
         for i, pixels in enumerate(pictures(args.images, args.size)):
-            (data / scenes.NAMES[i % 10]).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(data / scenes.NAMES[i % 10] / f"{i}.png")
+            folder = data / f"{i % UNITS:03}"  # a class is a unit of work; real data sets have many
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         rows: list[list[object]] = []
         results: dict[int, dict[str, bytes]] = {}
