@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--per-class", type=int, default=24)
     parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--z", type=float, nargs="+", default=[1.0, 2.0], help="standard errors of adaptive_z")
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
     model = Diffusion.load(locate(ModelSettings(model=args.model)), pick_device("auto"), "fp32")
@@ -87,8 +88,11 @@ def main() -> None:
             sizes = [(scenes.SIZE, scenes.SIZE)] * len(images)
             plans = {("all alike", n): [n] * len(images) for n in (12, *args.first, args.draws // 2, args.draws)}
             for first in args.first:
-                settings = ScoringSettings(draws=first, bins=1, adaptive_draws=args.draws, adaptive_keep=args.keep)
-                plans["adaptive from", first] = race(draws, sizes, settings)
+                for z in args.z:
+                    settings = ScoringSettings(
+                        draws=first, bins=1, adaptive_draws=args.draws, adaptive_keep=args.keep, adaptive_z=z
+                    )
+                    plans[f"adaptive, z = {z:g}, from", first] = race(draws, sizes, settings)
             full = [each.mean(0) for each in draws]
             for key, counts in plans.items():
                 some = [each[:n].mean(0) for each, n in zip(draws, counts, strict=True)]
