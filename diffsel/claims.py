@@ -103,6 +103,8 @@ class Shared(Generic[T]):
             there = set(os.listdir(folder)) if folder.is_dir() else set()
             for file in [file for file in self._open if file.parent == folder and file.name in there]:
                 if file not in self._mine:
+                    if _claim(file).name in there:  # its process ended, or is ending, between the file and its claim
+                        _claim(file).unlink(missing_ok=True)
                     self._finished(self._open.pop(file))
 
     # ---- one claim -----------------------------------------------------------------------------------------------

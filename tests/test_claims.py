@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -67,6 +68,14 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path) -> None:
     assert time.monotonic() - begin < 5
 
 
+def test_a_process_that_died_between_its_file_and_its_claim_leaves_no_claim(tmp_path) -> None:
+    claim_of(tmp_path / "c", 1, host="elsewhere")
+    (tmp_path / "c").write_text("theirs")
+    work(tmp_path, made := [])
+    assert made == list("abdef")
+    assert sorted(p.name for p in tmp_path.iterdir()) == list("abcdef")
+
+
 def test_a_process_number_that_was_given_away_again_is_not_the_claimer(tmp_path) -> None:
     claim_of(tmp_path / "c", os.getpid())  # this process lives, but was not born then
     made: list[str] = []
@@ -101,7 +110,8 @@ def test_a_silent_or_slow_process_elsewhere_does_not_stall_the_others(tmp_path, 
 
     def renew() -> None:
         while why == "slow" and not stop.wait(0.05):
-            os.utime(claim)
+            with contextlib.suppress(FileNotFoundError):  # taken over, and given back
+                os.utime(claim)
 
     thread, made = threading.Thread(target=renew), []
     thread.start()
@@ -120,7 +130,8 @@ def test_one_that_has_made_nothing_does_not_call_another_slow(tmp_path, monkeypa
         def elsewhere(stop=stop, claim=claim) -> None:
             begin = time.monotonic()
             while not stop.wait(0.05) and time.monotonic() - begin < 1.5:
-                os.utime(claim)
+                with contextlib.suppress(FileNotFoundError):  # taken over, and given back
+                    os.utime(claim)
             if not stop.is_set():
                 (tmp_path / "a").write_text("theirs")
 
