@@ -24,7 +24,7 @@ from .data import ImageData, Progress, Row, quiet
 from .files import APPEARED, safe_name, whole_folder, write_atomically
 from .pixels import resized_size
 from .selection import Pick, tile_rank
-from .store import StoreError, differences, dump_yaml, read_yaml
+from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_yaml
 
 RDED_MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 RDED_STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
@@ -34,9 +34,13 @@ SUFFIX = {"png": ".png", "jpeg": ".jpg"}
 # Words in a path from which the datasets library guesses a split; a class may bear them (CIFAR-100 has "train").
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|test|testing|eval|evaluation|val|valid|validation|dev)(?![a-z])", re.I)
 
+FILES = ("metadata.jsonl", "README.md", "set.yaml")  # what lies beside the class folders
+
 
 def class_folder(label: str) -> str:
-    """The folder of a class: its name, made harmless; no word of it reads as a split."""
+    """The folder of a class: its name, made harmless; no word of it reads as a split, and it is none of a set's files."""
+    if label in FILES:
+        return f"%{ord(label[0]):02X}{label[1:]}"
     return SPLIT_WORD.sub(lambda word: f"%{ord(word[0][0]):02X}{word[0][1:]}", safe_name(label))
 
 
@@ -143,7 +147,7 @@ def _write_set(out: Path, selection: Mapping[str, Sequence[Pick]], data: ImageDa
 
 
 def check_set(out: Path, record: Mapping[str, Any]) -> bool:
-    """Whether this very set lies at ``out`` already.  Raises StoreError where something else does."""
+    """Whether this very set lies at ``out`` already.  Raises SettingsDiffer for another set, StoreError for anything else."""
     if not out.exists():
         return False
     if not (out / "set.yaml").exists():
@@ -152,10 +156,7 @@ def check_set(out: Path, record: Mapping[str, Any]) -> bool:
         raise StoreError(f"{out} exists and is not a distilled set; give a new folder")
     found = differences(read_yaml(out / "set.yaml"), json.loads(json.dumps(record)))
     if found:
-        key, (old, new) = next(iter(found.items()))
-        raise StoreError(
-            f"{out} holds a set made with other settings ({key}: stored {old!r}, asked {new!r}); give a new folder"
-        )
+        raise SettingsDiffer(out, found)
     return True
 
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from . import assembly, baselines, features, scoring, selection, store, suspects
+from . import assembly, baselines, features, scoring, selection, store
+from .capacity import kept_rows, mosaic_factor, most_patches
 from .claims import ahead
 from .config import ConfigError, DataError, Settings, fingerprint, identity
-from .data import ImageData, Progress, Row, Skipped, cap, quiet
+from .data import ImageData, Progress, Row, Skipped, quiet
 from .patches import Box
 from .session import Session, start
 from .store import StoreError
@@ -34,6 +35,7 @@ def distill(source: str, run: Path, sets: Mapping[int, Path], settings: Settings
 
     What cannot be selected is refused before anything is scored.
     """
+    check_method(settings)
     session = start(source, run, settings, progress)
     for ipc, out in sets.items():
         check_set(session, ipc, out)
@@ -126,7 +128,7 @@ def select_baseline(data: ImageData, ipc: int, out: Path, s: Settings, classes: 
     """
     names = known_classes(data, classes)
     limit = {label: min(len(data.of_class(label)), s.baseline.pool if teacher else len(data.rows)) for label in names}
-    factor = s.assembly.factor_at(ipc)
+    factor = s.assembly.factor_at(ipc, s.selection.method)
     if not s.assembly.factor and min(limit.values()) < ipc * factor**2:
         factor = 1
     record = baseline_provenance(data, ipc, factor, s, names, teacher)
@@ -179,14 +181,20 @@ def candidates(session: Session, label: str) -> selection.Candidates:
     parts = [_unit_patches(session, unit) for unit in session.units if unit.label == label]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
-    drawn = {row.row for row in _drawn(session, label)}
-    kept = np.isin(joined["row"], list(drawn - suspects.left_out(session, label, drawn)))
+    kept = np.isin(joined["row"], list(kept_rows(session, label)))
     return selection.Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
+
+
+def check_method(settings: Settings) -> None:
+    """Raises ConfigError for a baseline: it reads no scoring pass, and would get diffsel's patches under its name."""
+    if (name := settings.selection.method) in ("random", "rded"):
+        raise ConfigError(f"selection.method = {name!r} needs no scoring pass: use `diffsel select DATA --method {name}`")
 
 
 def check_set(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> None:
     """Refuse, before anything is computed, a set that cannot be made: SelectionError where a class cannot give that
-    many images, StoreError where ``out`` holds something else, DataError for an unknown class."""
+    many images, StoreError where ``out`` holds something else, DataError for an unknown class, ConfigError for a baseline."""
+    check_method(session.settings)
     names = known_classes(session.data, classes)
     record = provenance(session, ipc, names)
     assembly.check_set(out, record)
@@ -194,34 +202,6 @@ def check_set(session: Session, ipc: int, out: Path, classes: Sequence[str] | No
     for label in names:
         if most[label] < ipc * factor**2:
             raise selection.too_few(label, most[label], ipc, factor)
-
-
-def mosaic_factor(session: Session, ipc: int, classes: Sequence[str]) -> int:
-    """Tiles per side: as set, or 2 at IPC <= 10 and else 1 (paper 3.2); 1 too where a class is too small for mosaics."""
-    usual = session.settings.assembly.factor_at(ipc)
-    small = [label for label, most in most_patches(session, classes).items() if most < ipc * usual**2]
-    if small and usual > 1 and not session.settings.assembly.factor:
-        session.note(f"ipc {ipc}: one patch an image, since class {small[0]!r} has too few patches for {usual} x {usual}")
-        return 1
-    return usual
-
-
-def most_patches(session: Session, classes: Sequence[str]) -> dict[str, int]:
-    """How many patches each class can give at most: ``per_image`` of each image that is not dropped, as far as they fit."""
-    side, limit = session.settings.patches.patch_size, session.settings.patches.per_image
-    sizes = {label: [session.data.size(row) for row in _drawn(session, label)] for label in classes}
-    each = {label: sorted(min(limit, (w // side) * (h // side)) if side else 1 for w, h in sizes[label]) for label in classes}
-    dropped = {label: suspects.share_of(len(each[label]), session.settings.selection) for label in classes}
-    return {label: sum(each[label][dropped[label] :]) for label in classes}
-
-
-def _drawn(session: Session, label: str) -> list[Row]:
-    """The images of a class that selection looks at: all, or ``selection.images`` of them, as `data.images_per_class` caps."""
-    rows, s = session.data.of_class(label), session.settings
-    if s.selection.images is None:
-        return list(rows)
-    kept = set(cap([row.path for row in rows], s.selection.images, s.seed, label))
-    return [row for row in rows if row.path in kept]
 
 
 def _unit_patches(session: Session, unit: store.Unit) -> dict[str, np.ndarray]:

@@ -208,7 +208,9 @@ class AssemblySettings(Section):
 
     size: int = Field(224, ge=8, description="Side of a distilled image, pixels.")
     factor: int = Field(
-        0, ge=0, description="Patches per mosaic side; 0: 2 at IPC <= 10, else 1 (paper 3.2), and 1 where a class is too small."
+        0,
+        ge=0,
+        description="Patches per mosaic side; 0: 2 at IPC <= 10 and for rded, else 1 (paper 3.2); 1 where a class is too small.",
     )
     format: Literal["png", "jpeg"] = Field("png", description="File format of the distilled images.")
     quality: int = Field(95, ge=1, le=100, description="JPEG quality, for format = jpeg.")
@@ -216,8 +218,9 @@ class AssemblySettings(Section):
         "bicubic", description="Antialiased bicubic once, or as RDED: bilinear crop, nearest to the tile, bytes cut off."
     )
 
-    def factor_at(self, ipc: int) -> int:
-        return self.factor or (2 if ipc <= 10 else 1)
+    def factor_at(self, ipc: int, method: Method = "diffsel") -> int:
+        """Tiles per side: as set; else 2 at IPC <= 10 (paper 3.2), and for RDED at any IPC, as its scripts have it."""
+        return self.factor or (2 if ipc <= 10 or method == "rded" else 1)
 
 
 class TrainingSettings(Section):

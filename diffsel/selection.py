@@ -119,9 +119,12 @@ def select_class(candidates: Candidates, ipc: int, factor: int, settings: Select
 
 
 def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:
+    tiles = f"{factor} x {factor} patches" if factor > 1 else "one patch"
+    most = f"ipc {have // factor**2} is the most it can give" if have >= factor**2 else "it cannot give a single image"
+    other = f", or lower --factor: with 1, ipc {have} is" if factor > 1 and have else ""
     return SelectionError(
-        f"class {label!r} has {have} patches, but ipc {ipc} with {factor} x {factor} patches an image needs {ipc * factor**2}; "
-        f"ipc {have // factor**2} is the most it can give (or raise --per-image{', or lower --factor' if factor > 1 else ''})"
+        f"class {label!r} has {have} patches, but ipc {ipc} with {tiles} an image needs {ipc * factor**2}; "
+        f"{most} (or raise --per-image{other})"
     )
 
 

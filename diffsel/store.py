@@ -44,8 +44,13 @@ class SettingsDiffer(StoreError):
 
     def __init__(self, where: Path, differences: Mapping[str, tuple[Any, Any]]):
         self.differences = dict(differences)
-        lines = "".join(f"\n  {key}: stored {old!r}, asked {new!r}" for key, (old, new) in self.differences.items())
+        lines = "".join(f"\n  {key}: stored {_short(old)}, asked {_short(new)}" for key, (old, new) in self.differences.items())
         super().__init__(f"{where} was made with other settings; use another folder, or ask for the stored ones:{lines}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,15 @@ def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, 
     if about.get("fingerprint") != mark:
         raise StoreError(f"{path} was made with other settings than those recorded beside it; it does not belong here")
     return tensors, about["extra"]
+
+
+def read_column(file: Path, name: str) -> np.ndarray:
+    """One tensor of a unit file, unchecked: to count before the unit is read.  Raises StoreError where it is damaged."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return np.asarray(opened.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
 
 
 def read_extra(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ FLOORS = [
     {"distributed", "features", "selection", "planning", "charts"},
     {"session", "baselines", "tables", "scales"},
     {"assembly", "export", "suspects"},
+    {"capacity"},
     {"method", "pictures", "prompts"},
     {"relabeling"},
     {"evaluation"},

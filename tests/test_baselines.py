@@ -16,7 +16,7 @@ from diffsel import baselines, method
 from diffsel.baselines import boxes_of, drawn, select_random, select_rded
 from diffsel.config import resolve
 from diffsel.data import ImageData, open_data
-from diffsel.sections import BaselineSettings, DataSettings
+from diffsel.sections import AssemblySettings, BaselineSettings, DataSettings
 from diffsel.selection import SelectionError
 from diffsel.store import StoreError
 from diffsel.teachers import Teacher
@@ -120,10 +120,16 @@ def test_rded_sets_have_provenance_and_are_not_overwritten(data: ImageData, tmp_
     assert {tile["reason"] for line in lines for tile in line["tiles"]} == {"loss"}
     assert not method.select_baseline(data, 2, tmp_path / "set", s, None, teacher())
     other = resolve({**values, "seed": 1, "selection": {"method": "rded"}})
-    with pytest.raises(StoreError, match="holds a set made with other settings"):
+    with pytest.raises(StoreError, match="seed: stored 0, asked 1"):
         method.select_baseline(data, 2, tmp_path / "set", other, None, teacher())
     with pytest.raises(SelectionError, match="ipc 8 is the most it can give"):
         method.select_baseline(data, 9, tmp_path / "more", s, None, teacher())
+
+
+def test_rded_makes_mosaics_at_any_ipc_where_a_class_has_enough_crops() -> None:
+    assert [AssemblySettings().factor_at(ipc, "rded") for ipc in (1, 10, 50, 100)] == [2, 2, 2, 2]
+    assert [AssemblySettings().factor_at(ipc, "diffsel") for ipc in (1, 10, 50, 100)] == [2, 2, 1, 1]
+    assert AssemblySettings(factor=1).factor_at(1, "rded") == 1
 
 
 def test_rdeds_own_bytes_lose_what_rounding_keeps(tmp_path: Path) -> None:

@@ -207,6 +207,36 @@ def test_a_class_too_small_for_mosaics_gives_one_patch_an_image(folder, tmp_path
     assert method.mosaic_factor(session, 2, ["cat"]) == 2
 
 
+def test_an_image_that_does_not_decode_may_cost_the_mosaics_but_not_the_set(folder, tmp_path, small) -> None:
+    source = folder(cat=5, dog=4)
+    broken = source / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:200])  # its header is whole: only the pass finds out
+    session = distill(source, tmp_path / "run", small, 1)
+    assert any("class 'dog' has too few patches for 2 x 2" in note for note in session.notes)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "ipc1" / "metadata.jsonl").read_text().splitlines()]
+    assert [len(line["tiles"]) for line in lines] == [1, 1]
+    assert method.most_patches(session, ["cat", "dog"]) == {"cat": 5, "dog": 3}
+    by_score = with_(small, selection={"method": "diffsel-noclusters"})
+    assert method.most_patches(resume(tmp_path / "run", by_score), ["dog"]) == {"dog": 3}
+
+
+def test_a_baseline_is_not_made_of_a_scoring_pass(folder, tmp_path, small, calls) -> None:
+    source, at_random = folder(cat=4), with_(small, selection={"method": "random"})
+    with pytest.raises(ConfigError, match="use `diffsel select DATA --method random`"):
+        distill(source, tmp_path / "run", at_random)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="needs no scoring pass"):
+        method.check_set(start(str(source), tmp_path / "run", at_random), 1, tmp_path / "set")
+    assert calls == []
+
+
+def test_classes_may_be_called_as_the_files_of_a_set(folder, tmp_path, small) -> None:
+    session = distill(folder(**{"set.yaml": 4, "README.md": 4, "metadata.jsonl": 4}), tmp_path / "run", small, 1)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "ipc1" / "metadata.jsonl").read_text().splitlines()]
+    assert {line["class"] for line in lines} == {info.folder for info in session.run.classes}
+    assert all((tmp_path / "run" / "ipc1" / line["file_name"]).is_file() for line in lines)
+
+
 def test_prompts_are_checked_before_scoring(folder, tmp_path, small, calls) -> None:
     source = folder(cat=4)
     with pytest.raises(DataError, match=r"\{nmae\}, which class 'cat' lacks"):
