@@ -46,7 +46,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """``auto`` is fp32: in bfloat16, half of the images get another best patch (RESULTS.md)."""
+    """``auto`` is fp32: bfloat16 gives up to 8 % of the images another best patch (RESULTS.md)."""
     if name in ("fp16",) and device.type == "cpu":
         raise ConfigError("compute.precision = 'fp16' needs a GPU; use fp32 or bf16 on a CPU")
     return "fp32" if name == "auto" else name

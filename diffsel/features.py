@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -104,6 +105,15 @@ def _load_clip(name: str, device: torch.device):
         return clip.eval().requires_grad_(False).to(device), CLIPImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"features.clip_model = {name!r}: {error}") from None
+
+
+def clip_digest(name: str) -> str:
+    """A hash of the weights behind ``features.clip_model``, which a folder or a hub id may change.  Raises ConfigError."""
+    state = hashlib.blake2b(digest_size=16)
+    for key, tensor in _load_clip(name, torch.device("cpu"))[0].state_dict().items():
+        state.update(f"{key} {tuple(tensor.shape)};".encode())
+        state.update(tensor.numpy().tobytes())
+    return state.hexdigest()
 
 
 @torch.inference_mode()

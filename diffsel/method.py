@@ -89,7 +89,8 @@ def embed(session: Session) -> None:
     s = session.settings
     if s.selection.method == "diffsel-noclusters":
         return  # ranks by score alone
-    session.run.open_features(session.feature_identity)
+    weights = features.clip_digest(s.features.clip_model) if s.features.kind == "clip" else None
+    session.run.open_features(session.feature_identity, weights)
     with session.left(session.feature_file, "embedding patches") as (units, bar):
         for unit, (boxes, patches) in ahead(units, lambda unit: _patches(session, unit)):
             prompt = session.classes[unit.label].prompt(s.scoring.prompts[s.patches.prompt])

@@ -210,7 +210,7 @@ class AssemblySettings(Section):
     factor: int = Field(
         0,
         ge=0,
-        description="Patches per mosaic side; 0: 2 at IPC <= 10 and for rded, else 1 (paper 3.2); 1 where a class is too small.",
+        description="Patches per mosaic side; 0: 2 at IPC <= 10 and for rded, else or in small classes 1.",
     )
     format: Literal["png", "jpeg"] = Field("png", description="File format of the distilled images.")
     quality: int = Field(95, ge=1, le=100, description="JPEG quality, for format = jpeg.")

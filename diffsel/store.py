@@ -182,11 +182,18 @@ class Run:
     def feature_folder(self, settings: Mapping[str, Any]) -> Path:
         return self.path / "features" / fingerprint(settings)
 
-    def open_features(self, settings: Mapping[str, Any]) -> Path:
-        """The folder of these patch and feature settings; made where it is new."""
+    def open_features(self, settings: Mapping[str, Any], weights: str | None = None) -> Path:
+        """The folder of these patch and feature settings; made where it is new.
+
+        ``weights``: digest of another network than the run's.  Raises SettingsDiffer where the folder was made by others.
+        """
         folder = self.feature_folder(settings)
         if not (folder / "settings.yaml").exists():
             write_atomically(folder / "settings.yaml", dump_yaml(settings))
+        if weights and not (folder / "weights.yaml").exists():
+            write_atomically(folder / "weights.yaml", dump_yaml({"weights": weights}))
+        if weights and (found := differences(read_yaml(folder / "weights.yaml"), {"weights": weights})):
+            raise SettingsDiffer(folder, found)
         return folder
 
 

@@ -80,7 +80,7 @@ def usual(pictures: Pictures, student: nn.Module, teacher: nn.Module, recipe, pr
         Folder(pictures, transforms.Compose(steps)), recipe.batch_size, shuffle=True, num_workers=workers,
         pin_memory=device.type == "cuda", persistent_workers=workers > 0,
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = make_optimizer(student, protocol, recipe)
     for epoch in epochs:
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate_factor(protocol, epoch)

@@ -24,6 +24,7 @@ from diffsel.scoring import score_images
 WEIGHTS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.5)
 WAYS = {f"w = {w:g}": PatchSettings(patch_size=PATCH, weight=w) for w in WEIGHTS}
 WAYS |= {
+    "w = 0.1, no blur": PatchSettings(patch_size=PATCH, weight=0.1, blur=0),
     "w = 0.25, no blur": PatchSettings(patch_size=PATCH, weight=0.25, blur=0),
     "differential": PatchSettings(patch_size=PATCH, estimator="differential"),
 }
@@ -38,9 +39,8 @@ def hits(model: Diffusion, objects: int, draws: int, per_class: int, seed: int, 
         images = [(f"{label}/{i}", scene.pixels) for i, scene in enumerate(drawn)]
         for place, maps in score_images(model, images, [f"An image of {name}."], settings, seed, batch_size):
             for k, way in enumerate(WAYS.values()):
-                box = best_boxes(estimate(maps.differential[0], maps.gap[0], way, settings), scenes.SIZE, scenes.SIZE, way)[0][
-                    0
-                ]
+                cells = estimate(maps.differential[0], maps.gap[0], way, settings)
+                box = best_boxes(cells, scenes.SIZE, scenes.SIZE, way)[0][0]
                 counts[k] += held(drawn[place].boxes[0], box) >= HELD
     return list(100 * counts / (10 * per_class))
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from conftest import TWO_PROCESSES, draw, small_values
 from PIL import Image
 
-from diffsel import method
+from diffsel import features, method
 from diffsel.config import ConfigError, DataError, Settings, resolve
 from diffsel.diffusion import Diffusion
 from diffsel.selection import SelectionError
@@ -228,6 +229,19 @@ def test_a_baseline_is_not_made_of_a_scoring_pass(folder, tmp_path, small, calls
     with pytest.raises(ConfigError, match="needs no scoring pass"):
         method.check_set(start(str(source), tmp_path / "run", at_random), 1, tmp_path / "set")
     assert calls == []
+
+
+def test_vectors_of_other_clip_weights_in_the_same_folder_are_not_mixed(folder, tmp_path, small) -> None:
+    clip = tmp_path / "clip"
+    features.random_clip(clip)
+    asked = with_(small, features={"kind": "clip", "clip_model": str(clip)})
+    source = folder(cat=4)
+    distill(source, tmp_path / "run", asked, 1)
+    weights = load_file(clip / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, clip / "model.safetensors", {"format": "pt"})
+    features._load_clip.cache_clear()
+    with pytest.raises(SettingsDiffer, match="weights: stored"):
+        distill(source, tmp_path / "run", asked, 1)
 
 
 def test_classes_may_be_called_as_the_files_of_a_set(folder, tmp_path, small) -> None:
