@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from safetensors.torch import load_file, save_file
 from conftest import TWO_PROCESSES, draw, small_values
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffsel import features, method
 from diffsel.config import ConfigError, DataError, Settings, resolve
