@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .config import Settings
+from .config import ConfigError, ProtocolSettings, Settings
 from .flags import DataArg, Quiet, progress, settings_flags
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def evaluate(
     from .pictures import open_set, open_validation
     from .report import accuracy_table
 
+    refuse_unused(settings.protocol, {"--teacher": teacher, "--stored": stored})
     machine, workers = machine_of(settings)
     bench = Bench(machine, progress(quiet), tell=print if workers.is_main else lambda text: None)
     found = [open_set(path, factor, progress(quiet)) for path in sets]
@@ -165,6 +167,15 @@ def experiment(
 
     machine, workers = machine_of(settings)
     print(run_matrix(read_matrix(file), out, settings, machine, workers, progress(quiet)), end="")
+
+
+def refuse_unused(protocol: ProtocolSettings, given: Mapping[str, object]) -> None:
+    """Raises ConfigError for options about a teacher's labels beside a protocol that uses none."""
+    for option, value in given.items() if protocol.labels == "hard" else ():
+        if value:
+            raise ConfigError(
+                f"{option} {value}, but protocol.labels = hard uses no teacher's labels; leave it out, or take --labels soft"
+            )
 
 
 def named(path: Path) -> Path:

@@ -138,7 +138,7 @@ def _download(name: str) -> Checkpoint:
 
     weights = models.get_model_weights(name).IMAGENET1K_V1  # type: ignore[attr-defined]
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"the weights of {name} could not be fetched ({error}); give a local file") from None
     accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]

@@ -119,6 +119,19 @@ def test_bad_teacher_files_are_refused_by_name(tmp_path: Path) -> None:
         read_checkpoint("conv3")
 
 
+def test_fetched_weights_are_read_without_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict = {}
+
+    def fetch(self, **options) -> dict[str, torch.Tensor]:
+        asked.update(options)
+        return {}
+
+    monkeypatch.setattr("torchvision.models.ResNet18_Weights.get_state_dict", fetch)
+    assert read_checkpoint("resnet18").accuracy == pytest.approx(69.758)
+    assert asked["weights_only"] is True
+    assert asked["check_hash"] is True
+
+
 def test_a_teacher_for_other_sizes_or_classes_is_refused(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "t.pth")
     with pytest.raises(ConfigError, match="does not fit images of 64 x 64 pixels"):
