@@ -105,7 +105,7 @@ def relabel(
         images = open_validation(val, settings, progress(quiet))
         bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
     else:
-        bench.check_teacher(loaded, album, recorded=False)
+        bench.check_teacher(loaded, album, recorded=False, images="images of the set itself")
     size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
     print(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
     target = out or beside(set_, "labels")

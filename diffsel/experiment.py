@@ -13,23 +13,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import evaluation
-from .config import ConfigError, ProtocolSettings, fingerprint, identity
+from . import evaluation, method
+from .baselines import drawn, readable
+from .config import ConfigError, ProtocolSettings, Settings, fingerprint, identity
 from .data import ImageData, Progress, quiet
 from .distributed import Track, Workers
 from .evaluation import Diverged, Machine, Spread, spread
 from .files import safe_name, write_atomically
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
-from .protocols import Recipe, check_batches, resolve_recipe
+from .protocols import Recipe, check_batches, resolve_recipe, validation_resize
 from .relabeling import check_labels, online, stored
 from .store import StoreError
 from .teachers import Teacher, check_order, load_teacher
+
+JUDGED = (5, 500)  # images on which RDED's judge is measured: at least so many of a class, and about so many in all
 
 
 @dataclass
@@ -61,19 +65,35 @@ class Bench:
             self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
         return self.loaded[album.digest]
 
-    def check_teacher(self, teacher: Teacher, validation: Album, recorded: bool = True) -> float:
-        """Its top-1 on the validation images, percent; measured once.  Raises DataError where its classes slipped.
+    def check_teacher(self, teacher: Teacher, album: Album, recorded: bool = True, images: str = "validation images") -> float:
+        """Its top-1 on labelled images, percent; measured once, and told.  Raises DataError where its classes slipped.
 
-        ``recorded``: the images are such as the teacher's recorded accuracy speaks of.
+        ``recorded``: the images are such as the teacher's recorded accuracy speaks of; ``images`` says which they are.
         """
-        key = (teacher.digest, validation.digest)
+        key = (teacher.digest, album.digest)
         if key not in self.accuracies:
-            counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(validation), self.machine)
-            names = [info.folder for info in validation.classes]
-            self.accuracies[key] = check_order(counts, names, teacher.accuracy if recorded else None, teacher.source)
-            where = "validation images" if recorded else "distilled images"
-            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(validation.rows)} {where}")
+            counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(album), self.machine)
+            names = [info.folder for info in album.classes]
+            expected = teacher.accuracy if recorded else None
+            self.accuracies[key], doubt = check_order(counts, names, expected, teacher.source, images)
+            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(album.rows)} {images}")
+            if doubt:
+                self.tell(f"note: {doubt}")
         return self.accuracies[key]
+
+    def judge(self, spec: str, data: ImageData, names: Sequence[str], s: Settings) -> Teacher:
+        """Who judges RDED's crops of these classes, measured on the middles of images that it will judge.
+
+        Raises ConfigError and DataError as ``load_teacher``, and DataError where its classes slipped.
+        """
+        infos = tuple(info for name in names for info in data.classes if info.folder == name)
+        size = method.judge_size(s)
+        teacher = load_teacher(spec, infos, size, self.machine.device)
+        each = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos)))
+        rows = [row for name in names for row in islice(readable(data, drawn(data, name, s.seed)), each)]
+        album = Album(data, tuple(rows), infos, size, validation_resize(size))
+        self.check_teacher(teacher, album, images="of the images whose crops it judges")
+        return teacher
 
 
 @dataclass(frozen=True)

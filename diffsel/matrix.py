@@ -31,7 +31,6 @@ from .networks import canonical, check_size
 from .pictures import open_set, open_validation
 from .sections import Method
 from .session import start
-from .teachers import load_teacher
 
 
 def _all_classes() -> dict[str, tuple[str, ...] | None]:
@@ -137,9 +136,7 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
         check_size(canonical(student), side)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
-        make_set(
-            point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, machine, progress
-        )
+        make_set(point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, bench)
     sets = {name: open_set(out / "sets" / name) for name in folders}
     cells: dict[Point, Cell] = {
         point: make_cell(point.name, sets[point.set_name], val[point.dataset], point.student, protocols[point.protocol],
@@ -216,19 +213,17 @@ def _is_plain(protocol: ProtocolSettings) -> bool:
     return protocol.labels == "soft" and protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
 
 
-def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, machine: Machine,
-             progress: Progress) -> None:  # fmt: skip
+def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, bench: Bench) -> None:
     """The distilled set of a point, where it is missing."""
     train, names = matrix.datasets[point.dataset].train, matrix.classes[point.subset]
     s = s.model_copy(update={"selection": s.selection.model_copy(update={"method": point.method})})
     if point.method in ("random", "rded"):
         if workers.is_main:
-            data = open_data(train, s.data, s.seed, s.compute.workers, progress)
-            infos = [info for name in method.known_classes(data, names) for info in data.classes if info.folder == name]
-            judge = load_teacher(point.teacher, infos, method.judge_size(s), machine.device) if point.method == "rded" else None
-            method.select_baseline(data, point.ipc, folder, s, names, judge, progress)
+            data = open_data(train, s.data, s.seed, s.compute.workers, bench.progress)
+            judge = bench.judge(point.teacher, data, method.known_classes(data, names), s) if point.method == "rded" else None
+            method.select_baseline(data, point.ipc, folder, s, names, judge, bench.progress)
     else:
-        session = start(train, run, s, progress)
+        session = start(train, run, s, bench.progress)
         method.check_set(session, point.ipc, folder, names)
         method.score(session)
         method.embed(session)

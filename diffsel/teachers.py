@@ -25,6 +25,7 @@ from .networks import CONVNETS, NAMES, SMALL, build, canonical, check_size, conv
 from .sections import ConfigError, DataError
 
 WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
+LEVEL = 1e-3  # how often a good teacher may be refused by chance
 
 
 @dataclass(frozen=True)
@@ -233,26 +234,51 @@ def _imagenet_names() -> dict[str, int]:
     return {name: i for i, name in enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])}
 
 
-def check_order(confusion: Int[np.ndarray, "n n"], names: Sequence[str], recorded: float | None, source: str) -> float:
-    """A teacher's top-1 (percent) from its confusion matrix (true class, predicted class).
+def check_order(confusion: Int[np.ndarray, "n n"], names: Sequence[str], recorded: float | None, source: str,
+                images: str = "validation images") -> tuple[float, str]:  # fmt: skip
+    """A teacher's top-1 (percent) from its confusion matrix (true class, predicted class), and a doubt or nothing.
 
     Raises DataError where the classes seem to be in another order: accuracy hardly above chance, far under the recorded
-    one, or much better with the outputs permuted.  The message names the likely permutation.
+    one, or much better with the outputs permuted.  The message names the likely permutation.  ``images`` says which.
+
+    Few images prove little: a teacher is refused only where a good one (as good as recorded, or at least half way from
+    chance to certainty; by a sign test, one that takes no class more often for another) would look so with a
+    probability under LEVEL.  Otherwise the doubt is returned in words.
     """
     from scipy.optimize import linear_sum_assignment
+    from scipy.stats import binom
 
-    n, total = len(names), confusion.sum()
-    accuracy = 100 * confusion.trace() / total
+    n, total, right = len(names), int(confusion.sum()), int(confusion.trace())
+    accuracy = 100 * right / total
     true, predicted = linear_sum_assignment(-confusion)
     permuted = 100 * confusion[true, predicted].sum() / total
     moved = [(t, p) for t, p in zip(true, predicted, strict=True) if t != p and confusion[t].sum() >= 5 and confusion[t, p]]
     slips = ", ".join(f"{names[t]!r} is its {names[p]!r}" for t, p in moved[:5]) + (" ..." if len(moved) > 5 else "")
     likely = f"; with the outputs permuted it would be {permuted:.1f} % ({slips})" if moved else ""
-    have = f"teacher {source} has {accuracy:.1f} % on the validation images"
+    have = f"teacher {source} has {accuracy:.1f} % on {total} {images}"
+    signs: list[tuple[str, float]] = []  # what looks wrong, and how probable that is with a good teacher
     if n > 1 and accuracy < 1.2 * 100 / n:
-        raise DataError(f"{have}, no better than chance for {n} classes{likely}")
+        signs.append((f", no better than chance for {n} classes", binom.cdf(right, total, (1 + 1 / n) / 2)))
     if recorded is not None and accuracy < recorded - 25:
-        raise DataError(f"{have}, but {recorded:.1f} % is recorded: other classes, another order, or other images{likely}")
+        words = f", but {recorded:.1f} % is recorded: other classes, another order, or other images"
+        signs.append((words, binom.cdf(right, total, recorded / 100)))
     if moved and permuted > accuracy + 10:
-        raise DataError(f"{have}: its classes are in another order than the data's{likely}")
-    return float(accuracy)
+        signs.append((": its classes are in another order than the data's", _by_chance(confusion, moved)))
+    for words, probability in signs:
+        if probability < LEVEL:
+            raise DataError(f"{have}{words}{likely}")
+    return accuracy, f"{have}{signs[0][0]}{likely}; so few images may mislead" if signs else ""
+
+
+def _by_chance(confusion: Int[np.ndarray, "n n"], moved: Sequence[tuple[int, int]]) -> float:
+    """At most how probable it is that some permutation of as many classes fits so much better, though none is right.
+
+    A sign test of the images taken for the other class against those taken for their own, times the number of such
+    permutations, out of which this one was chosen.
+    """
+    from scipy.special import gammaln
+    from scipy.stats import binom
+
+    n, other, own = len(confusion), sum(confusion[t, p] for t, p in moved), sum(confusion[t, t] for t, _ in moved)
+    choices = gammaln(n + 1) - gammaln(n - len(moved) + 1)
+    return float(np.exp(min(0.0, binom.logsf(other - 1, other + own, 0.5) + choices)))

@@ -50,7 +50,7 @@ def cell_of(world, bench: Bench, protocol: ProtocolSettings = QUICK, **options):
 class Trusting(Bench):
     """A bench whose teachers need not be good."""
 
-    def check_teacher(self, teacher, validation) -> float:
+    def check_teacher(self, teacher, album, recorded=True, images="") -> float:
         return 50.0
 
 
@@ -274,13 +274,14 @@ def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
         ProtocolSettings(batch_size=1)
 
 
-def test_a_teacher_that_slipped_stops_before_it_labels(world, tmp_path: Path) -> None:
+def test_a_teacher_that_slipped_stops_before_it_labels(world, folder, tmp_path: Path) -> None:
     from diffsel.distributed import Workers
 
-    found, val, teacher = world
+    found, _, teacher = world
+    val = open_data(str(folder("many", (16, 16), ant=30, bee=30)), DataSettings(), 0)
     bench = Bench(CPU)
     cell = make_cell("x", found, val, "conv3w8", QUICK, teacher, bench)
-    with pytest.raises(DataError, match="on the validation images, no better than chance for 2 classes"):
+    with pytest.raises(DataError, match="on 60 validation images, no better than chance for 2 classes"):
         run_cells([cell], range(1), tmp_path / "r", bench, Workers(cpu=True))
     assert not (tmp_path / "r").exists()
 

@@ -33,7 +33,7 @@ def world(folder, tmp_path: Path, monkeypatch) -> dict:
     train, val = folder("train", (16, 16), ant=6, bee=6), folder("val", (16, 16), ant=3, bee=3)
     torch.manual_seed(0)
     torch.save(build("conv3w8", 2, 16).state_dict(), tmp_path / "t.pth")
-    monkeypatch.setattr(experiment.Bench, "check_teacher", lambda *args: 50.0)  # it is as bad as chance
+    monkeypatch.setattr(experiment.Bench, "check_teacher", lambda *args, **words: 50.0)  # it is as bad as chance
     return {"datasets": {"toy": {"train": str(train), "val": str(val), "settings": {"data.image_size": 16}}},
             "teachers": [str(tmp_path / "t.pth")]}  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_a_thousand_class_teacher_serves_any_subset_by_its_rows() -> None:
 
 def test_a_class_order_slip_is_found_and_named() -> None:
     names, right = ["ant", "bee", "cat", "dog"], np.diag([90, 80, 85, 95]) + 3
-    assert check_order(right, names, 85.0, "T") == pytest.approx(100 * right.trace() / right.sum())
+    assert check_order(right, names, 85.0, "T") == (pytest.approx(100 * right.trace() / right.sum()), "")
     swapped = right[[1, 0, 2, 3]]  # ants are taken for bees and the other way round
     with pytest.raises(
         DataError, match=r"another order .* permuted it would be 91\.0 % \('ant' is its 'bee', 'bee' is its 'ant'\)"
@@ -165,9 +166,37 @@ def test_a_class_order_slip_is_found_and_named() -> None:
         check_order(right[[1, 2, 3, 0]], names, None, "T")
     with pytest.raises(DataError, match=r"but 99\.0 % is recorded"):
         check_order(np.diag([60] * 4) + 10, names, 99.0, "T")
-    assert check_order(np.array([[7]]), ["ant"], None, "T") == 100  # one class cannot slip
+    assert check_order(np.array([[7]]), ["ant"], None, "T") == (100, "")  # one class cannot slip
     with pytest.raises(DataError, match="no better than chance"):
         check_order(np.full((4, 4), 10), names, None, "T")
+
+
+def test_few_images_raise_a_doubt_and_refuse_no_good_teacher() -> None:
+    """Two of four right with two classes: a teacher that is right in 75 % of cases does that in one trial of four."""
+    for confusion, recorded, words in (
+        ([[1, 1], [1, 1]], None, "no better than chance for 2 classes"),
+        ([[3, 1], [1, 1]], 99.0, "but 99.0 % is recorded"),
+        ([[2, 3, 0], [2, 3, 0], [0, 0, 9]], None, ""),  # one image decides which of two orders fits better
+        ([[1, 4, 0], [3, 2, 0], [0, 0, 9]], None, "its classes are in another order .*'ant' is its 'bee', 'bee' is its 'ant'"),
+    ):
+        names = ["ant", "bee", "cat"][: len(confusion)]
+        accuracy, doubt = check_order(np.array(confusion), names, recorded, "T", "images of the set itself")
+        assert accuracy == pytest.approx(100 * np.trace(confusion) / np.sum(confusion))
+        assert re.search(f"on {np.sum(confusion)} images of the set itself.*{words}.*so few images" if words else "^$", doubt)
+
+
+def test_a_good_teacher_is_refused_once_in_a_thousand_times() -> None:
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(1000):
+        confusion = np.zeros((4, 4), int)
+        for label in range(4):
+            sure = np.full(4, 0.125) + 0.5 * (np.arange(4) == label)  # right in 62.5 %: half way from chance to certainty
+            confusion[label] = rng.multinomial(5, sure)
+        try:
+            check_order(confusion, list("abcd"), 62.5, "T")
+        except DataError:
+            refused += 1
+    assert refused <= 5
 
 
 def test_two_classes_never_share_an_output() -> None:
