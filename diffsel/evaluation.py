@@ -119,7 +119,7 @@ def train_epoch(network: nn.Module, batches: Iterable[Batch], optimizer: torch.o
         with machine.autocast():
             if protocol.double_forward:
                 with torch.no_grad():
-                    network(batch.images)
+                    network(batch.images if batch.unmixed is None else batch.unmixed)
             output = network(batch.images)
         output = output.float()
         loss = batch_loss(output, batch, recipe.temperature, protocol.labels) / protocol.accumulate

@@ -75,6 +75,29 @@ def test_stored_labels_give_the_batches_of_online_ones(world, tmp_path: Path, mi
             torch.testing.assert_close(probability, right, atol=2e-3, rtol=0)  # float16; two classes: one tells the other
 
 
+@pytest.mark.parametrize(("mix", "double"), [("mixup", True), ("mixup", False), ("cutmix", True)])
+def test_rdeds_extra_forward_sees_the_batch_before_mixup_and_after_cutmix(
+    world, tmp_path: Path, mix: str, double: bool
+) -> None:
+    cell = cell_of(world, Bench(CPU), QUICK.model_copy(update={"mix": mix, "double_forward": double}))
+    pictures, seen = cell.train.load(), []
+    network = build("conv3w8", 2, 16)
+    network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3)
+    plan = plan_epoch(pictures, cell.protocol, cell.recipe, 5, 0)[0]
+    plain, mixed = (make(pictures, [plan], cell.protocol, cell.recipe) for make in (relabeling.unmixed, show))
+    for source in (online(pictures, cell.protocol, cell.recipe, 5, cell.teacher),
+                   stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)):  # fmt: skip
+        seen.clear()
+        optimizer = evaluation.make_optimizer(network.train(), cell.protocol, cell.recipe)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        next(evaluation.train_epoch(network, source(0), optimizer, cell.protocol, cell.recipe, CPU, scaler))
+        expected = [plain if mix == "mixup" else mixed, mixed] if double else [mixed]
+        assert len(seen) == len(expected)
+        assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
+    assert not torch.equal(plain, mixed)
+
+
 def test_the_largest_logits_are_enough_at_the_protocols_temperature(world) -> None:
     """100 classes, k = 10, T = 20: one value for the rest, from the rest alone, whatever the size of the largest."""
     cell = cell_of(world, Bench(CPU))
