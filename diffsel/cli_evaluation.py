@@ -120,7 +120,10 @@ def evaluate(
     val: Val,
     student: Annotated[list[str], typer.Option("--student", metavar="S", help="conv3, resnet18, ...; repeatable.")],
     teacher: TeacherOpt = None,
-    stored: Annotated[Path | None, typer.Option("--stored", metavar="LABELS", help="Labels written by `relabel`.")] = None,
+    stored: Annotated[
+        Path | None,
+        typer.Option("--stored", metavar="LABELS", help="Labels written by `relabel`; all students see its batches."),
+    ] = None,
     students: Seeds = 5,
     ipc: Ipc = None,
     factor: Factor = None,

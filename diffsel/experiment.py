@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -28,7 +28,7 @@ from .evaluation import Diverged, Machine, Spread, spread
 from .files import safe_name, write_atomically
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
-from .protocols import Recipe, check_batches, resolve_recipe, validation_resize
+from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
 from .relabeling import check_labels, online, stored
 from .store import StoreError
 from .teachers import Teacher, check_order, load_teacher
@@ -108,6 +108,17 @@ class Cell:
     recipe: Recipe
     teacher: Teacher | None
     labels: Path | None = None  # stored labels; None: the teacher labels as the student learns
+    author: Mapping[str, str] | None = None  # network and digest of the teacher whose labels these are, stored or not
+
+    @property
+    def labelling(self) -> str:
+        """hard, online (each student sees its own batches) or stored (all students see the same)."""
+        return "hard" if self.protocol.labels == "hard" else "online" if self.labels is None else "stored"
+
+    @property
+    def labelled_by(self) -> str:
+        """For tables."""
+        return (self.author["network"] if self.author else "-") + " (stored)" * (self.labelling == "stored")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -121,7 +132,7 @@ class Cell:
             "student": self.student,
             "protocol": {**protocol, "resolved": _plain(self.recipe)},
             "protocol_hash": fingerprint(protocol),
-            "teacher": {"network": self.teacher.name, "digest": self.teacher.digest} if self.teacher else None,
+            "teacher": dict(self.author) if self.author else None,
             "labels": "online" if self.labels is None else fingerprint((self.labels / "labels.yaml").read_text()),
         }
 
@@ -151,9 +162,11 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
     )
     check_batches(protocol, recipe.batch_size, len(train.rows))
     validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
+    author = {"network": loaded.name, "digest": loaded.digest} if loaded else None
     if labels and soft:
-        check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
-    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None)
+        record = check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
+        author = author or {"network": record.get("network", record["teacher"][:8]), "digest": record["teacher"]}
+    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author)
 
 
 def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench, workers: Workers) -> None:
@@ -187,7 +200,8 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
     result = {
         "cell": cell.name,
         "seed": seed,
-        "protocol": cell.protocol.name,
+        "protocol": whole_name(cell.protocol),
+        "labels": cell.labelling,
         "report": cell.protocol.report,
         "identity": cell.identity,
         "precision": bench.machine.precision,

@@ -29,6 +29,7 @@ from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
 from .files import safe_name, write_atomically
 from .networks import canonical, check_size
 from .pictures import open_set, open_validation
+from .protocols import starred, whole_name
 from .sections import Method
 from .session import start
 
@@ -172,7 +173,8 @@ def pivots(lines: Mapping[Point, Line]) -> list[str]:
         teachers, students = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
         if len(teachers) > 1 and len(students) > 1:
             rows = [[Path(t).name, *(str(cells[t, s].top1 or "-") for s in students)] for t in teachers]
-            texts.append(f"{group.name}, {group.protocol}\n" + report.table(rows, ["teacher \\ student", *students]))
+            protocol = starred(next(iter(cells.values())).cell.protocol)
+            texts.append(f"{group.name}, {protocol}\n" + report.table(rows, ["teacher \\ student", *students]))
     return texts
 
 
@@ -203,7 +205,7 @@ def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
             full = matrix.full.get(point.dataset, {}).get(point.subset, {}).get(point.student)
             found = fairness(**means, full_hard=full)
             columns = [f"{found[key]:.1f}" if key in found else "-" for key in ("IOR", "HLR", "LRS", "ARS")]
-            rows.append([point.name, point.student, point.protocol, *columns])
+            rows.append([point.name, point.student, starred(protocol), *columns])
     head = "Fairness scores of DD-Ranking: improvement over random, hard-label recovery (points), robust scores (percent)\n"
     return head + report.table(rows, ["set", "student", "protocol", "IOR", "HLR", "LRS", "ARS"]) if rows else ""
 
@@ -240,7 +242,7 @@ def as_csv(lines: list[Line]) -> str:
         means = [round(value.mean, 4) if value else "" for value in values]
         std, ci95 = (line.top1.std, line.top1.ci95) if line.top1 else ("", "")
         writer.writerow(
-            [one.name, one.student, one.protocol.name, line.top1.n if line.top1 else 0, means[0], std, ci95, *means[1:]]
+            [one.name, one.student, whole_name(one.protocol), line.top1.n if line.top1 else 0, means[0], std, ci95, *means[1:]]
         )
     return text.getvalue()
 

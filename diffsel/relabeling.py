@@ -1,7 +1,8 @@
 """Distilled images and a teacher -> what a student sees in each epoch, with labels.
 
-Three sources give the same batches: `online` asks the teacher as it goes, `stored` reads what `diffsel relabel` wrote,
-`hard` takes the class itself.  A batch depends on the seed, the epoch and its place in it, on nothing else.
+`online` asks the teacher as it goes (without one, the class itself is the label), `stored` reads what `diffsel relabel`
+wrote: for the same seed they give the same batches.  A batch depends on the seed, the epoch and its place in it, on nothing
+else.  Online the seed is the student's; stored it is that of `relabel`, so that all students see one stream of batches.
 
     LABELS/ labels.yaml             set, teacher, protocol, seed: what the labels are for
             epoch-000.safetensors   image ids in order, logits (float16), crops, flips, shuffles, mixes
@@ -149,6 +150,7 @@ def label_identity(pictures: Pictures, protocol: ProtocolSettings, recipe: Recip
     return {
         "set": pictures.digest,
         "teacher": teacher.digest,
+        "network": teacher.name,
         "classes": [info.folder for info in pictures.classes],
         "seed": seed,
         "top_k": top_k,
@@ -231,7 +233,10 @@ def _drawn(protocol: ProtocolSettings, recipe: Recipe) -> dict[str, Any]:
 
 
 def stored(folder: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, teacher: str | None = None) -> Source:
-    """Batches as `relabel` saw them, with its labels; errors as for ``check_labels``."""
+    """Batches as `relabel` saw them, with its labels; errors as for ``check_labels``.
+
+    They are the same for every student, whatever its seed: crops, mixes and order are those that were labelled.
+    """
     record = check_labels(folder, pictures.digest, protocol, recipe, teacher)
     mark, classes = fingerprint(record), len(pictures.classes)
 

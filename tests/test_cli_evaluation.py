@@ -48,19 +48,27 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     code, out, err = diffsel(*words, pictures / "rded", "--teacher", pictures / "t")
     assert code == 0, err
     assert "12 validation images" in out
-    assert [line.split()[0] for line in out.splitlines() if "conv3w8  conv3w8  rded-fixed" in line] == ["random", "rded"]
+    assert [line.split()[0] for line in out.splitlines() if "conv3w8  conv3w8  rded-fixed*" in line] == ["random", "rded"]
+    assert "rded-fixed* is rded-fixed with epochs = 3" in out
     results = sorted((pictures / "random-results").rglob("seed-*.json"))
     assert [file.name for file in results] == ["seed-0.json", "seed-1.json"]
     record = json.loads(results[0].read_text())
     assert record["identity"]["protocol"]["resolved"]["batch_size"] == 4
     assert record["teacher_top1"] > 60
+    assert record["protocol"] == "rded-fixed with epochs = 3"
     code, out, err = diffsel(*words, "--stored", pictures / "random-labels")
     assert code == 0, err
+    assert "random  conv3w8 (stored)  conv3w8  rded-fixed*" in out
+    assert "stored: all students see the same batches" in out
     stored = [p for p in (pictures / "random-results").rglob("seed-0.json") if p not in results]
     assert json.loads(stored[0].read_text())["loss"] == pytest.approx(record["loss"], rel=2e-2)  # the same batches, in float16
+    again = json.loads(stored[0].read_text())
+    assert (record["labels"], again["labels"]) == ("online", "stored")
+    assert again["identity"]["teacher"] == record["identity"]["teacher"]  # who wrote the labels
     code, out, err = diffsel(*words, "--labels", "hard", "--name", "hard")
     assert code == 0, err
-    assert "conv3w8  hard" in out
+    assert "conv3w8  hard*" in out
+    assert "hard* is hard with epochs = 3" in out
 
 
 @pytest.mark.parametrize(
