@@ -133,7 +133,7 @@ def evaluate(
     """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
     from .experiment import Bench, gather, make_cell, run_cells
     from .pictures import open_set, open_validation
-    from .report import accuracy_table
+    from .report import accuracy_table, over_random
 
     refuse_unused(settings.protocol, {"--teacher": teacher, "--stored": stored})
     machine, workers = machine_of(settings)
@@ -153,6 +153,9 @@ def evaluate(
     if workers.is_main:
         lines = [gather([cell], seeds, to, machine)[0] for cell, to in zip(cells.values(), targets, strict=True)]
         print(accuracy_table(lines))
+        random = {one.path for one in found if one.method == "random"}
+        if text := over_random(lines, [path in random for path, _ in cells]):
+            print(text)
         print(f"results: {out or ', '.join(map(str, dict.fromkeys(targets)))}")
         if any(line.failed for line in lines):
             raise typer.Exit(1)

@@ -177,16 +177,21 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
     """
     folders = [out] * len(cells) if isinstance(out, Path) else out
     each = list(zip(cells, folders, strict=True))
-    todo = [(cell, seed) for seed in seeds for cell in cells]
-    files = [result_file(folder, cell, seed, bench.machine) for seed in seeds for cell, folder in each]
-    for cell, folder in each:
-        if cell.teacher and not all(result_file(folder, cell, seed, bench.machine).exists() for seed in seeds):
+    todo = {result_file(folder, cell, seed, bench.machine): (cell, seed) for seed in seeds for cell, folder in each}
+    missing = [file for file in todo if not file.exists()]
+    for cell, _ in (todo[file] for file in missing):
+        if cell.teacher:
             bench.check_teacher(cell.teacher, cell.validation)
-    with workers.share(list(zip(todo, files, strict=True)), lambda item: item[1], patience=math.inf) as left:
-        for (cell, seed), file in left:
+    with (
+        bench.progress(total=len(todo), initial=len(todo) - len(missing), desc="students", unit="student") as bar,
+        workers.share(missing, lambda file: file, lambda file: bar.update(), patience=math.inf) as left,
+    ):
+        for file in left:
+            cell, seed = todo[file]
             result = train_one(cell, seed, bench)
             write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
             bench.track({f"{cell.name} top-1": result[cell.protocol.report]["top1"]} if "failed" not in result else {}, seed)
+            bar.update()
 
 
 def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from . import method, selection
 from .config import DataError, Settings
 from .data import ImageData, Row
+from .evaluation import difference
 from .experiment import Line
 from .files import read_lines
 from .patches import Box
@@ -58,6 +59,25 @@ def accuracy_table(lines: Sequence[Line]) -> str:
     if any(line.cell.labels for line in lines):
         notes.append("stored: all students see the same batches; they and the interval differ by initialisation alone")
     return "\n".join([table(rows, header), *dict.fromkeys(notes), *failed])
+
+
+def over_random(lines: Sequence[Line], random: Sequence[bool]) -> str:
+    """How much better the students of each set are than those of random images; empty without such a line.
+
+    ``random``: which lines are of random images.  Compared are lines of one student and as many images of the same classes.
+    """
+
+    def alike(line: Line) -> tuple:
+        return line.cell.student, len(line.cell.train.rows), tuple(info.folder for info in line.cell.train.classes)
+
+    bases = [line for line, is_base in zip(lines, random, strict=True) if is_base]
+    rows = [
+        [line.cell.name, line.cell.student, difference(line.top1, base.top1), base.cell.name]
+        for line, is_base in zip(lines, random, strict=True)
+        for base in bases
+        if not is_base and alike(line) == alike(base) and line.top1 and base.top1
+    ]
+    return "\n" + table(rows, ["set", "student", "top-1 over random ± 95%", "random"]) if rows else ""
 
 
 def describe_data(data: ImageData, settings: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,8 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     assert "12 validation images" in out
     assert [line.split()[0] for line in out.splitlines() if "conv3w8  conv3w8  rded-fixed*" in line] == ["random", "rded"]
     assert "rded-fixed* is rded-fixed with epochs = 3" in out
+    over = out.split("top-1 over random ± 95%")[1]
+    assert re.search(r"rded +conv3w8 +[+-]\d+\.\d.* random$", over, re.MULTILINE)
     results = sorted((pictures / "random-results").rglob("seed-*.json"))
     assert [file.name for file in results] == ["seed-0.json", "seed-1.json"]
     record = json.loads(results[0].read_text())
@@ -58,6 +61,7 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     assert record["protocol"] == "rded-fixed with epochs = 3"
     code, out, err = diffsel(*words, "--stored", pictures / "random-labels")
     assert code == 0, err
+    assert "over random" not in out  # it was alone
     assert "random  conv3w8 (stored)  conv3w8  rded-fixed*" in out
     assert "stored: all students see the same batches" in out
     stored = [p for p in (pictures / "random-results").rglob("seed-0.json") if p not in results]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -12,12 +13,14 @@ import pytest
 import torch
 from conftest import draw
 from safetensors.numpy import load_file
+from scipy.stats import ttest_ind
+from tqdm import tqdm
 
 from diffsel import evaluation, experiment, relabeling
 from diffsel.classes import ClassInfo
 from diffsel.config import resolve
 from diffsel.data import open_data
-from diffsel.evaluation import Machine, fairness, spread, train_student
+from diffsel.evaluation import Machine, difference, fairness, spread, train_student
 from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells
 from diffsel.networks import build
 from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
@@ -249,6 +252,32 @@ def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None
         gather([cell], range(3), tmp_path / "r", CPU)
 
 
+def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) -> None:
+    from diffsel.distributed import Workers
+
+    bars: list = []
+
+    def progress(*given, **words):
+        bars.append(tqdm(*given, **words, file=io.StringIO()))
+        return bars[-1]
+
+    bench = Trusting(CPU, progress)
+    cell, other = cell_of(world, bench), cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))
+    run_cells([cell], range(1), tmp_path, Trusting(CPU), Workers(cpu=True))
+    late, real = result_file(tmp_path, other, 1, CPU), experiment.train_one
+
+    def train(*given):  # meanwhile another process ends with the last one
+        late.parent.mkdir(exist_ok=True)
+        late.write_text("{}")
+        return real(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "train_one", train)
+        run_cells([cell, other], range(2), tmp_path, bench, Workers(cpu=True))
+    (bar,) = (bar for bar in bars if bar.desc == "students")
+    assert (bar.initial, bar.n, bar.total) == (1, 4, 4)
+
+
 def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_path: Path, monkeypatch) -> None:
     from diffsel.distributed import Workers
 
@@ -373,6 +402,14 @@ def test_the_interval_is_students_t() -> None:
     assert spread([3.0]).ci95 is None
     with pytest.raises(ValueError, match="no student"):
         spread([])
+
+
+def test_the_improvement_over_random_has_welchs_interval() -> None:
+    ours, theirs = [50.0, 51.0, 52.0, 55.0], [40.0, 44.0, 45.0]
+    low, high = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assert difference(spread(ours), spread(theirs)) == f"{52 - 43:+.1f} ± {(high - low) / 2:.1f}"
+    assert difference(spread([50.0]), spread(theirs)) == "+7.0"
+    assert difference(spread([5.0, 5.0]), spread([6.0, 6.0])) == "-1.0"
 
 
 def test_fairness_scores_have_the_closed_form_of_dd_ranking() -> None:
