@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .classes import ClassInfo, imagenet_wnids, refuse_shared
-from .networks import CONVNETS, NAMES, SMALL, build, canonical, check_size, convnet_shape
+from .networks import CONVNETS, MEAN, NAMES, SMALL, STD, Renormalised, build, canonical, check_size, convnet_shape
 from .sections import ConfigError, DataError
 
 WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
@@ -38,6 +38,8 @@ class Checkpoint:
     size: int | None  # side of the images it was trained on, pixels
     accuracy: float | None  # top-1 in percent as recorded
     source: str
+    mean: tuple[float, ...] = MEAN  # what its images were normalised with
+    std: tuple[float, ...] = STD
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ def load_teacher(spec: str, classes: Sequence[ClassInfo], size: int, device: tor
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(found.state):
         digest.update(name.encode() + found.state[name].contiguous().cpu().numpy().tobytes())
+    if (found.mean, found.std) != (MEAN, STD):
+        network = Renormalised(network, found.mean, found.std)
+        digest.update(repr((found.mean, found.std)).encode())
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     chosen = torch.tensor(rows, device=device)
     return Teacher(found.network, found.source, network, chosen, found.accuracy, digest.hexdigest())
@@ -132,7 +137,8 @@ def _read_pth(path: Path) -> Checkpoint:
 def _download(name: str) -> Checkpoint:
     if name.startswith("timm:"):
         network = build_pretrained_timm(name)
-        return Checkpoint(name, network.state_dict(), tuple(imagenet_wnids()), None, None, name)
+        mean, std = timm_normalisation(network, name)
+        return Checkpoint(name, network.state_dict(), tuple(imagenet_wnids()), None, None, name, mean, std)
     if convnet_shape(name) or name in SMALL:
         raise ConfigError(f"there are no public weights of {name}; train them with `diffsel teacher DATA --network {name}`")
     from torchvision import models
@@ -157,6 +163,15 @@ def build_pretrained_timm(name: str) -> nn.Module:
     if getattr(network, "num_classes", None) != 1000:
         raise ConfigError(f"{name} has {getattr(network, 'num_classes', '?')} classes; only ImageNet's 1000 are known by name")
     return network
+
+
+def timm_normalisation(network: nn.Module, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that its weights were trained with, as timm records them.  Raises ConfigError where it does not."""
+    recorded = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    mean, std = (tuple(map(float, recorded.get(key) or ())) for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise ConfigError(f"{name}: timm records no mean and std of three colours for its weights; give a network with them")
+    return mean, std
 
 
 def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,6 +71,40 @@ def test_timm_networks_by_name() -> None:
         build("timm:resnet9000", 7, 64)
 
 
+class Light(torch.nn.Module):
+    """Stands for a pretrained timm network: its logits are the mean colours it is shown."""
+
+    num_classes, pretrained_cfg = 1000, {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 1000)
+        torch.nn.init.zeros_(self.fc.bias)
+        torch.nn.init.eye_(self.fc.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images.mean((2, 3)))
+
+
+def test_timm_teachers_see_images_as_they_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, imagenet = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 0.5)}, {"mean": networks.MEAN, "std": networks.STD}
+    infos = [ClassInfo(wnid, wnid) for wnid in imagenet_wnids()[:3]]
+    monkeypatch.setattr(networks, "_timm", lambda name, **options: Light())
+    pixels = torch.randint(0, 256, (4, 3, 16, 16))
+    digests = set()
+    for recorded in (half, imagenet):
+        monkeypatch.setattr(Light, "pretrained_cfg", recorded)
+        teacher = load_teacher("timm:light", infos, 16, CPU)
+        mean, std = (torch.tensor(recorded[key]) for key in ("mean", "std"))
+        expected = ((pixels / 255).mean((2, 3)) - mean) / std
+        torch.testing.assert_close(teacher.logits(networks.normalise(pixels)), expected, atol=1e-5, rtol=1e-5)
+        digests.add(teacher.digest)
+    assert len(digests) == 2  # labels of the one are not those of the other
+    monkeypatch.setattr(Light, "pretrained_cfg", {"mean": None})
+    with pytest.raises(ConfigError, match="timm:light: timm records no mean and std"):
+        load_teacher("timm:light", infos, 16, CPU)
+
+
 # ---- teachers --------------------------------------------------------------------------------------------------------
 
 CLASSES = [ClassInfo(name, name) for name in ("ant", "bee", "cat")]
