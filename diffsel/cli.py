@@ -116,14 +116,16 @@ def select(
 
 def _baseline(run: str, settings: Settings, sets: dict[int, Path], only: list[str] | None, teacher: str | None,
               quiet: bool) -> None:  # fmt: skip
-    """`select --method random|rded`: the images of a run, or of any data set."""
+    """`select --method random|rded`: the images of a run, or of any data set; the main process does it alone."""
     from . import method, session
     from .data import open_data
-    from .diffusion import pick_device
-    from .teachers import load_teacher
+    from .experiment import Bench
 
     if settings.selection.method == "rded" and not teacher:
         raise ConfigError("--method rded needs a classifier that judges crops: --teacher NAME, FOLDER or FILE")
+    machine, workers = cli_evaluation.machine_of(settings)
+    if not workers.is_main:
+        return workers.wait_for([target / "set.yaml" for target in sets.values()])
     if (Path(run) / "run.yaml").exists():
         session.check_data(Path(run), settings)
         data = session.look(Path(run), settings).data
@@ -132,8 +134,7 @@ def _baseline(run: str, settings: Settings, sets: dict[int, Path], only: list[st
     names = method.known_classes(data, split_names(only, [info.folder for info in data.classes]))
     judge = None
     if settings.selection.method == "rded" and teacher:
-        infos = [info for name in names for info in data.classes if info.folder == name]
-        judge = load_teacher(teacher, infos, method.judge_size(settings), pick_device(settings.compute.device))
+        judge = Bench(machine, progress(quiet), tell=print).judge(teacher, data, names, settings)
     for n, target in sets.items():
         method.select_baseline(data, n, target, settings, names, judge, progress(quiet))
         print(f"ipc {n}: {target}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .config import Settings
+from .config import ConfigError, ProtocolSettings, Settings
 from .flags import DataArg, Quiet, progress, settings_flags
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def relabel(
         images = open_validation(val, settings, progress(quiet))
         bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
     else:
-        bench.check_teacher(loaded, album, recorded=False)
+        bench.check_teacher(loaded, album, recorded=False, images="images of the set itself")
     size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
     print(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
     target = out or beside(set_, "labels")
@@ -119,7 +120,10 @@ def evaluate(
     val: Val,
     student: Annotated[list[str], typer.Option("--student", metavar="S", help="conv3, resnet18, ...; repeatable.")],
     teacher: TeacherOpt = None,
-    stored: Annotated[Path | None, typer.Option("--stored", metavar="LABELS", help="Labels written by `relabel`.")] = None,
+    stored: Annotated[
+        Path | None,
+        typer.Option("--stored", metavar="LABELS", help="Labels written by `relabel`; all students see its batches."),
+    ] = None,
     students: Seeds = 5,
     ipc: Ipc = None,
     factor: Factor = None,
@@ -129,8 +133,9 @@ def evaluate(
     """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
     from .experiment import Bench, gather, make_cell, run_cells
     from .pictures import open_set, open_validation
-    from .report import accuracy_table
+    from .report import accuracy_table, over_random
 
+    refuse_unused(settings.protocol, {"--teacher": teacher, "--stored": stored})
     machine, workers = machine_of(settings)
     bench = Bench(machine, progress(quiet), tell=print if workers.is_main else lambda text: None)
     found = [open_set(path, factor, progress(quiet)) for path in sets]
@@ -148,6 +153,9 @@ def evaluate(
     if workers.is_main:
         lines = [gather([cell], seeds, to, machine)[0] for cell, to in zip(cells.values(), targets, strict=True)]
         print(accuracy_table(lines))
+        random = {one.path for one in found if one.method == "random"}
+        if text := over_random(lines, [path in random for path, _ in cells]):
+            print(text)
         print(f"results: {out or ', '.join(map(str, dict.fromkeys(targets)))}")
         if any(line.failed for line in lines):
             raise typer.Exit(1)
@@ -165,6 +173,15 @@ def experiment(
 
     machine, workers = machine_of(settings)
     print(run_matrix(read_matrix(file), out, settings, machine, workers, progress(quiet)), end="")
+
+
+def refuse_unused(protocol: ProtocolSettings, given: Mapping[str, object]) -> None:
+    """Raises ConfigError for options about a teacher's labels beside a protocol that uses none."""
+    for option, value in given.items() if protocol.labels == "hard" else ():
+        if value:
+            raise ConfigError(
+                f"{option} {value}, but protocol.labels = hard uses no teacher's labels; leave it out, or take --labels soft"
+            )
 
 
 def named(path: Path) -> Path:

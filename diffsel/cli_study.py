@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .cli_evaluation import beside, refuse_unused
 from .config import ConfigError, Settings
 from .flags import Quiet, RunArg, progress, settings_flags
 
@@ -54,7 +55,7 @@ def prompts(
     opened = session.resume(run, settings, progress(quiet))
     study = stage.plan(opened, templates or [], null, words)
     judges = _judges(settings, val, student, teacher, quiet) if val else None
-    target = out or run.with_name(run.name + "-prompts")
+    target = out or beside(run, "prompts")
     views = study.views()
     for view in views if ipc else []:
         method.check_set(view, ipc, comparison.set_folder(view, target, ipc))
@@ -113,7 +114,7 @@ def export(
     """A distilled set in the form that another tool reads, with a filled-in card; the licence is left to you."""
     from .export import export as write
 
-    target = out or set_.with_name(f"{set_.name}-{to}")
+    target = out or beside(set_, to)
     if push:
         from . import hub
 
@@ -126,16 +127,17 @@ def export(
 
 def _judges(settings: Settings, val: str, student: str, teacher: str | None, quiet: bool) -> ImageData:
     """The validation images; what cannot be trained or judged is refused before any prompt is scored."""
-    from .data import open_data
     from .networks import canonical
+    from .pictures import open_validation
     from .teachers import read_checkpoint
 
     canonical(student)
+    refuse_unused(settings.protocol, {"--teacher": teacher})
     if settings.protocol.labels == "soft" and not teacher:
         raise ConfigError(f"protocol {settings.protocol.name!r} needs a teacher (--teacher), or protocol.labels = hard")
     if teacher:
         read_checkpoint(teacher)
-    return open_data(val, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    return open_validation(val, settings, progress(quiet))
 
 
 def _accuracies(study: Study, sets: list[Path], images: ImageData, student: str, teacher: str | None,

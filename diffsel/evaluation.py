@@ -76,7 +76,7 @@ def train_student(student: str, source: Source, validation: Pictures, protocol: 
     optimizer = make_optimizer(network, protocol, recipe)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
     scores, curve, seen = [], [], 0
-    with progress(total=protocol.epochs, desc=f"student {student}, seed {seed}", unit="epoch") as bar:
+    with progress(total=protocol.epochs, desc=f"student {student}, seed {seed}", unit="epoch", leave=False) as bar:
         for epoch in range(protocol.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * rate_factor(protocol, epoch)
@@ -119,7 +119,7 @@ def train_epoch(network: nn.Module, batches: Iterable[Batch], optimizer: torch.o
         with machine.autocast():
             if protocol.double_forward:
                 with torch.no_grad():
-                    network(batch.images)
+                    network(batch.images if batch.unmixed is None else batch.unmixed)
             output = network(batch.images)
         output = output.float()
         loss = batch_loss(output, batch, recipe.temperature, protocol.labels) / protocol.accumulate
@@ -212,6 +212,18 @@ def spread(values: Sequence[float]) -> Spread:
 
     std = float(np.std(values, ddof=1))
     return Spread(n, mean, std, float(t.ppf(0.975, n - 1) * std / math.sqrt(n)))
+
+
+def difference(ours: Spread, theirs: Spread) -> str:
+    """How much better ours is, points, with Welch's 95% interval where both have one."""
+    text = f"{ours.mean - theirs.mean:+.1f}"
+    if ours.std is None or theirs.std is None or not (ours.std or theirs.std):
+        return text
+    from scipy.stats import t
+
+    a, b = ours.std**2 / ours.n, theirs.std**2 / theirs.n
+    freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (theirs.n - 1))
+    return f"{text} ± {t.ppf(0.975, freedom) * math.sqrt(a + b):.1f}"
 
 
 def fairness(*, soft: float, random_soft: float, hard: float | None = None, full_hard: float | None = None,

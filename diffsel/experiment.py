@@ -10,26 +10,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import evaluation
-from .config import ConfigError, ProtocolSettings, fingerprint, identity
+from . import evaluation, method
+from .baselines import drawn, readable
+from .config import ConfigError, ProtocolSettings, Settings, fingerprint, identity
 from .data import ImageData, Progress, quiet
 from .distributed import Track, Workers
 from .evaluation import Diverged, Machine, Spread, spread
 from .files import safe_name, write_atomically
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
-from .protocols import Recipe, check_batches, resolve_recipe
+from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
 from .relabeling import check_labels, online, stored
 from .store import StoreError
 from .teachers import Teacher, check_order, load_teacher
+
+JUDGED = (5, 500)  # images on which RDED's judge is measured: at least so many of a class, and about so many in all
 
 
 @dataclass
@@ -61,19 +65,35 @@ class Bench:
             self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
         return self.loaded[album.digest]
 
-    def check_teacher(self, teacher: Teacher, validation: Album, recorded: bool = True) -> float:
-        """Its top-1 on the validation images, percent; measured once.  Raises DataError where its classes slipped.
+    def check_teacher(self, teacher: Teacher, album: Album, recorded: bool = True, images: str = "validation images") -> float:
+        """Its top-1 on labelled images, percent; measured once, and told.  Raises DataError where its classes slipped.
 
-        ``recorded``: the images are such as the teacher's recorded accuracy speaks of.
+        ``recorded``: the images are such as the teacher's recorded accuracy speaks of; ``images`` says which they are.
         """
-        key = (teacher.digest, validation.digest)
+        key = (teacher.digest, album.digest)
         if key not in self.accuracies:
-            counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(validation), self.machine)
-            names = [info.folder for info in validation.classes]
-            self.accuracies[key] = check_order(counts, names, teacher.accuracy if recorded else None, teacher.source)
-            where = "validation images" if recorded else "distilled images"
-            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(validation.rows)} {where}")
+            counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(album), self.machine)
+            names = [info.folder for info in album.classes]
+            expected = teacher.accuracy if recorded else None
+            self.accuracies[key], doubt = check_order(counts, names, expected, teacher.source, images)
+            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(album.rows)} {images}")
+            if doubt:
+                self.tell(f"note: {doubt}")
         return self.accuracies[key]
+
+    def judge(self, spec: str, data: ImageData, names: Sequence[str], s: Settings) -> Teacher:
+        """Who judges RDED's crops of these classes, measured on the middles of images that it will judge.
+
+        Raises ConfigError and DataError as ``load_teacher``, and DataError where its classes slipped.
+        """
+        infos = tuple(info for name in names for info in data.classes if info.folder == name)
+        size = method.judge_size(s)
+        teacher = load_teacher(spec, infos, size, self.machine.device)
+        each = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos)))
+        rows = [row for name in names for row in islice(readable(data, drawn(data, name, s.seed)), each)]
+        album = Album(data, tuple(rows), infos, size, validation_resize(size))
+        self.check_teacher(teacher, album, images="of the images whose crops it judges")
+        return teacher
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,17 @@ class Cell:
     recipe: Recipe
     teacher: Teacher | None
     labels: Path | None = None  # stored labels; None: the teacher labels as the student learns
+    author: Mapping[str, str] | None = None  # network and digest of the teacher whose labels these are, stored or not
+
+    @property
+    def labelling(self) -> str:
+        """hard, online (each student sees its own batches) or stored (all students see the same)."""
+        return "hard" if self.protocol.labels == "hard" else "online" if self.labels is None else "stored"
+
+    @property
+    def labelled_by(self) -> str:
+        """For tables."""
+        return (self.author["network"] if self.author else "-") + " (stored)" * (self.labelling == "stored")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -101,7 +132,7 @@ class Cell:
             "student": self.student,
             "protocol": {**protocol, "resolved": _plain(self.recipe)},
             "protocol_hash": fingerprint(protocol),
-            "teacher": {"network": self.teacher.name, "digest": self.teacher.digest} if self.teacher else None,
+            "teacher": dict(self.author) if self.author else None,
             "labels": "online" if self.labels is None else fingerprint((self.labels / "labels.yaml").read_text()),
         }
 
@@ -131,9 +162,11 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
     )
     check_batches(protocol, recipe.batch_size, len(train.rows))
     validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
+    author = {"network": loaded.name, "digest": loaded.digest} if loaded else None
     if labels and soft:
-        check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
-    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None)
+        record = check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
+        author = author or {"network": record.get("network", record["teacher"][:8]), "digest": record["teacher"]}
+    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author)
 
 
 def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench, workers: Workers) -> None:
@@ -144,16 +177,21 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
     """
     folders = [out] * len(cells) if isinstance(out, Path) else out
     each = list(zip(cells, folders, strict=True))
-    todo = [(cell, seed) for seed in seeds for cell in cells]
-    files = [result_file(folder, cell, seed, bench.machine) for seed in seeds for cell, folder in each]
-    for cell, folder in each:
-        if cell.teacher and not all(result_file(folder, cell, seed, bench.machine).exists() for seed in seeds):
+    todo = {result_file(folder, cell, seed, bench.machine): (cell, seed) for seed in seeds for cell, folder in each}
+    missing = [file for file in todo if not file.exists()]
+    for cell, _ in (todo[file] for file in missing):
+        if cell.teacher:
             bench.check_teacher(cell.teacher, cell.validation)
-    with workers.share(list(zip(todo, files, strict=True)), lambda item: item[1], patience=math.inf) as left:
-        for (cell, seed), file in left:
+    with (
+        bench.progress(total=len(todo), initial=len(todo) - len(missing), desc="students", unit="student") as bar,
+        workers.share(missing, lambda file: file, lambda file: bar.update(), patience=math.inf) as left,
+    ):
+        for file in left:
+            cell, seed = todo[file]
             result = train_one(cell, seed, bench)
             write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
             bench.track({f"{cell.name} top-1": result[cell.protocol.report]["top1"]} if "failed" not in result else {}, seed)
+            bar.update()
 
 
 def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
@@ -167,7 +205,8 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
     result = {
         "cell": cell.name,
         "seed": seed,
-        "protocol": cell.protocol.name,
+        "protocol": whole_name(cell.protocol),
+        "labels": cell.labelling,
         "report": cell.protocol.report,
         "identity": cell.identity,
         "precision": bench.machine.precision,

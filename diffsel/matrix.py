@@ -29,9 +29,9 @@ from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
 from .files import safe_name, write_atomically
 from .networks import canonical, check_size
 from .pictures import open_set, open_validation
+from .protocols import starred, whole_name
 from .sections import Method
 from .session import start
-from .teachers import load_teacher
 
 
 def _all_classes() -> dict[str, tuple[str, ...] | None]:
@@ -137,9 +137,7 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
         check_size(canonical(student), side)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
-        make_set(
-            point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, machine, progress
-        )
+        make_set(point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, bench)
     sets = {name: open_set(out / "sets" / name) for name in folders}
     cells: dict[Point, Cell] = {
         point: make_cell(point.name, sets[point.set_name], val[point.dataset], point.student, protocols[point.protocol],
@@ -175,7 +173,8 @@ def pivots(lines: Mapping[Point, Line]) -> list[str]:
         teachers, students = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
         if len(teachers) > 1 and len(students) > 1:
             rows = [[Path(t).name, *(str(cells[t, s].top1 or "-") for s in students)] for t in teachers]
-            texts.append(f"{group.name}, {group.protocol}\n" + report.table(rows, ["teacher \\ student", *students]))
+            protocol = starred(next(iter(cells.values())).cell.protocol)
+            texts.append(f"{group.name}, {protocol}\n" + report.table(rows, ["teacher \\ student", *students]))
     return texts
 
 
@@ -206,7 +205,7 @@ def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
             full = matrix.full.get(point.dataset, {}).get(point.subset, {}).get(point.student)
             found = fairness(**means, full_hard=full)
             columns = [f"{found[key]:.1f}" if key in found else "-" for key in ("IOR", "HLR", "LRS", "ARS")]
-            rows.append([point.name, point.student, point.protocol, *columns])
+            rows.append([point.name, point.student, starred(protocol), *columns])
     head = "Fairness scores of DD-Ranking: improvement over random, hard-label recovery (points), robust scores (percent)\n"
     return head + report.table(rows, ["set", "student", "protocol", "IOR", "HLR", "LRS", "ARS"]) if rows else ""
 
@@ -216,19 +215,17 @@ def _is_plain(protocol: ProtocolSettings) -> bool:
     return protocol.labels == "soft" and protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
 
 
-def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, machine: Machine,
-             progress: Progress) -> None:  # fmt: skip
+def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, bench: Bench) -> None:
     """The distilled set of a point, where it is missing."""
     train, names = matrix.datasets[point.dataset].train, matrix.classes[point.subset]
     s = s.model_copy(update={"selection": s.selection.model_copy(update={"method": point.method})})
     if point.method in ("random", "rded"):
         if workers.is_main:
-            data = open_data(train, s.data, s.seed, s.compute.workers, progress)
-            infos = [info for name in method.known_classes(data, names) for info in data.classes if info.folder == name]
-            judge = load_teacher(point.teacher, infos, method.judge_size(s), machine.device) if point.method == "rded" else None
-            method.select_baseline(data, point.ipc, folder, s, names, judge, progress)
+            data = open_data(train, s.data, s.seed, s.compute.workers, bench.progress)
+            judge = bench.judge(point.teacher, data, method.known_classes(data, names), s) if point.method == "rded" else None
+            method.select_baseline(data, point.ipc, folder, s, names, judge, bench.progress)
     else:
-        session = start(train, run, s, progress)
+        session = start(train, run, s, bench.progress)
         method.check_set(session, point.ipc, folder, names)
         method.score(session)
         method.embed(session)
@@ -245,7 +242,7 @@ def as_csv(lines: list[Line]) -> str:
         means = [round(value.mean, 4) if value else "" for value in values]
         std, ci95 = (line.top1.std, line.top1.ci95) if line.top1 else ("", "")
         writer.writerow(
-            [one.name, one.student, one.protocol.name, line.top1.n if line.top1 else 0, means[0], std, ci95, *means[1:]]
+            [one.name, one.student, whole_name(one.protocol), line.top1.n if line.top1 else 0, means[0], std, ci95, *means[1:]]
         )
     return text.getvalue()
 

@@ -4,6 +4,7 @@ order and their weights are teachers.py's business."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
@@ -136,6 +137,23 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     for name, parameter in network.named_parameters():
         groups["weight" not in name or parameter.ndim < 2].append(parameter)
     return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+
+class Renormalised(nn.Module):
+    """A network that was trained with another mean and deviation of values in [0, 1], for images with ImageNet's."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.network = network
+        our_mean, our_std, its_mean, its_std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD, mean, std))
+        self.register_buffer("scale", our_std / its_std)
+        self.register_buffer("shift", (our_mean - its_mean) / its_std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images * self.scale + self.shift)
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ class DistilledSet:
     ipc: int  # images of the smallest class
     factor: int  # tiles per mosaic side
     side: int  # of its pictures, pixels
+    method: str | None = None  # as recorded: random, rded, diffsel ...
 
 
 def open_set(path: Path, factor: int | None = None, progress: Progress = quiet) -> DistilledSet:
@@ -115,8 +116,8 @@ def open_set(path: Path, factor: int | None = None, progress: Progress = quiet) 
         raise DataError(f"{path}: {data.skipped[0].path} cannot be read ({data.skipped[0].reason}); the set is damaged")
     counts = {info.folder: len(data.of_class(info.folder)) for info in data.classes}
     names = tuple(record["classes"]) if record else tuple(info.folder for info in data.classes)
-    side = min(data.rows[0].width, data.rows[0].height)
-    return DistilledSet(path, data, names, min(counts.values()), factor or record.get("factor", 1), side)
+    side, method = min(data.rows[0].width, data.rows[0].height), record.get("selection", {}).get("method")
+    return DistilledSet(path, data, names, min(counts.values()), factor or record.get("factor", 1), side, method)
 
 
 def set_pictures(found: DistilledSet, ipc: int | None, size: int) -> Album:

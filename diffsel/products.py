@@ -92,7 +92,7 @@ def make_set(job: Job, folder: Path, run: Path, machine: Machine, workers: Worke
     one = matrix.Matrix(
         {job.dataset: source}, (cast(matrix.Method, job.method),), (job.ipc,), (job.teacher,), (job.student,), subset
     )
-    matrix.make_set(matrix.points(one)[0], one, folder, run, job.settings, workers, machine, progress)
+    matrix.make_set(matrix.points(one)[0], one, folder, run, job.settings, workers, Bench(machine, progress, print))
 
 
 def _some_classes(job: Job, run: Path, progress: Progress) -> tuple[str, ...] | None:

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .sections import ConfigError, ProtocolSettings
 
 RATES = {"efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "vgg11": 5e-4, "alexnet": 1e-4}  # of AdamW; others: below
 BATCHES = {1: 10, 10: 50, 50: 100}  # ipc -> batch size with fewer than 100 classes
+NAMED: dict[str, dict[str, Any]] = {  # what these names promise: configs/protocols/NAME.yaml, apart from the defaults
+    "rded-fixed": {},
+    "rded": {"double_forward": True, "drop_remainder": True, "report": "best"},
+    "hard": {"labels": "hard"},
+    "plain": {"mix": "none", "crop": False, "flip": False, "shuffle": False},
+}
+
+
+def changes(p: ProtocolSettings) -> str:
+    """In which settings a protocol is not what its name promises, as "labels = hard, epochs = 3"; empty for own names too."""
+    if p.name not in NAMED:
+        return ""
+    promised = ProtocolSettings(name=p.name, **NAMED[p.name])
+    names = [name for name in type(p).model_fields if getattr(p, name) != getattr(promised, name)]
+    return ", ".join(f"{name} = {getattr(p, name)}" for name in names)
+
+
+def whole_name(p: ProtocolSettings) -> str:
+    """A protocol's name, and what differs from it."""
+    return f"{p.name} with {found}" if (found := changes(p)) else p.name
+
+
+def starred(p: ProtocolSettings) -> str:
+    """A protocol's name, with a star where something differs from it."""
+    return p.name + "*" * bool(changes(p))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Distilled images and a teacher -> what a student sees in each epoch, with labels.
 
-Three sources give the same batches: `online` asks the teacher as it goes, `stored` reads what `diffsel relabel` wrote,
-`hard` takes the class itself.  A batch depends on the seed, the epoch and its place in it, on nothing else.
+`online` asks the teacher as it goes (without one, the class itself is the label), `stored` reads what `diffsel relabel`
+wrote: for the same seed they give the same batches.  A batch depends on the seed, the epoch and its place in it, on nothing
+else.  Online the seed is the student's; stored it is that of `relabel`, so that all students see one stream of batches.
 
     LABELS/ labels.yaml             set, teacher, protocol, seed: what the labels are for
             epoch-000.safetensors   image ids in order, logits (float16), crops, flips, shuffles, mixes
@@ -49,6 +50,7 @@ class Batch:
     logits: Float[Tensor, "b classes"] | None
     other: Int[Tensor, " b"]  # class of the partner
     share: float  # of the image itself
+    unmixed: Float[Tensor, "b 3 s s"] | None = None  # what RDED's extra forward sees, where that is not ``images``
 
 
 AT_ONCE = 512  # images that are made and labelled together, where the set is smaller
@@ -74,9 +76,17 @@ def plan_epoch(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, s
 
 def show(pictures: Pictures, plans: Sequence[Plan], protocol: ProtocolSettings, recipe: Recipe) -> Float[Tensor, "n 3 s s"]:
     """The mixed, normalised images of several batches, one after the other."""
+    return mixed(unmixed(pictures, plans, protocol, recipe), plans)
+
+
+def unmixed(pictures: Pictures, plans: Sequence[Plan], protocol: ProtocolSettings, recipe: Recipe) -> Float[Tensor, "n 3 s s"]:
+    """The normalised images of several batches as their views have them."""
     ids = torch.from_numpy(np.concatenate([plan.ids for plan in plans])).to(pictures.pixels.device)
     views = Views(*(np.concatenate([getattr(p.views, name) for p in plans]) for name in ("crop", "flip", "rows", "cols")))
-    images = normalise(view(pictures.pixels[ids], views, recipe.size, protocol.drop_remainder))
+    return normalise(view(pictures.pixels[ids], views, recipe.size, protocol.drop_remainder))
+
+
+def mixed(images: Float[Tensor, "n 3 s s"], plans: Sequence[Plan]) -> Float[Tensor, "n 3 s s"]:
     parts = images.split([len(plan.ids) for plan in plans])
     return torch.cat([apply_mix(part, plan.mix) for part, plan in zip(parts, plans, strict=True)])
 
@@ -110,21 +120,25 @@ def online(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed:
         yield from ready.pop(epoch)
 
     def label(plans: list[tuple[int, Plan]]) -> Iterator[tuple[int, Batch]]:
-        images = show(pictures, [plan for _, plan in plans], protocol, recipe)
+        plain = unmixed(pictures, [plan for _, plan in plans], protocol, recipe)
+        images = mixed(plain, [plan for _, plan in plans])
         logits = teacher.logits(images) if teacher else None
         start = 0
         for epoch, plan in plans:
             part = slice(start, start + len(plan.ids))
-            yield epoch, _batch(pictures, plan, images[part], None if logits is None else logits[part])
+            yield epoch, _batch(pictures, plan, protocol, plain[part], images[part], None if logits is None else logits[part])
             start += len(plan.ids)
 
     return batches
 
 
-def _batch(pictures: Pictures, plan: Plan, images: Tensor, logits: Tensor | None) -> Batch:
+def _batch(pictures: Pictures, plan: Plan, protocol: ProtocolSettings, plain: Tensor, images: Tensor,
+           logits: Tensor | None) -> Batch:  # fmt: skip
+    """RDED's CutMix writes into the batch that its extra forward sees, its MixUp makes a new one."""
     labels = pictures.labels[torch.from_numpy(plan.ids).to(pictures.labels.device)]
     other = labels[torch.from_numpy(plan.mix.partner).to(labels.device)]
-    return Batch(images, labels, logits, other, plan.mix.share(*images.shape[2:]))
+    keep = protocol.double_forward and protocol.mix == "mixup"
+    return Batch(images, labels, logits, other, plan.mix.share(*images.shape[2:]), plain if keep else None)
 
 
 # ---- stored labels ---------------------------------------------------------------------------------------------------
@@ -136,6 +150,7 @@ def label_identity(pictures: Pictures, protocol: ProtocolSettings, recipe: Recip
     return {
         "set": pictures.digest,
         "teacher": teacher.digest,
+        "network": teacher.name,
         "classes": [info.folder for info in pictures.classes],
         "seed": seed,
         "top_k": top_k,
@@ -218,7 +233,10 @@ def _drawn(protocol: ProtocolSettings, recipe: Recipe) -> dict[str, Any]:
 
 
 def stored(folder: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, teacher: str | None = None) -> Source:
-    """Batches as `relabel` saw them, with its labels; errors as for ``check_labels``."""
+    """Batches as `relabel` saw them, with its labels; errors as for ``check_labels``.
+
+    They are the same for every student, whatever its seed: crops, mixes and order are those that were labelled.
+    """
     record = check_labels(folder, pictures.digest, protocol, recipe, teacher)
     mark, classes = fingerprint(record), len(pictures.classes)
 
@@ -227,8 +245,8 @@ def stored(folder: Path, pictures: Pictures, protocol: ProtocolSettings, recipe:
         logits = torch.from_numpy(_all_logits(tensors, classes)).to(pictures.pixels.device)
         start = 0
         for plan in _plans(tensors, protocol.mix):
-            images = show(pictures, [plan], protocol, recipe)
-            yield _batch(pictures, plan, images, logits[start : start + len(plan.ids)])
+            plain = unmixed(pictures, [plan], protocol, recipe)
+            yield _batch(pictures, plan, protocol, plain, mixed(plain, [plan]), logits[start : start + len(plan.ids)])
             start += len(plan.ids)
 
     return batches

@@ -14,10 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 from . import method, selection
 from .config import DataError, Settings
 from .data import ImageData, Row
+from .evaluation import difference
 from .experiment import Line
 from .files import read_lines
 from .patches import Box
 from .pixels import Pixels
+from .protocols import changes, starred
 from .session import Session
 from .store import StoreError
 
@@ -34,13 +36,14 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
 
 
 def accuracy_table(lines: Sequence[Line]) -> str:
-    """Top-1 and top-5 in percent with 95% intervals; below it, what failed."""
+    """Top-1 and top-5 in percent with 95% intervals; below it, where protocols differ from what their names say, what
+    students of stored labels share, and what failed."""
     rows = [
         [
             line.cell.name,
-            line.cell.teacher.name if line.cell.teacher else "-",
+            line.cell.labelled_by,
             line.cell.student,
-            line.cell.protocol.name,
+            starred(line.cell.protocol),
             line.top1.n if line.top1 else 0,
             str(line.top1 or "-"),
             "-" if line.top1 is None or line.top1.std is None else f"{line.top1.std:.2f}",
@@ -52,7 +55,29 @@ def accuracy_table(lines: Sequence[Line]) -> str:
     ]
     header = ["set", "teacher", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
     failed = [f"{line.cell.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
-    return "\n".join([table(rows, header), *failed])
+    notes = [f"{starred(p)} is {p.name} with {changes(p)}" for p in (line.cell.protocol for line in lines) if changes(p)]
+    if any(line.cell.labels for line in lines):
+        notes.append("stored: all students see the same batches; they and the interval differ by initialisation alone")
+    return "\n".join([table(rows, header), *dict.fromkeys(notes), *failed])
+
+
+def over_random(lines: Sequence[Line], random: Sequence[bool]) -> str:
+    """How much better the students of each set are than those of random images; empty without such a line.
+
+    ``random``: which lines are of random images.  Compared are lines of one student and as many images of the same classes.
+    """
+
+    def alike(line: Line) -> tuple:
+        return line.cell.student, len(line.cell.train.rows), tuple(info.folder for info in line.cell.train.classes)
+
+    bases = [line for line, is_base in zip(lines, random, strict=True) if is_base]
+    rows = [
+        [line.cell.name, line.cell.student, difference(line.top1, base.top1), base.cell.name]
+        for line, is_base in zip(lines, random, strict=True)
+        for base in bases
+        if not is_base and alike(line) == alike(base) and line.top1 and base.top1
+    ]
+    return "\n" + table(rows, ["set", "student", "top-1 over random ± 95%", "random"]) if rows else ""
 
 
 def describe_data(data: ImageData, settings: Settings) -> str:

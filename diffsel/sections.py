@@ -268,7 +268,9 @@ class ProtocolSettings(Section):
     evaluate_every: int = Field(10, ge=1, description="Epochs between evaluations in the last fifth; the last one always.")
     report: Literal["best", "last"] = Field("last", description="Which epoch the tables show; results hold both.")
     val_images_per_class: int | None = Field(None, ge=1, description="RDED reads the first 50 files only; default: all.")
-    double_forward: bool = Field(False, description="RDED's extra forward in train mode, which updates BatchNorm twice.")
+    double_forward: bool = Field(
+        False, description="RDED's extra forward in train mode (for mixup of the unmixed batch), which updates BatchNorm twice."
+    )
     drop_remainder: bool = Field(False, description="RDED's ShufflePatches drops what does not divide by the factor.")
 
 

@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .classes import ClassInfo, imagenet_wnids, refuse_shared
-from .networks import CONVNETS, NAMES, SMALL, build, canonical, check_size, convnet_shape
+from .networks import CONVNETS, MEAN, NAMES, SMALL, STD, Renormalised, build, canonical, check_size, convnet_shape
 from .sections import ConfigError, DataError
 
 WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
+LEVEL = 1e-3  # how often a good teacher may be refused by chance
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Checkpoint:
     size: int | None  # side of the images it was trained on, pixels
     accuracy: float | None  # top-1 in percent as recorded
     source: str
+    mean: tuple[float, ...] = MEAN  # what its images were normalised with
+    std: tuple[float, ...] = STD
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ def load_teacher(spec: str, classes: Sequence[ClassInfo], size: int, device: tor
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(found.state):
         digest.update(name.encode() + found.state[name].contiguous().cpu().numpy().tobytes())
+    if (found.mean, found.std) != (MEAN, STD):
+        network = Renormalised(network, found.mean, found.std)
+        digest.update(repr((found.mean, found.std)).encode())
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     chosen = torch.tensor(rows, device=device)
     return Teacher(found.network, found.source, network, chosen, found.accuracy, digest.hexdigest())
@@ -131,14 +137,15 @@ def _read_pth(path: Path) -> Checkpoint:
 def _download(name: str) -> Checkpoint:
     if name.startswith("timm:"):
         network = build_pretrained_timm(name)
-        return Checkpoint(name, network.state_dict(), tuple(imagenet_wnids()), None, None, name)
+        mean, std = timm_normalisation(network, name)
+        return Checkpoint(name, network.state_dict(), tuple(imagenet_wnids()), None, None, name, mean, std)
     if convnet_shape(name) or name in SMALL:
         raise ConfigError(f"there are no public weights of {name}; train them with `diffsel teacher DATA --network {name}`")
     from torchvision import models
 
     weights = models.get_model_weights(name).IMAGENET1K_V1  # type: ignore[attr-defined]
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"the weights of {name} could not be fetched ({error}); give a local file") from None
     accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
@@ -156,6 +163,15 @@ def build_pretrained_timm(name: str) -> nn.Module:
     if getattr(network, "num_classes", None) != 1000:
         raise ConfigError(f"{name} has {getattr(network, 'num_classes', '?')} classes; only ImageNet's 1000 are known by name")
     return network
+
+
+def timm_normalisation(network: nn.Module, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that its weights were trained with, as timm records them.  Raises ConfigError where it does not."""
+    recorded = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    mean, std = (tuple(map(float, recorded.get(key) or ())) for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise ConfigError(f"{name}: timm records no mean and std of three colours for its weights; give a network with them")
+    return mean, std
 
 
 def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,26 +249,51 @@ def _imagenet_names() -> dict[str, int]:
     return {name: i for i, name in enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])}
 
 
-def check_order(confusion: Int[np.ndarray, "n n"], names: Sequence[str], recorded: float | None, source: str) -> float:
-    """A teacher's top-1 (percent) from its confusion matrix (true class, predicted class).
+def check_order(confusion: Int[np.ndarray, "n n"], names: Sequence[str], recorded: float | None, source: str,
+                images: str = "validation images") -> tuple[float, str]:  # fmt: skip
+    """A teacher's top-1 (percent) from its confusion matrix (true class, predicted class), and a doubt or nothing.
 
     Raises DataError where the classes seem to be in another order: accuracy hardly above chance, far under the recorded
-    one, or much better with the outputs permuted.  The message names the likely permutation.
+    one, or much better with the outputs permuted.  The message names the likely permutation.  ``images`` says which.
+
+    Few images prove little: a teacher is refused only where a good one (as good as recorded, or at least half way from
+    chance to certainty; by a sign test, one that takes no class more often for another) would look so with a
+    probability under LEVEL.  Otherwise the doubt is returned in words.
     """
     from scipy.optimize import linear_sum_assignment
+    from scipy.stats import binom
 
-    n, total = len(names), confusion.sum()
-    accuracy = 100 * confusion.trace() / total
+    n, total, right = len(names), int(confusion.sum()), int(confusion.trace())
+    accuracy = 100 * right / total
     true, predicted = linear_sum_assignment(-confusion)
     permuted = 100 * confusion[true, predicted].sum() / total
     moved = [(t, p) for t, p in zip(true, predicted, strict=True) if t != p and confusion[t].sum() >= 5 and confusion[t, p]]
     slips = ", ".join(f"{names[t]!r} is its {names[p]!r}" for t, p in moved[:5]) + (" ..." if len(moved) > 5 else "")
     likely = f"; with the outputs permuted it would be {permuted:.1f} % ({slips})" if moved else ""
-    have = f"teacher {source} has {accuracy:.1f} % on the validation images"
+    have = f"teacher {source} has {accuracy:.1f} % on {total} {images}"
+    signs: list[tuple[str, float]] = []  # what looks wrong, and how probable that is with a good teacher
     if n > 1 and accuracy < 1.2 * 100 / n:
-        raise DataError(f"{have}, no better than chance for {n} classes{likely}")
+        signs.append((f", no better than chance for {n} classes", binom.cdf(right, total, (1 + 1 / n) / 2)))
     if recorded is not None and accuracy < recorded - 25:
-        raise DataError(f"{have}, but {recorded:.1f} % is recorded: other classes, another order, or other images{likely}")
+        words = f", but {recorded:.1f} % is recorded: other classes, another order, or other images"
+        signs.append((words, binom.cdf(right, total, recorded / 100)))
     if moved and permuted > accuracy + 10:
-        raise DataError(f"{have}: its classes are in another order than the data's{likely}")
-    return float(accuracy)
+        signs.append((": its classes are in another order than the data's", _by_chance(confusion, moved)))
+    for words, probability in signs:
+        if probability < LEVEL:
+            raise DataError(f"{have}{words}{likely}")
+    return accuracy, f"{have}{signs[0][0]}{likely}; so few images may mislead" if signs else ""
+
+
+def _by_chance(confusion: Int[np.ndarray, "n n"], moved: Sequence[tuple[int, int]]) -> float:
+    """At most how probable it is that some permutation of as many classes fits so much better, though none is right.
+
+    A sign test of the images taken for the other class against those taken for their own, times the number of such
+    permutations, out of which this one was chosen.
+    """
+    from scipy.special import gammaln
+    from scipy.stats import binom
+
+    n, other, own = len(confusion), sum(confusion[t, p] for t, p in moved), sum(confusion[t, t] for t, _ in moved)
+    choices = gammaln(n + 1) - gammaln(n - len(moved) + 1)
+    return float(np.exp(min(0.0, binom.logsf(other - 1, other + own, 0.5) + choices)))

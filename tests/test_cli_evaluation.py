@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import TWO_PROCESSES
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 TEACH = ["--network", "conv3w8", "--size", 16, "--epochs", 3, "--batch-size", 8, "--learning-rate", 0.05, "--crop", "padded",
          "--workers", 1, "-q"]  # fmt: skip
@@ -31,6 +34,7 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
         judge = ["--teacher", pictures / "t"] if method == "rded" else []
         code, out, err = diffsel(*words, "--size", 16, "--out", pictures / method, *judge, "-q")
         assert code == 0, err
+        assert ("% on 20 of the images whose crops it judges" in out) == (method == "rded")
     code, out, err = diffsel(
         "relabel", pictures / "random", "--teacher", pictures / "t", "--epochs", 3, "--val", val, "-q"
     )  # fmt: skip
@@ -39,25 +43,36 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     assert "% on 12 validation images" in out
     code, out, err = diffsel("relabel", pictures / "random", "--teacher", pictures / "t", "--epochs", 3, "-q")
     assert code == 0, err
-    assert "% on 4 distilled images" in out
+    assert "% on 4 images of the set itself" in out
     assert "0 epochs written, 3 were there" in out
     words = ["evaluate", pictures / "random", "--val", val, "--student", "conv3w8", "--epochs", 3, "--students", 2, "-q"]
     code, out, err = diffsel(*words, pictures / "rded", "--teacher", pictures / "t")
     assert code == 0, err
     assert "12 validation images" in out
-    assert [line.split()[0] for line in out.splitlines() if "conv3w8  conv3w8  rded-fixed" in line] == ["random", "rded"]
+    assert [line.split()[0] for line in out.splitlines() if "conv3w8  conv3w8  rded-fixed*" in line] == ["random", "rded"]
+    assert "rded-fixed* is rded-fixed with epochs = 3" in out
+    over = out.split("top-1 over random ± 95%")[1]
+    assert re.search(r"rded +conv3w8 +[+-]\d+\.\d.* random$", over, re.MULTILINE)
     results = sorted((pictures / "random-results").rglob("seed-*.json"))
     assert [file.name for file in results] == ["seed-0.json", "seed-1.json"]
     record = json.loads(results[0].read_text())
     assert record["identity"]["protocol"]["resolved"]["batch_size"] == 4
     assert record["teacher_top1"] > 60
+    assert record["protocol"] == "rded-fixed with epochs = 3"
     code, out, err = diffsel(*words, "--stored", pictures / "random-labels")
     assert code == 0, err
+    assert "over random" not in out  # it was alone
+    assert "random  conv3w8 (stored)  conv3w8  rded-fixed*" in out
+    assert "stored: all students see the same batches" in out
     stored = [p for p in (pictures / "random-results").rglob("seed-0.json") if p not in results]
     assert json.loads(stored[0].read_text())["loss"] == pytest.approx(record["loss"], rel=2e-2)  # the same batches, in float16
+    again = json.loads(stored[0].read_text())
+    assert (record["labels"], again["labels"]) == ("online", "stored")
+    assert again["identity"]["teacher"] == record["identity"]["teacher"]  # who wrote the labels
     code, out, err = diffsel(*words, "--labels", "hard", "--name", "hard")
     assert code == 0, err
-    assert "conv3w8  hard" in out
+    assert "conv3w8  hard*" in out
+    assert "hard* is hard with epochs = 3" in out
 
 
 @pytest.mark.parametrize(
@@ -68,6 +83,9 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--teacher", "conv3"], "no public weights of conv3"),
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv9"], "'conv9' (and no file or folder of that name); did you"),
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv3"], "needs a teacher"),
+        (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--labels", "hard", "--stored", "x"],
+         "--stored x, but protocol.labels = hard uses no teacher's labels"),
+        (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--labels", "hard", "--teacher", "x"], "--teacher x, but"),
         (["evaluate", "DATA", "--val", "nowhere", "--student", "conv3"], "nowhere: no such folder"),
         (["teacher", "DATA", "--network", "conv6", "--size", 32, "--out", "SET"], "too often for 32 x 32"),
         (["experiment", "nowhere.yaml", "--out", "SET"], "nowhere.yaml"),
@@ -88,6 +106,32 @@ def test_a_set_may_be_the_folder_one_is_in(diffsel: Callable, pictures: Path, mo
     assert code == 0, err
     assert any(line.startswith("train  ") for line in out.splitlines())
     assert len(list((pictures / "train-results").rglob("seed-0.json"))) == 1
+
+
+def wrong_way_round(teacher: Path) -> Path:
+    """The same weights, with the classes recorded in the other order."""
+    with safe_open(teacher / "best.safetensors", framework="pt") as file:
+        about, state = json.loads(file.metadata()["diffsel"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about["classes"] = about["classes"][::-1]
+    save_file(state, teacher / "wrong.safetensors", {"diffsel": json.dumps(about)})
+    return teacher / "wrong.safetensors"
+
+
+def test_a_judge_that_takes_one_class_for_the_other_makes_no_set(diffsel: Callable, pictures: Path) -> None:
+    assert diffsel("teacher", pictures / "train", "--out", pictures / "t", *TEACH)[0] == 0
+    words = ["select", pictures / "train", "--method", "rded", "--ipc", 2, "--image-size", 16, "--patch-size", 0, "--size", 16]
+    code, _, err = diffsel(*words, "--teacher", wrong_way_round(pictures / "t"), "--out", pictures / "set", "-q")
+    assert code == 2
+    assert "on 20 of the images whose crops it judges, no better than chance for 2 classes; with the outputs permuted" in err
+    assert not (pictures / "set").exists()
+
+
+def test_one_of_several_processes_selects_a_baseline(pictures: Path) -> None:
+    words = ["select", str(pictures / "train"), "--method", "random", "--ipc", "2", "--factor", "1", "--image-size", "16",
+             "--patch-size", "0", "--size", "16", "--device", "cpu", "-q", "--out", str(pictures / "set")]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", *TWO_PROCESSES, "-m", "diffsel", *words],
+                          check=True, capture_output=True, text=True, timeout=200)  # fmt: skip
+    assert done.stdout.count(f"ipc 2: {pictures / 'set'}") == 1
 
 
 def test_students_are_spread_over_processes(diffsel: Callable, pictures: Path) -> None:

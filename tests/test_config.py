@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffsel.config import ConfigError, Section, Settings, fingerprint, identity, load_settings, resolve
+from diffsel.protocols import NAMED, starred, whole_name
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,15 @@ def test_every_settings_file_loads(file: Path) -> None:
     settings = load_settings([file])
     assert (settings == Settings()) == (file.stem == "rded-fixed")  # which spells out the default protocol
     assert file.read_text().startswith("#")
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+def test_a_protocols_name_is_marked_where_its_settings_are_not_those_of_its_file(name: str) -> None:
+    file = Path(__file__).parent.parent / "configs" / "protocols" / f"{name}.yaml"
+    plain = load_settings([file]).protocol
+    assert (plain.name, starred(plain), whole_name(plain)) == (name, name, name)
+    changed = plain.model_copy(update={"epochs": 3, "labels": "soft", "temperature": 4.0})
+    assert starred(changed) == f"{name}*"
+    assert whole_name(changed) == f"{name} with " + "labels = soft, " * (name == "hard") + "epochs = 3, temperature = 4.0"
+    assert starred(changed.model_copy(update={"name": "mine"})) == "mine"
+    assert NAMED.keys() == {path.stem for path in file.parent.glob("*.yaml")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -12,12 +13,14 @@ import pytest
 import torch
 from conftest import draw
 from safetensors.numpy import load_file
+from scipy.stats import ttest_ind
+from tqdm import tqdm
 
 from diffsel import evaluation, experiment, relabeling
 from diffsel.classes import ClassInfo
 from diffsel.config import resolve
 from diffsel.data import open_data
-from diffsel.evaluation import Machine, fairness, spread, train_student
+from diffsel.evaluation import Machine, difference, fairness, spread, train_student
 from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells
 from diffsel.networks import build
 from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
@@ -50,7 +53,7 @@ def cell_of(world, bench: Bench, protocol: ProtocolSettings = QUICK, **options):
 class Trusting(Bench):
     """A bench whose teachers need not be good."""
 
-    def check_teacher(self, teacher, validation) -> float:
+    def check_teacher(self, teacher, album, recorded=True, images="") -> float:
         return 50.0
 
 
@@ -73,6 +76,29 @@ def test_stored_labels_give_the_batches_of_online_ones(world, tmp_path: Path, mi
             assert ours.share == theirs.share
             probability, right = ours.logits.softmax(1), theirs.logits.softmax(1)
             torch.testing.assert_close(probability, right, atol=2e-3, rtol=0)  # float16; two classes: one tells the other
+
+
+@pytest.mark.parametrize(("mix", "double"), [("mixup", True), ("mixup", False), ("cutmix", True)])
+def test_rdeds_extra_forward_sees_the_batch_before_mixup_and_after_cutmix(
+    world, tmp_path: Path, mix: str, double: bool
+) -> None:
+    cell = cell_of(world, Bench(CPU), QUICK.model_copy(update={"mix": mix, "double_forward": double}))
+    pictures, seen = cell.train.load(), []
+    network = build("conv3w8", 2, 16)
+    network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3)
+    plan = plan_epoch(pictures, cell.protocol, cell.recipe, 5, 0)[0]
+    plain, mixed = (make(pictures, [plan], cell.protocol, cell.recipe) for make in (relabeling.unmixed, show))
+    for source in (online(pictures, cell.protocol, cell.recipe, 5, cell.teacher),
+                   stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)):  # fmt: skip
+        seen.clear()
+        optimizer = evaluation.make_optimizer(network.train(), cell.protocol, cell.recipe)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        next(evaluation.train_epoch(network, source(0), optimizer, cell.protocol, cell.recipe, CPU, scaler))
+        expected = [plain if mix == "mixup" else mixed, mixed] if double else [mixed]
+        assert len(seen) == len(expected)
+        assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
+    assert not torch.equal(plain, mixed)
 
 
 def test_the_largest_logits_are_enough_at_the_protocols_temperature(world) -> None:
@@ -226,6 +252,32 @@ def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None
         gather([cell], range(3), tmp_path / "r", CPU)
 
 
+def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) -> None:
+    from diffsel.distributed import Workers
+
+    bars: list = []
+
+    def progress(*given, **words):
+        bars.append(tqdm(*given, **words, file=io.StringIO()))
+        return bars[-1]
+
+    bench = Trusting(CPU, progress)
+    cell, other = cell_of(world, bench), cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))
+    run_cells([cell], range(1), tmp_path, Trusting(CPU), Workers(cpu=True))
+    late, real = result_file(tmp_path, other, 1, CPU), experiment.train_one
+
+    def train(*given):  # meanwhile another process ends with the last one
+        late.parent.mkdir(exist_ok=True)
+        late.write_text("{}")
+        return real(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "train_one", train)
+        run_cells([cell, other], range(2), tmp_path, bench, Workers(cpu=True))
+    (bar,) = (bar for bar in bars if bar.desc == "students")
+    assert (bar.initial, bar.n, bar.total) == (1, 4, 4)
+
+
 def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_path: Path, monkeypatch) -> None:
     from diffsel.distributed import Workers
 
@@ -274,13 +326,14 @@ def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
         ProtocolSettings(batch_size=1)
 
 
-def test_a_teacher_that_slipped_stops_before_it_labels(world, tmp_path: Path) -> None:
+def test_a_teacher_that_slipped_stops_before_it_labels(world, folder, tmp_path: Path) -> None:
     from diffsel.distributed import Workers
 
-    found, val, teacher = world
+    found, _, teacher = world
+    val = open_data(str(folder("many", (16, 16), ant=30, bee=30)), DataSettings(), 0)
     bench = Bench(CPU)
     cell = make_cell("x", found, val, "conv3w8", QUICK, teacher, bench)
-    with pytest.raises(DataError, match="on the validation images, no better than chance for 2 classes"):
+    with pytest.raises(DataError, match="on 60 validation images, no better than chance for 2 classes"):
         run_cells([cell], range(1), tmp_path / "r", bench, Workers(cpu=True))
     assert not (tmp_path / "r").exists()
 
@@ -349,6 +402,14 @@ def test_the_interval_is_students_t() -> None:
     assert spread([3.0]).ci95 is None
     with pytest.raises(ValueError, match="no student"):
         spread([])
+
+
+def test_the_improvement_over_random_has_welchs_interval() -> None:
+    ours, theirs = [50.0, 51.0, 52.0, 55.0], [40.0, 44.0, 45.0]
+    low, high = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assert difference(spread(ours), spread(theirs)) == f"{52 - 43:+.1f} ± {(high - low) / 2:.1f}"
+    assert difference(spread([50.0]), spread(theirs)) == "+7.0"
+    assert difference(spread([5.0, 5.0]), spread([6.0, 6.0])) == "-1.0"
 
 
 def test_fairness_scores_have_the_closed_form_of_dd_ranking() -> None:

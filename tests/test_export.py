@@ -57,6 +57,14 @@ def pixels(blob: bytes) -> list:
         return np.asarray(picture).tolist()
 
 
+def test_a_set_may_be_the_folder_one_is_in(diffsel, made: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(made, tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    code, out, err = diffsel("export", ".", "--to", "csv")
+    assert (code, err) == (0, "")
+    assert f"written: {tmp_path / 'set-csv'}" in out
+
+
 def test_hf_loads_with_datasets_with_the_same_labels_names_and_pixels(made: Path, lines, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets = pytest.importorskip("datasets")

@@ -33,7 +33,7 @@ def world(folder, tmp_path: Path, monkeypatch) -> dict:
     train, val = folder("train", (16, 16), ant=6, bee=6), folder("val", (16, 16), ant=3, bee=3)
     torch.manual_seed(0)
     torch.save(build("conv3w8", 2, 16).state_dict(), tmp_path / "t.pth")
-    monkeypatch.setattr(experiment.Bench, "check_teacher", lambda *args: 50.0)  # it is as bad as chance
+    monkeypatch.setattr(experiment.Bench, "check_teacher", lambda *args, **words: 50.0)  # it is as bad as chance
     return {"datasets": {"toy": {"train": str(train), "val": str(val), "settings": {"data.image_size": 16}}},
             "teachers": [str(tmp_path / "t.pth")]}  # fmt: skip
 
@@ -48,7 +48,8 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
     text = run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True))
     assert text.count("±") == 8 * 4 + 2  # the header has two
     table, fair = text.split("\n\n")
-    assert len(table.splitlines()) == 2 + 8
+    assert len(table.splitlines()) == 2 + 8 + 1
+    assert table.endswith("hard* is hard with epochs = 2")
     for line in fair.splitlines()[3:]:
         ior, hlr, lrs, ars = line.split()[-4:]
         alpha = 0.5 * float(ior) / 100 - 0.5 * float(hlr) / 100
@@ -74,7 +75,7 @@ def test_teachers_down_students_across(world, tmp_path: Path) -> None:
     s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 1}})
     text = run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
     pivot = text.split("\n\n")[1].splitlines()
-    assert pivot[0] == "toy all random ipc 1, rded-fixed"
+    assert pivot[0] == "toy all random ipc 1, rded-fixed*"  # of one epoch
     assert pivot[1].split() == ["teacher", "\\", "student", "conv3w8", "conv3w4"]
     assert [line.split()[0] for line in pivot[3:]] == ["t.pth", "u.pth"]
 

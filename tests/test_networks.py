@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,40 @@ def test_timm_networks_by_name() -> None:
         build("timm:resnet9000", 7, 64)
 
 
+class Light(torch.nn.Module):
+    """Stands for a pretrained timm network: its logits are the mean colours it is shown."""
+
+    num_classes, pretrained_cfg = 1000, {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 1000)
+        torch.nn.init.zeros_(self.fc.bias)
+        torch.nn.init.eye_(self.fc.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images.mean((2, 3)))
+
+
+def test_timm_teachers_see_images_as_they_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, imagenet = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 0.5)}, {"mean": networks.MEAN, "std": networks.STD}
+    infos = [ClassInfo(wnid, wnid) for wnid in imagenet_wnids()[:3]]
+    monkeypatch.setattr(networks, "_timm", lambda name, **options: Light())
+    pixels = torch.randint(0, 256, (4, 3, 16, 16))
+    digests = set()
+    for recorded in (half, imagenet):
+        monkeypatch.setattr(Light, "pretrained_cfg", recorded)
+        teacher = load_teacher("timm:light", infos, 16, CPU)
+        mean, std = (torch.tensor(recorded[key]) for key in ("mean", "std"))
+        expected = ((pixels / 255).mean((2, 3)) - mean) / std
+        torch.testing.assert_close(teacher.logits(networks.normalise(pixels)), expected, atol=1e-5, rtol=1e-5)
+        digests.add(teacher.digest)
+    assert len(digests) == 2  # labels of the one are not those of the other
+    monkeypatch.setattr(Light, "pretrained_cfg", {"mean": None})
+    with pytest.raises(ConfigError, match="timm:light: timm records no mean and std"):
+        load_teacher("timm:light", infos, 16, CPU)
+
+
 # ---- teachers --------------------------------------------------------------------------------------------------------
 
 CLASSES = [ClassInfo(name, name) for name in ("ant", "bee", "cat")]
@@ -119,6 +154,19 @@ def test_bad_teacher_files_are_refused_by_name(tmp_path: Path) -> None:
         read_checkpoint("conv3")
 
 
+def test_fetched_weights_are_read_without_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict = {}
+
+    def fetch(self, **options) -> dict[str, torch.Tensor]:
+        asked.update(options)
+        return {}
+
+    monkeypatch.setattr("torchvision.models.ResNet18_Weights.get_state_dict", fetch)
+    assert read_checkpoint("resnet18").accuracy == pytest.approx(69.758)
+    assert asked["weights_only"] is True
+    assert asked["check_hash"] is True
+
+
 def test_a_teacher_for_other_sizes_or_classes_is_refused(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "t.pth")
     with pytest.raises(ConfigError, match="does not fit images of 64 x 64 pixels"):
@@ -142,7 +190,7 @@ def test_a_thousand_class_teacher_serves_any_subset_by_its_rows() -> None:
 
 def test_a_class_order_slip_is_found_and_named() -> None:
     names, right = ["ant", "bee", "cat", "dog"], np.diag([90, 80, 85, 95]) + 3
-    assert check_order(right, names, 85.0, "T") == pytest.approx(100 * right.trace() / right.sum())
+    assert check_order(right, names, 85.0, "T") == (pytest.approx(100 * right.trace() / right.sum()), "")
     swapped = right[[1, 0, 2, 3]]  # ants are taken for bees and the other way round
     with pytest.raises(
         DataError, match=r"another order .* permuted it would be 91\.0 % \('ant' is its 'bee', 'bee' is its 'ant'\)"
@@ -152,9 +200,37 @@ def test_a_class_order_slip_is_found_and_named() -> None:
         check_order(right[[1, 2, 3, 0]], names, None, "T")
     with pytest.raises(DataError, match=r"but 99\.0 % is recorded"):
         check_order(np.diag([60] * 4) + 10, names, 99.0, "T")
-    assert check_order(np.array([[7]]), ["ant"], None, "T") == 100  # one class cannot slip
+    assert check_order(np.array([[7]]), ["ant"], None, "T") == (100, "")  # one class cannot slip
     with pytest.raises(DataError, match="no better than chance"):
         check_order(np.full((4, 4), 10), names, None, "T")
+
+
+def test_few_images_raise_a_doubt_and_refuse_no_good_teacher() -> None:
+    """Two of four right with two classes: a teacher that is right in 75 % of cases does that in one trial of four."""
+    for confusion, recorded, words in (
+        ([[1, 1], [1, 1]], None, "no better than chance for 2 classes"),
+        ([[3, 1], [1, 1]], 99.0, "but 99.0 % is recorded"),
+        ([[2, 3, 0], [2, 3, 0], [0, 0, 9]], None, ""),  # one image decides which of two orders fits better
+        ([[1, 4, 0], [3, 2, 0], [0, 0, 9]], None, "its classes are in another order .*'ant' is its 'bee', 'bee' is its 'ant'"),
+    ):
+        names = ["ant", "bee", "cat"][: len(confusion)]
+        accuracy, doubt = check_order(np.array(confusion), names, recorded, "T", "images of the set itself")
+        assert accuracy == pytest.approx(100 * np.trace(confusion) / np.sum(confusion))
+        assert re.search(f"on {np.sum(confusion)} images of the set itself.*{words}.*so few images" if words else "^$", doubt)
+
+
+def test_a_good_teacher_is_refused_once_in_a_thousand_times() -> None:
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(1000):
+        confusion = np.zeros((4, 4), int)
+        for label in range(4):
+            sure = np.full(4, 0.125) + 0.5 * (np.arange(4) == label)  # right in 62.5 %: half way from chance to certainty
+            confusion[label] = rng.multinomial(5, sure)
+        try:
+            check_order(confusion, list("abcd"), 62.5, "T")
+        except DataError:
+            refused += 1
+    assert refused <= 5
 
 
 def test_two_classes_never_share_an_output() -> None:

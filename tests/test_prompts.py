@@ -13,7 +13,7 @@ from conftest import draw, small_values
 from PIL import Image
 from scipy.stats import spearmanr
 
-from diffsel import method, prompts, store
+from diffsel import cli_study, method, prompts, store
 from diffsel.comparison import compare, overlap, rank_correlations
 from diffsel.config import ConfigError, DataError, resolve
 from diffsel.data import Row
@@ -247,6 +247,7 @@ def test_the_command_compares_selects_and_draws(diffsel, run: Session, tmp_path:
         (["--teacher", "/no/teacher"], "teacher /no/teacher: no such file"),
         (["--ipc", "0"], "--val measures distilled sets"),
         (["--ipc", "9", "--labels", "hard"], "class 'cat' has 2 patches"),
+        (["--labels", "hard", "--teacher", "t"], "--teacher t, but protocol.labels = hard uses no teacher's labels"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_any_prompt_is_scored(diffsel, run: Session, words, message: str) -> None:
@@ -254,3 +255,15 @@ def test_what_cannot_be_measured_is_refused_before_any_prompt_is_scored(diffsel,
     assert code == 2
     assert message in err
     assert not (run.run.path / "prompts").exists()
+
+
+def test_accuracy_is_measured_on_all_validation_images_whatever_the_runs_cap(run: Session) -> None:
+    capped = resolve({"data": {"images_per_class": 1}, "protocol": {"labels": "hard"}})
+    assert len(cli_study._judges(capped, run.data.root, "conv3", None, True).rows) == N
+
+
+def test_a_run_may_be_the_folder_one_is_in(diffsel, run: Session, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(run.run.path)
+    code, out, err = diffsel("prompts", ".", "--prompt", PHOTO, "--estimator", "differential", "--ipc", 0, "-q")
+    assert (code, err) == (0, "")
+    assert str(tmp_path / "run-prompts" / "agreement.md") in out
