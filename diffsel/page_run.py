@@ -12,7 +12,6 @@ from . import store
 from .config import ConfigError, load_settings, without_execution
 from .evaluation import Spread, spread
 from .page_class import ShownSet
-from .scoring import forwards
 from .session import Session, look
 from .store import Run, StoreError
 
@@ -204,8 +203,8 @@ def costs(opened: Opened, lines: Sequence[AccuracyLine]) -> list[Cost]:
     if session := opened.session:
         run, s = session.run, session.settings
         scored = len({row.path for row in session.data.rows} - {item.path for item in session.data.skipped})
-        number = forwards(scored, len(s.scoring.prompts), s.scoring)
-        work = f"{number:,} U-Net forwards ({scored:,} images, {s.scoring.draws} draws)"
+        draws = f"{s.scoring.draws} draws" + (f" to {s.scoring.adaptive_draws}" if s.scoring.adaptive_draws else "")
+        work = f"{store.forwards_taken(run):,} U-Net forwards ({scored:,} images, {draws})"
         found.append(_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors"))))
         folder = run.feature_folder(session.feature_identity)
         if vectors := list(folder.glob("*.safetensors")):

@@ -14,8 +14,9 @@ import pytest
 from browser import Browser, find_chromium
 from conftest import TINY, draw, small_values
 from scipy.stats import t
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from diffsel import page, page_run
+from diffsel import method, page, page_run, selection
 from diffsel.charts import Scale, evenly, histogram, tsne
 from diffsel.config import ConfigError, resolve
 from diffsel.data import open_data
@@ -23,7 +24,9 @@ from diffsel.method import distill, select_baseline
 from diffsel.page import Extra, write_report
 from diffsel.page_class import ShownSet
 from diffsel.page_run import open_target
-from diffsel.store import StoreError
+from diffsel.report import trace_image
+from diffsel.session import start
+from diffsel.store import StoreError, forwards_taken, read_unit, write_unit
 from diffsel.suspects import suspects
 
 HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
@@ -168,6 +171,24 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
         assert not any(source.uses for source in part.best_left + part.worst_left)
 
 
+def test_a_trace_clusters_on_one_thread(work: Path, monkeypatch) -> None:
+    """As selection does: on two it may name another cluster than metadata.jsonl."""
+    threads, cluster = [], selection.cluster
+
+    def watched(*args):
+        threads.append({pool["num_threads"] for pool in threadpool_info()})
+        return cluster(*args)
+
+    monkeypatch.setattr(selection, "cluster", watched)
+    tile = json.loads((work / "run/ipc1/metadata.jsonl").read_text().splitlines()[0])["tiles"][0]
+    session = open_target(work / "run").session
+    assert session
+    with threadpool_limits(2):
+        text = trace_image(session, tile["source"], [])
+    assert f"cluster  {tile['cluster']} of" in text
+    assert threads == [{1}]
+
+
 def test_the_same_report_has_the_same_bytes(work: Path, report: Path) -> None:
     assert write_report(work / "run", work / "again.html", extras=[EXTRA])[0].read_bytes() == report.read_bytes()
 
@@ -198,6 +219,19 @@ def test_cost_is_counted(work: Path) -> None:
     assert "216 U-Net forwards (36 images, 3 draws)" in scoring.work  # with and without the label
     assert scoring.bytes == sum(file.stat().st_size for file in (work / "run" / "maps").iterdir())
     assert (embedding.files, [cost.stage for cost in sets]) == (3, ["set ipc2", "set ipc1"])
+
+
+def test_forwards_of_adaptive_draws_are_those_taken(tmp_path: Path, folder, small) -> None:
+    scoring = small.scoring.model_copy(update={"draws": 2, "bins": 1, "adaptive_draws": 8})
+    session = start(str(folder(cat=6, dog=5)), tmp_path / "run", small.model_copy(update={"scoring": scoring}))
+    method.score(session)
+    taken = session.counts["U-Net forwards"]
+    assert 11 * 2 * 2 < taken < 11 * 8 * 2
+    assert f"{taken} U-Net forwards (11 images, 2 draws to 8)" in page_run.costs(open_target(tmp_path / "run"), [])[0].work
+    for unit in session.units:  # as units were before they recorded it
+        tensors, extra = read_unit(session.run.map_file(unit), session.run.mark)
+        write_unit(session.run.map_file(unit), session.run.mark, tensors, {"label": unit.label, "rows": extra["rows"]})
+    assert forwards_taken(session.run) == 11 * 2 * 2
 
 
 def test_long_reports_are_paged(work: Path, report: Path, paged: list[Path]) -> None:
