@@ -79,6 +79,8 @@ def _advised(*folders: Path) -> Iterator[None]:
         yield
     except StoreError as error:
         there = " and ".join(str(folder) for folder in folders if folder.exists())
+        if not there:
+            raise
         raise StoreError(f"{error}\nto have it made as things are now: give a new --out, or delete {there}") from None
 
 
