@@ -151,7 +151,8 @@ def _rows(kind: str, job: Job, folder: Path, out: Path, progress: Progress) -> l
         case "stages":
             return _stages(session_of(job, out, progress))
         case "class":
-            label = next(iter(tiles_of(folder)))
+            there = tiles_of(folder)
+            label = job.case.shown if job.case.shown in there else next(iter(there))
             pictures = _pictures(folder, label, job.ipc)
             return [
                 (f"all {job.ipc} of {label}" if i == 0 else "", pictures[i : i + ACROSS])

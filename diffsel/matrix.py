@@ -22,13 +22,13 @@ from pydantic.dataclasses import dataclass as checked
 
 from . import method, report
 from .config import ConfigError, ProtocolSettings, Settings, default_patch, fingerprint, load_settings
-from .data import Progress, open_data, quiet
+from .data import Progress, quiet
 from .distributed import Workers
 from .evaluation import Machine, fairness
 from .experiment import Bench, Cell, Line, gather, make_cell, run_cells
 from .files import safe_name, write_atomically
 from .networks import canonical, check_size
-from .pictures import open_set, open_validation
+from .pictures import Opener, open_set
 from .protocols import starred, whole_name
 from .sections import Method
 from .session import start
@@ -127,17 +127,18 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
                progress: Progress = quiet, tell: Any = print) -> str:  # fmt: skip
     """Make the sets that are missing, train the students that are missing; returns the table."""
     bench = Bench(machine, progress, tell if workers.is_main else lambda text: None)
+    images = Opener(progress)
     protocols = {name: _protocol(name, values, settings) for name, values in matrix.protocols.items()}
     own, val = {}, {}
     for name, source in matrix.datasets.items():
         own[name] = settings_of(settings, source.settings)
-        val[name] = open_validation(source.val, own[name], progress)
+        val[name] = images.validation(source.val, own[name])
     sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
     for student, side in product(matrix.students, sorted(sides)):
         check_size(canonical(student), side)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
-        make_set(point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, bench)
+        make_set(point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, bench, images)
     sets = {name: open_set(out / "sets" / name) for name in folders}
     cells: dict[Point, Cell] = {
         point: make_cell(point.name, sets[point.set_name], val[point.dataset], point.student, protocols[point.protocol],
@@ -215,21 +216,26 @@ def _is_plain(protocol: ProtocolSettings) -> bool:
     return protocol.labels == "soft" and protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
 
 
-def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, bench: Bench) -> None:
-    """The distilled set of a point, where it is missing."""
+def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, bench: Bench,
+             images: Opener) -> None:  # fmt: skip
+    """The distilled set of a point, where it is missing.
+
+    Raises StoreError where the set or the run that is there was made of other images, by another model or teacher.
+    """
     train, names = matrix.datasets[point.dataset].train, matrix.classes[point.subset]
     s = s.model_copy(update={"selection": s.selection.model_copy(update={"method": point.method})})
     if point.method in ("random", "rded"):
         if workers.is_main:
-            data = open_data(train, s.data, s.seed, s.compute.workers, bench.progress)
+            data = images.training(train, s)
             judge = bench.judge(point.teacher, data, method.known_classes(data, names), s) if point.method == "rded" else None
             method.select_baseline(data, point.ipc, folder, s, names, judge, bench.progress)
     else:
         session = start(train, run, s, bench.progress)
         method.check_set(session, point.ipc, folder, names)
-        method.score(session)
-        method.embed(session)
-        method.select(session, point.ipc, folder, names)
+        if not (folder / "set.yaml").exists():  # else it is this very set
+            method.score(session)
+            method.embed(session)
+            method.select(session, point.ipc, folder, names)
     workers.wait_for([folder / "set.yaml"])
 
 

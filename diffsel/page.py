@@ -26,9 +26,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .charts import Scale, histogram, tsne
 from .config import ConfigError
 from .data import Progress, quiet
+from .page_accuracy import accuracies, result_folders
 from .page_class import ClassPart, Pool, Source, class_part, picked_of
 from .page_pictures import Painter
-from .page_run import Opened, accuracies, clock, costs, open_target, result_folders, settings_of, size
+from .page_run import Opened, clock, costs, open_target, settings_of, size
 from .store import write_atomically
 from .suspects import Suspect, suspects
 
@@ -81,7 +82,7 @@ def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (
     if out.suffix != ".html" or out.is_dir():
         raise ConfigError(f"--out {out}: must be a file that ends in .html")
     opened = open_target(target, sets, run)
-    lines = accuracies(result_folders(opened.sets, results))
+    found = accuracies(result_folders(opened.sets, results), opened.sets, progress)
     book = Book(out, opened, limit)
     names = opened.classes
     coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}
@@ -94,8 +95,8 @@ def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (
             bar.update()
     extras = [*extras, *([_suspects(book.gathered)] if opened.session else [])]
     overview: dict[str, Any] = {
-        "accuracies": lines,
-        "costs": costs(opened, lines),
+        "accuracies": found,
+        "costs": costs(opened, found.own),
         "settings": settings_of(opened),
         "extras": [_extra(opened, book, number, extra) for number, extra in enumerate(extras)],
         "skipped": list(opened.session.data.skipped) if opened.session else [],

@@ -19,6 +19,7 @@ from . import method, selection
 from .charts import Histogram, evenly, histogram, tsne
 from .page_pictures import CARD, MOSAIC, Painter
 from .patches import Box
+from .prompts import View
 from .session import Session
 
 IMAGES = 60  # distilled images shown of a set and class, at most
@@ -156,8 +157,7 @@ def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, l
     painter = Painter(session, label)
     pool = _pool(session, label) if session else None
     if session and pool:
-        info, s = session.classes[label], session.settings
-        part.name, part.prompt = info.name, info.prompt(s.scoring.prompts[s.patches.prompt])
+        part.name, part.prompt = session.classes[label].name, _prompt(session, label)
         part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
         part.passed_over = [(item.path, item.reason) for item in session.data.skipped if item.label == label]
         part.quartiles = tuple(float(q) for q in np.quantile(pool.scores, (0.25, 0.5, 0.75))) if len(pool.scores) else ()
@@ -176,6 +176,13 @@ def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, l
         source.picture, source.heat = painter.source(row), painter.heat(row)
     part.sources, part.missing = list(sources.values()), painter.missing
     return part, pool
+
+
+def _prompt(session: Session, label: str) -> str:
+    """The text that was scored against the null prompt."""
+    if isinstance(session, View) and session.part and session.part.prompt:
+        return session.part.prompt[label]
+    return session.classes[label].prompt(session.settings.scoring.prompts[session.settings.patches.prompt])
 
 
 def _mosaic(shown: ShownSet, entry: Mapping[str, Any], part: ClassPart, sources: dict[tuple[int, Box], Source],

@@ -1,18 +1,18 @@
-"""What a report says of a run as a whole: which run and sets belong together, accuracies, cost, settings."""
+"""What a report says of a run as a whole: which run and sets belong together, cost, settings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import store
-from .config import ConfigError, load_settings, without_execution
-from .evaluation import Spread, spread
+from .config import load_settings, without_execution
+from .page_accuracy import AccuracyLine
 from .page_class import ShownSet
-from .scoring import forwards
+from .prompts import Part, View
 from .session import Session, look
 from .store import Run, StoreError
 
@@ -56,16 +56,43 @@ def open_target(target: Path, more: Sequence[Path] = (), run: Path | None = None
     if strangers:
         raise StoreError(f"{strangers[0].path} was not made from {opened_run.path}; name its own run, or leave it out")
     sets = _largest_first(sets)
-    settings = without_execution(opened_run.record["settings"])
-    own = next((shown.record for shown in sets if "run" in shown.record), {})
-    settings |= {name: own[name] for name in SHARED if name in own}
-    session = look(opened_run.path, load_settings([], None, settings))
-    for number, shown in enumerate(sets):
-        if "run" in shown.record:
-            found = {name: store.differences(shown.record[name], own[name]) for name in SHARED[:3]}
-            differs = {f"{name}.{key}": pair for name, keys in found.items() for key, pair in keys.items()}
-            sets[number] = ShownSet(shown.path, shown.record, shown.images, differs)
-    return Opened(target, session, sets)
+    added = any("prompt" in shown.record for shown in sets if shown.path == target)  # asked for as a prompt's set
+    mine = [shown.record for shown in sets if "run" in shown.record]
+    own = min(mine, key=lambda record: ("prompt" in record) != added, default={})  # the first of its kind: the largest
+    session = _session(opened_run, own)
+    if session is None:
+        note = f"The maps of {sets[0].name}'s prompt are not in {opened_run.path} any more: no heat maps, clusters and scores."
+        return Opened(target, None, sets, [note])
+    return Opened(target, session, [_compared(shown, own) for shown in sets])
+
+
+def _session(run: Run, own: Mapping[str, Any]) -> Session | None:
+    """The run as a set saw it, by its settings and its prompt; None where the maps of a prompt added later are gone."""
+    settings = without_execution(run.record["settings"]) | {name: own[name] for name in SHARED if name in own}
+    if "prompt" not in own:
+        return look(run.path, load_settings([], None, settings))
+    session = look(run.path, load_settings([], None, settings | {"scoring": own["scoring"]}))
+    file = run.path / "prompts" / str(own["prompt"]) / "settings.yaml"
+    if not file.exists():
+        return None
+    told = store.read_yaml(file)
+    part = Part(run, told["prompt"], told["null"], told["gap"])
+    if not all(part.file(unit).exists() for unit in session.units):
+        return None
+    return View(session.settings, session.data, run, session.workers, base=session, part=part)
+
+
+def _compared(shown: ShownSet, own: Mapping[str, Any]) -> ShownSet:
+    """With what was otherwise when it was selected than for the set by whose settings the run is shown."""
+    if "run" not in shown.record:
+        return shown
+    sections = ("scoring", *SHARED[:3])
+    found = {name: store.differences(shown.record[name], own[name]) for name in sections}
+    differs = {f"{name}.{key}": pair for name, keys in found.items() for key, pair in keys.items()}
+    prompt, other = (record.get("prompt") or "the run's" for record in (shown.record, own))
+    if prompt != other and not found["scoring"]:  # the same template with other words
+        differs["prompt"] = prompt, other
+    return replace(shown, differs=differs)
 
 
 def read_set(path: Path) -> ShownSet:
@@ -113,78 +140,6 @@ def _largest_first(sets: Iterable[ShownSet]) -> list[ShownSet]:
     return sorted(sets, key=lambda shown: ("run" not in shown.record, -int(shown.record["ipc"])))
 
 
-# ---- accuracy --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AccuracyLine:
-    """Students of one cell, as their JSON files tell; ``failed`` maps a seed to its reason."""
-
-    name: str
-    teacher: str
-    student: str
-    protocol: str
-    top1: Spread | None
-    top5: Spread | None
-    best: Spread | None
-    last: Spread | None
-    failed: Mapping[int, str]
-    seconds: float
-
-
-def result_folders(sets: Sequence[ShownSet], named: Sequence[Path] = ()) -> list[Path]:
-    """Where results of these sets lie: SET-results, a `results` folder beside (or for OUT/sets/SET, above), and those named.
-
-    Raises ConfigError for a named folder that is not there.
-    """
-    missing = [path for path in named if not path.is_dir()]
-    if missing:
-        raise ConfigError(f"{missing[0]}: no such folder of results (SET-results, written by `diffsel evaluate`)")
-    usual = []
-    for path in (shown.path.resolve() for shown in sets):
-        usual += [path.with_name(path.name + "-results"), path.parent / "results"]
-        usual += [path.parent.parent / "results"] if path.parent.name == "sets" else []
-    return list(dict.fromkeys([*(path for path in usual if path.is_dir()), *(path.resolve() for path in named)]))
-
-
-def accuracies(folders: Sequence[Path]) -> list[AccuracyLine]:
-    """One line a cell, best first.  Raises StoreError for a damaged result."""
-    lines = []
-    for folder in (cell for root in folders for cell in sorted(root.iterdir()) if cell.is_dir()):
-        results = [_result(file) for file in sorted(folder.glob("seed-*.json"))]
-        if results:
-            lines.append(_line(results))
-    return sorted(lines, key=lambda line: -line.top1.mean if line.top1 else 0)
-
-
-def _result(file: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        _ = result["cell"], result["identity"]["student"], result["protocol"], result["report"]
-        return result
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file} is damaged ({type(error).__name__}: {error}); delete it, and evaluate again") from None
-
-
-def _line(results: Sequence[Mapping[str, Any]]) -> AccuracyLine:
-    first, good = results[0], [result for result in results if "failed" not in result]
-    identity, report = first["identity"], first["report"]
-    columns = [(report, "top1"), (report, "top5"), ("best", "top1"), ("last", "top1")]
-    top1, top5, best, last = (spread([one[epoch][key] for one in good]) if good else None for epoch, key in columns)
-    return AccuracyLine(
-        name=first["cell"],
-        teacher=identity["teacher"]["network"] if identity["teacher"] else "",
-        student=identity["student"],
-        protocol=first["protocol"],
-        top1=top1,
-        top5=top5,
-        best=best,
-        last=last,
-        failed={int(one["seed"]): str(one["failed"]["reason"]) for one in results if "failed" in one},
-        seconds=sum(float(one["seconds"]) for one in good),
-    )
-
-
 # ---- cost and settings -----------------------------------------------------------------------------------------------
 
 
@@ -204,8 +159,8 @@ def costs(opened: Opened, lines: Sequence[AccuracyLine]) -> list[Cost]:
     if session := opened.session:
         run, s = session.run, session.settings
         scored = len({row.path for row in session.data.rows} - {item.path for item in session.data.skipped})
-        number = forwards(scored, len(s.scoring.prompts), s.scoring)
-        work = f"{number:,} U-Net forwards ({scored:,} images, {s.scoring.draws} draws)"
+        draws = f"{s.scoring.draws} draws" + (f" to {s.scoring.adaptive_draws}" if s.scoring.adaptive_draws else "")
+        work = f"{store.forwards_taken(run):,} U-Net forwards ({scored:,} images, {draws})"
         found.append(_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors"))))
         folder = run.feature_folder(session.feature_identity)
         if vectors := list(folder.glob("*.safetensors")):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .assembly import class_folder
 from .classes import ClassInfo, refuse_shared
-from .config import Settings, fingerprint
+from .config import Settings, fingerprint, identity
 from .data import ImageData, Progress, Row, Skipped, is_datasets_folder, open_data, quiet
 from .pixels import resized_size
 from .sections import DataError, DataSettings
@@ -162,6 +162,29 @@ def open_validation(path: str, settings: Settings, progress: Progress = quiet) -
     split = validation_split(path) or settings.data.split
     every = settings.data.model_copy(update={"images_per_class": None, "split": split})
     return open_data(path, every, settings.seed, settings.compute.workers, progress)
+
+
+@dataclass
+class Opener:
+    """The data sets of one command: each is read once, however many sets, teachers and cells are made of it."""
+
+    progress: Progress = quiet
+    opened: dict[str, ImageData] = field(default_factory=dict)
+
+    def training(self, path: str, s: Settings) -> ImageData:
+        """Errors as ``open_data``."""
+        return self._once("training", path, s, lambda: open_data(path, s.data, s.seed, s.compute.workers, self.progress))
+
+    def validation(self, path: str, s: Settings) -> ImageData:
+        """Errors as ``open_validation``."""
+        s = s.model_copy(update={"data": s.data.model_copy(update={"images_per_class": None})})
+        return self._once("validation", path, s, lambda: open_validation(path, s, self.progress))
+
+    def _once(self, kind: str, path: str, s: Settings, read: Callable[[], ImageData]) -> ImageData:
+        key = fingerprint([kind, path, identity(s.data), s.seed])
+        if key not in self.opened:
+            self.opened[key] = read()
+        return self.opened[key]
 
 
 def validation_pictures(

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
+from threadpoolctl import threadpool_limits
 
 from . import method, selection
 from .config import DataError, Settings
@@ -155,7 +156,8 @@ def _trace_cluster(session: Session, label: str, row: int) -> list[str]:
         return [
             f"rank     {int(np.flatnonzero(order == i)[0])} of {len(order)} by score" for i in np.flatnonzero(pool.rows == row)
         ]
-    groups = selection.cluster(pool.vectors, pool.scores, s.selection, s.seed)
+    with threadpool_limits(1):  # as selection does it: its sums depend on the number of threads
+        groups = selection.cluster(pool.vectors, pool.scores, s.selection, s.seed)
     return [
         f"vector   {pool.vectors.shape[1]} numbers, begins {np.array2string(pool.vectors[i][:4], precision=3)}\n"
         f"cluster  {groups.cluster[i]} of {len(groups.median)} (median score {groups.median[groups.cluster[i]]:+.4g}), "

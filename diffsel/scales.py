@@ -23,6 +23,8 @@ from .config import ConfigError, Settings, fingerprint, identity, load_settings
 STRICT = ConfigDict(extra="forbid")
 BASELINES = ("random", "rded")
 AXES = ("dataset", "ipc", "method", "teacher", "student")
+VARIABLE = re.compile(r"\$\{?(\w+)")
+SPEEDS = ("forward", "student")  # that every scale has
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Case:
     protocol: str = "rded"
     settings: Mapping[str, Any] = field(default_factory=dict)
     classes: int | None = None  # only so many classes, chosen after the pass over all of them
+    shown: str = ""  # a sheet of one class: its folder; the first class where the data lack it
 
 
 @checked(frozen=True, config=STRICT)
@@ -51,6 +54,7 @@ class DataSet:
     classes: int
     configs: tuple[str, ...] = ()  # settings files, seen from configs/
     settings: dict[str, Any] = Field(default_factory=dict)  # "section.field": value
+    teachers: dict[str, str] = Field(default_factory=dict)  # the paper's -> what stands for it on this data set alone
 
 
 @checked(frozen=True, config=STRICT)
@@ -85,6 +89,7 @@ class Job:
 
     stood: str = ""  # the settings that stand for the paper's, in words
     run_name: str = ""  # one for all jobs that a single scoring pass serves
+    taught: Settings | None = None  # by which its teacher is trained: the scale's and data set's, none of the case's own
     vectors: str = ""  # stands for the patches and their vectors; empty where none are needed
     set_name: str = ""  # one for all jobs that share a distilled set
     trained: str = ""  # one for all jobs that train the same students
@@ -92,6 +97,16 @@ class Job:
     @property
     def baseline(self) -> bool:
         return self.method in BASELINES
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.method == "rded" or self.settings.protocol.labels == "soft"
+
+    @property
+    def variables(self) -> list[str]:
+        """Of the environment, that its paths name."""
+        paths = (self.source.train, self.source.val, self.teacher if self.needs_teacher else "")
+        return [name for path in paths for name in VARIABLE.findall(path)]
 
     @property
     def ran_as(self) -> str:
@@ -122,6 +137,8 @@ def read_scale(name: str, configs: Path, model: str | None = None, students: int
         raise ConfigError(
             f"{file}: stands.{wrong[0]}: neither one of {', '.join(AXES)} nor a setting such as selection.clusters"
         )
+    if slow := [key for key in (*SPEEDS, *scale.speed) if not scale.speed.get(key, 0) > 0]:
+        raise ConfigError(f"{file}: speed.{slow[0]}: must be there and above 0, such as speed: {{forward: 150, student: 280}}")
     settings = {**scale.settings, **({"model.model": model} if model else {})}
     return replace(scale, settings=settings, students=students or scale.students)
 
@@ -142,25 +159,26 @@ def plan(cases: Iterable[Case], scale: Scale, configs: Path, once: bool = True) 
 
 def _job(case: Case, scale: Scale, configs: Path) -> Job | None:
     axes = {name: _stand(scale, name, getattr(case, name)) for name in AXES}
+    if axes["dataset"] in scale.datasets:
+        axes["teacher"] = scale.datasets[axes["dataset"]].teachers.get(case.teacher, axes["teacher"])
     settings = {key: _stand(scale, key, value) for key, value in case.settings.items()}
-    if None in axes.values() or any(settings[key] is None and case.settings[key] is not None for key in settings):
+    left_out = [key for key, value in case.settings.items() if settings[key] is None and str(value) in _table(scale, key)]
+    if None in axes.values() or left_out:
         return None
     if axes["dataset"] not in scale.datasets:
         raise ConfigError(f"data set {axes['dataset']!r} is not in this scale; it has {', '.join(scale.datasets)}")
     source = scale.datasets[axes["dataset"]]
     training = scale.teachers.get(axes["teacher"])
     trained = {f"training.{key}": value for key, value in (training or {}).items()}
-    chosen = load_settings(
-        [configs / name for name in source.configs],
-        {**scale.settings, **source.settings, **settings, **trained, **_protocol(case.protocol, configs)},
-    )
+    files, common = [configs / name for name in source.configs], {**scale.settings, **source.settings, **trained}
+    chosen = load_settings(files, {**common, **settings, **_protocol(case.protocol, configs)})
     chosen = chosen.model_copy(update={"selection": chosen.selection.model_copy(update={"method": axes["method"]})})
     stood = "".join(f", {key.split('.')[1]} {value}" for key, value in settings.items() if value != case.settings[key])
     teacher = f"{{out}}/teachers/{axes['dataset']}-{axes['teacher']}" if training is not None else axes["teacher"]
     return _named(Job(
         case, axes["dataset"], source, axes["ipc"], axes["method"], teacher.replace("{dataset}", axes["dataset"]),
         training is not None,
-        axes["student"], chosen, scale.students, stood,
+        axes["student"], chosen, scale.students, stood, taught=load_settings(files, common) if trained else None,
     ))  # fmt: skip
 
 
@@ -191,8 +209,11 @@ def _is_setting(key: str) -> bool:
 
 
 def _stand(scale: Scale, axis: str, value: Any) -> Any:
-    table = {str(key): stand for key, stand in scale.stands.get(axis, {}).items()}
-    return table.get(str(value), value)
+    return _table(scale, axis).get(str(value), value)
+
+
+def _table(scale: Scale, axis: str) -> dict[str, Any]:
+    return {str(key): stand for key, stand in scale.stands.get(axis, {}).items()}
 
 
 def _protocol(name: str, configs: Path) -> dict[str, Any]:
@@ -206,7 +227,7 @@ def place(text: str, out: Path) -> str:
     """A path or name of a scale made real.  Raises ConfigError for a variable that the environment lacks."""
     assets = str(files("diffsel") / "assets")
     found = os.path.expandvars(text.replace("{out}", str(out)).replace("{assets}", assets))
-    if missing := re.search(r"\$\{?(\w+)", found):
+    if missing := VARIABLE.search(found):
         raise ConfigError(f"{text}: set the environment variable {missing[1]} to the folder that is meant")
     return found
 

@@ -106,7 +106,9 @@ class ScoringSettings(Section):
     adaptive_draws: int | None = Field(
         None, ge=1, description="Draws at most of an image that is still undecided, by doubling; default: draws (all alike)."
     )
-    adaptive_keep: float = Field(0.25, gt=0, le=1, description="Adaptive: share of a class that selection may want.")
+    adaptive_keep: float = Field(
+        0.25, gt=0, le=1, description="Adaptive: share of a unit (<= 256 images of a class) that selection may want."
+    )
     adaptive_z: float = Field(1.0, gt=0, description="Adaptive: width of the bounds, standard errors.")
     posterior: Literal["mean", "sample"] = Field("mean", description="VAE latent: posterior mean, or a keyed sample.")
 

@@ -262,6 +262,16 @@ def open_run(path: Path) -> Run:
         raise StoreError(f"{path / 'run.yaml'} is damaged ({type(error).__name__}: {error})") from None
 
 
+def forwards_taken(run: Run) -> int:
+    """U-Net samples that the stored units of a run's own prompts took.  Raises StoreError for a damaged unit."""
+    scoring = run.record["settings"]["scoring"]
+    draws = 0
+    for file in sorted((run.path / "maps").glob("*.safetensors")):
+        extra = read_extra(file)
+        draws += sum(extra.get("draws") or [scoring["draws"]] * len(extra["rows"]))  # not recorded at first: all had as many
+    return draws * (1 + len(scoring["prompts"]))
+
+
 def write_index(path: Path, rows: Sequence[Row]) -> None:
     columns = {name: [getattr(row, name) for row in rows] for name in ("row", "path", "label", "width", "height", "digest")}
     columns["class"] = columns.pop("label")

@@ -90,7 +90,16 @@ def forecast(title: str, jobs: Sequence[Job], scale: Scale, measure: Measure) ->
     lines += ["", f"U-Net forwards {passes:,} and {vectors:,} half ones (features); {trained} students, "
               f"{images if trains else 0:,} student images; estimated {seconds / 3600:.2f} hours at "
               f"{scale.speed['forward']:,.0f} forwards and {scale.speed['student']:,.0f} student images a second"]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join([*lines, *_needs(jobs)])
+
+
+def _needs(jobs: Sequence[Job]) -> list[str]:
+    """What a run of these jobs asks for: teachers, and variables of the environment."""
+    teachers = dict.fromkeys(job.teacher + ", trained here" * job.trains for job in jobs if job.needs_teacher)
+    names = dict.fromkeys(name for job in jobs for name in job.variables)
+    told = [name if name in os.environ else f"{name} (not set)" for name in names]
+    lines = [("teachers: ", list(teachers)), ("environment: ", told)]
+    return [head + "; ".join(items) for head, items in lines if items]
 
 
 class Study:
@@ -118,18 +127,21 @@ class Study:
     def measured(self, expected: Expected, machine, workers, progress: Progress):  # type: ignore[no-untyped-def]
         """(values by place, pictures by suffix): what this pipeline is about."""
         from . import gallery, products
+        from .experiment import Bench
+        from .pictures import Opener
 
-        jobs = products.prepare(self.jobs, self.scale, self.out, machine, workers, progress)
+        images = Opener(progress)
+        jobs = products.prepare(self.jobs, self.scale, self.out, machine, workers, images)
+        bench = Bench(machine, progress, tell=print if workers.is_main else lambda text: None)
         pages: dict[str, bytes] = {}
         values: dict[Place, Value] = {}
-        tell = print if workers.is_main else lambda text: None
         match self.measure:
             case "accuracy":
-                values = products.accuracies(jobs, self.out, machine, workers, progress, tell)
+                values = products.accuracies(jobs, self.out, bench, workers, images)
             case "time":
-                values = products.timings(jobs, self.out, machine, workers, progress, tell)
+                values = products.timings(jobs, self.out, bench, workers)
             case "spread" | "sheet":
-                folders = products.make_sets(jobs, self.out, machine, workers, progress)
+                folders = products.make_sets(jobs, self.out, bench, workers, images)
                 if workers.is_main and self.measure == "spread":
                     values, pages[""] = gallery.spreads(jobs, folders, self.out, progress)
                 elif workers.is_main:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from .evaluation import Machine, measure
 from .files import is_unused, write_atomically
 from .memory import keep_freed_memory
 from .networks import build, canonical, check_size, normalise
-from .pictures import Pictures
+from .pictures import Album, Pictures
 from .sections import ConfigError, DataError, TrainingSettings
 from .store import SettingsDiffer, StoreError, differences, dump_yaml, read_yaml
 
@@ -104,14 +105,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
     if len(data.rows) < 2:
         raise DataError(f"{data.root} holds {len(data.rows)} image; a teacher needs 2 or more")
     keep_freed_memory()
-    described = {
-        "training": identity(t),
-        "seed": seed,
-        "precision": machine.precision,
-        "images": fingerprint([[row.path, row.label, row.digest] for row in data.rows]),
-        "validation": validation.digest if validation else None,
-        "classes": [info.folder for info in data.classes],
-    }
+    described = _describe(data, validation, t, seed, machine)
     if workers.is_main:
         _open_folder(out, described)
     torch.manual_seed(seed)
@@ -176,6 +170,33 @@ def _optimizer(network: nn.Module, t: TrainingSettings) -> torch.optim.Optimizer
 
 
 # ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def is_trained(out: Path, data: ImageData, validation: Album, t: TrainingSettings, seed: int, machine: Machine) -> bool:
+    """Whether ``out`` holds this very teacher, trained to its end; no picture is decoded to tell.
+
+    Raises SettingsDiffer where a teacher of other images or settings lies there.
+    """
+    if not (out / "teacher.yaml").exists():
+        return False
+    _open_folder(out, _describe(data, validation, t, seed, machine))
+    if not (out / "state.safetensors").exists():
+        return False
+    with safe_open(out / "state.safetensors", framework="pt") as state:
+        return int(state.get_tensor("epoch")) >= t.epochs
+
+
+def _describe(data: ImageData, validation: Pictures | Album | None, t: TrainingSettings, seed: int,
+              machine: Machine) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides a teacher's weights, as teacher.yaml holds it."""
+    return {
+        "training": identity(t),
+        "seed": seed,
+        "precision": machine.precision,
+        "images": fingerprint([[row.path, row.label, row.digest] for row in data.rows]),
+        "validation": validation.digest if validation else None,
+        "classes": [info.folder for info in data.classes],
+    }
 
 
 def _open_folder(out: Path, described: dict[str, Any]) -> None:

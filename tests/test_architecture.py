@@ -27,6 +27,7 @@ FLOORS = [
     {"report"},
     {"page_pictures"},
     {"page_class"},
+    {"page_accuracy"},
     {"page_run"},
     {"page"},
     {"comparison", "demo", "matrix"},

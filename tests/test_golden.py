@@ -105,6 +105,7 @@ def test_boxes(case: str) -> None:
     height, width = data["image_u8"].shape[:2]
     cells = typicality(data["loss_grid_f32"].astype(np.float16))
     names = [name for name in data if re.fullmatch(r"(top|bottom)_boxes_k\d+", name)]
+    assert names
     for name in names:
         size, sign = int(name.rsplit("k", 1)[1]), 1 if name.startswith("top") else -1
         settings = PatchSettings(patch_size=size, per_image=len(data[name]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,17 +14,22 @@ import numpy as np
 import pytest
 from browser import Browser, find_chromium
 from conftest import TINY, draw, small_values
+from PIL import Image
 from scipy.stats import t
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from diffsel import page, page_run
+from diffsel import method, page, page_accuracy, page_run, prompts, selection
 from diffsel.charts import Scale, evenly, histogram, tsne
 from diffsel.config import ConfigError, resolve
 from diffsel.data import open_data
 from diffsel.method import distill, select_baseline
 from diffsel.page import Extra, write_report
 from diffsel.page_class import ShownSet
-from diffsel.page_run import open_target
-from diffsel.store import StoreError
+from diffsel.page_run import open_target, read_set
+from diffsel.pictures import open_set, set_pictures
+from diffsel.report import trace_image
+from diffsel.session import start
+from diffsel.store import StoreError, forwards_taken, read_unit, write_unit
 from diffsel.suspects import suspects
 
 HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
@@ -70,14 +76,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": "random"})})
     select_baseline(session.data, 1, root / "random", plain)
     for seed, top1 in enumerate((50.0, 52.0, 57.0)):
-        write_result(root / "run" / "ipc2-results" / "conv3-x", seed, top1)
+        write_result(root / "run" / "ipc2-results" / "conv3-x", seed, top1, root / "run" / "ipc2")
     return root
 
 
-def write_result(folder: Path, seed: int, top1: float | None) -> None:
+def write_result(folder: Path, seed: int, top1: float | None, set_: Path, ipc: int | None = None, **more: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    result: dict = {"cell": "ipc2 <b>", "seed": seed, "protocol": "plain", "report": "last",
-                    "identity": {"student": "conv3", "teacher": None}}  # fmt: skip
+    album = set_pictures(open_set(set_), ipc, 16)
+    of_set = {"set": album.digest, "images": len(album.rows), "classes": [info.folder for info in album.classes]}
+    result: dict = {"cell": f"{set_.name} <b>", "seed": seed, "protocol": "plain", "report": "last", "precision": "fp32",
+                    "identity": {**of_set, "student": "conv3", "teacher": None, "protocol": {"size": 16}}, **more}  # fmt: skip
     if top1 is None:
         result["failed"] = {"epoch": 1, "reason": "the loss is not a number <i>"}
     else:
@@ -168,6 +176,24 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
         assert not any(source.uses for source in part.best_left + part.worst_left)
 
 
+def test_a_trace_clusters_on_one_thread(work: Path, monkeypatch) -> None:
+    """As selection does: on two it may name another cluster than metadata.jsonl."""
+    threads, cluster = [], selection.cluster
+
+    def watched(*args):
+        threads.append({pool["num_threads"] for pool in threadpool_info()})
+        return cluster(*args)
+
+    monkeypatch.setattr(selection, "cluster", watched)
+    tile = json.loads((work / "run/ipc1/metadata.jsonl").read_text().splitlines()[0])["tiles"][0]
+    session = open_target(work / "run").session
+    assert session
+    with threadpool_limits(2):
+        text = trace_image(session, tile["source"], [])
+    assert f"cluster  {tile['cluster']} of" in text
+    assert threads == [{1}]
+
+
 def test_the_same_report_has_the_same_bytes(work: Path, report: Path) -> None:
     assert write_report(work / "run", work / "again.html", extras=[EXTRA])[0].read_bytes() == report.read_bytes()
 
@@ -183,13 +209,68 @@ def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
 
 
 def test_failed_students_and_damaged_results(work: Path, tmp_path: Path) -> None:
-    write_result(tmp_path / "cell", 0, 40.0)
-    write_result(tmp_path / "cell", 1, None)
+    write_result(tmp_path / "cell", 0, 40.0, work / "run" / "ipc1")
+    write_result(tmp_path / "cell", 1, None, work / "run" / "ipc1")
     text = Tree(write_report(work / "run", tmp_path / "r.html", results=[tmp_path])[0]).text
     assert "seed 1 failed: the loss is not a number <i>" in text
     (tmp_path / "cell" / "seed-1.json").write_text("{")
     with pytest.raises(StoreError, match=r"seed-1.json is damaged"):
         write_report(work / "run", tmp_path / "r.html", results=[tmp_path])
+
+
+def test_accuracies_are_of_the_sets_shown(work: Path, tmp_path: Path) -> None:
+    """A set made anew at the same place does not show what the old one gave; sets beside are marked; baselines lead nothing."""
+    for name in ("run", "random", "data"):
+        shutil.copytree(work / name, tmp_path / name, ignore=shutil.ignore_patterns("*-results"))
+    run, results = tmp_path / "run", tmp_path / "run" / "results"
+    write_result(results / "a", 0, 40.0, run / "ipc2", precision="bf16")
+    write_result(results / "b", 0, 45.0, run / "ipc2", ipc=1)
+    write_result(results / "c", 0, 70.0, tmp_path / "random")
+    write_result(results / "d", 0, 60.0, run / "ipc1")
+    found = page_accuracy.accuracies([results], [read_set(run / "ipc2")])
+    assert [(line.set, line.top1.mean) for line in found.own if line.top1] == [("ipc2", 45), ("ipc2", 40)]
+    assert [(line.set, line.top1.mean) for line in found.beside if line.top1] == [("ipc1", 60)]
+    assert found.strangers == 1
+    both = page_accuracy.accuracies([results], [read_set(run / "ipc2"), read_set(tmp_path / "random")])
+    assert both.best
+    assert (both.own[0].set, both.best.set, both.best.name) == ("random", "ipc2", "ipc2 <b>")
+    text = " ".join(Tree(write_report(run / "ipc2", tmp_path / "r.html")[0]).text.split())
+    for words in ("45.0 %best top-1, ipc2", "plain, bf16", "sets beside, not in this report", "1 other cell lies in"):
+        assert words in text
+    for file in (run / "ipc2").rglob("*.png"):
+        with Image.open(file) as picture:
+            picture.transpose(Image.Transpose.ROTATE_180).save(file)
+    again = page_accuracy.accuracies([results], [read_set(run / "ipc2")])
+    assert (again.own, again.best, again.strangers) == ([], None, 3)
+
+
+def test_a_prompts_set_is_shown_with_its_own_prompts_maps(tmp_path: Path, folder, small) -> None:
+    """Beside the run's set it is named; without the prompt's maps there are no heat maps, rather than the run's."""
+    source, run = str(folder(cat=6, dog=6)), tmp_path / "run"
+    session = distill(source, run, {1: run / "ipc1"}, small)
+    study = prompts.plan(session, ["A sketch of {label}."])
+    prompts.score(study)
+    view = study.views()[1]
+    method.embed(view)
+    method.select(view, 1, tmp_path / "sketch")
+    opened = open_target(tmp_path / "sketch", run=run)
+    assert opened.session
+    for unit in view.units:
+        for name, values in view.maps(unit)[0].items():
+            np.testing.assert_array_equal(opened.session.maps(unit)[0][name], values)
+    part, pool = page.class_part(opened.session, opened.sets, 0, "cat")
+    assert part.prompt == "A sketch of cat."
+    assert pool
+    assert pool.scores.tolist() == method.candidates(view, "cat").scores.tolist()
+    assert "against “A sketch of {label}.”" not in Tree(write_report(run, tmp_path / "r.html")[0]).text
+    assert "“A sketch of {label}.”" in Tree(write_report(tmp_path / "sketch", tmp_path / "s.html", run=run)[0]).text
+    shown = open_target(run, [tmp_path / "sketch", run / "ipc1"]).sets[::-1]
+    assert not shown[0].differs
+    assert shown[1].differs["scoring.prompts"] == (["A sketch of {label}."], list(small.scoring.prompts))
+    shutil.rmtree(run / "prompts")
+    alone = open_target(tmp_path / "sketch", run=run)
+    assert alone.session is None
+    assert "The maps of sketch's prompt are not in" in alone.notes[0]
 
 
 def test_cost_is_counted(work: Path) -> None:
@@ -198,6 +279,19 @@ def test_cost_is_counted(work: Path) -> None:
     assert "216 U-Net forwards (36 images, 3 draws)" in scoring.work  # with and without the label
     assert scoring.bytes == sum(file.stat().st_size for file in (work / "run" / "maps").iterdir())
     assert (embedding.files, [cost.stage for cost in sets]) == (3, ["set ipc2", "set ipc1"])
+
+
+def test_forwards_of_adaptive_draws_are_those_taken(tmp_path: Path, folder, small) -> None:
+    scoring = small.scoring.model_copy(update={"draws": 2, "bins": 1, "adaptive_draws": 8})
+    session = start(str(folder(cat=6, dog=5)), tmp_path / "run", small.model_copy(update={"scoring": scoring}))
+    method.score(session)
+    taken = session.counts["U-Net forwards"]
+    assert 11 * 2 * 2 < taken < 11 * 8 * 2
+    assert f"{taken} U-Net forwards (11 images, 2 draws to 8)" in page_run.costs(open_target(tmp_path / "run"), [])[0].work
+    for unit in session.units:  # as units were before they recorded it
+        tensors, extra = read_unit(session.run.map_file(unit), session.run.mark)
+        write_unit(session.run.map_file(unit), session.run.mark, tensors, {"label": unit.label, "rows": extra["rows"]})
+    assert forwards_taken(session.run) == 11 * 2 * 2
 
 
 def test_long_reports_are_paged(work: Path, report: Path, paged: list[Path]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import csv
 import difflib
+import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -13,10 +15,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import GOLDEN, TINY, draw
 
 from diffsel import gallery, scales, study, tables
 from diffsel.config import ConfigError
+from diffsel.data import quiet
 from diffsel.scales import Case, costs, plan, read_scale
 from diffsel.tables import Value, agreement, markdown
 
@@ -107,9 +110,56 @@ def test_every_pipeline_has_a_dry_run_at_every_scale(scale: str, tmp_path: Path,
         run(file, "--scale", scale, "--out", tmp_path / "out", "--dry-run")
         text = capsys.readouterr().out
         cells = int(text.splitlines()[0].split(": ")[-1].split()[0])
-        assert cells == len(text.splitlines()) - 6 > 0
+        table = text.splitlines()[4 : text.splitlines().index("", 4)]
+        assert cells == len(table) > 0
         assert "hours" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_subsets_have_teachers_of_their_own_at_paper_scale(tmp_path: Path, capsys, monkeypatch) -> None:
+    """As RDED's ResNet-18 are: trained on the subset; ImageNet-1K's is torchvision's."""
+    monkeypatch.delenv("TEACHERS", raising=False)
+    monkeypatch.setenv("IMAGENET", "there")
+    run(ROOT / "pipelines" / "high_resolution.py", "--scale", "paper", "--out", tmp_path / "out", "--dry-run")
+    teachers, environment = capsys.readouterr().out.splitlines()[-2:]
+    own = [f"$TEACHERS/{name}-resnet18.pth" for name in ("imagenette", "imagewoof", "imagenet-100")]
+    assert teachers == "teachers: " + "; ".join([*own, "resnet18"])
+    assert environment == "environment: IMAGENET; TEACHERS (not set)"
+
+
+def test_rded_makes_its_own_mosaics_at_paper_scale() -> None:
+    """Left to the method (two tiles a side at any IPC, as its scripts have it); small images stay whole."""
+    factors: dict[str, set[int]] = {}
+    for name in ("high_resolution", "low_resolution", "rded", "hard_labels"):
+        for job in plan(load(ROOT / "pipelines" / f"{name}.py")["cells"](), read_scale("paper", CONFIGS), CONFIGS):
+            if job.method == "rded":
+                factors.setdefault(job.dataset, set()).add(job.settings.assembly.factor)
+    small = {"cifar10", "cifar100", "tiny-imagenet"}
+    assert factors == {name: {1} if name in small else {0} for name in factors}
+    assert len(factors) == 8
+
+
+def test_rdeds_scripts_are_all_there() -> None:
+    """Settings of every script of RDED, as recorded in its golden file."""
+    cases = load(ROOT / "pipelines" / "rded.py")["cells"]()
+    ours = {(case.dataset.replace("tiny-", "tiny"), case.teacher, case.ipc, *case.settings.values()) for case in cases}
+    golden = json.loads((GOLDEN / "rded_config.json").read_text())
+    theirs = {(re.sub("net-(nette|woof)", r"\1", each["subset"]), each["arch_name"], each["ipc"], each["num_crop"],
+               each["input_size"]) for each in golden if each["source"].endswith("as written")}  # fmt: skip
+    assert len(theirs) == 16
+    assert ours == theirs
+
+
+def test_the_full_set_has_no_cap() -> None:
+    """Figure 7: all images of the demo (its pass is the same), ImageNet-1K's 1.28 million; left out on CIFAR-10."""
+    cases = load(ROOT / "pipelines" / "real_images.py")["cells"]()
+    counts = {}
+    for name in SCALES:
+        scale = read_scale(name, CONFIGS)
+        jobs = plan(cases, scale, CONFIGS)
+        counts[name] = len(jobs), jobs[-1].settings.selection.images, costs(jobs, scale)[-1].forwards
+        assert jobs[-1].settings.data.images_per_class == (300 if name == "cifar10" else None)
+    assert counts == {"demo": (5, None, 0), "cifar10": (4, 300, 0), "paper": (5, None, 1_281_167 * 16 * 2)}
 
 
 def test_the_cost_of_shared_work_is_counted_once() -> None:
@@ -137,6 +187,10 @@ def test_a_scale_stands_for_the_paper_and_refuses_what_it_lacks(tmp_path: Path) 
         read_scale("huge", CONFIGS)
     with pytest.raises(ConfigError, match="set the environment variable NOWHERE"):
         scales.place("$NOWHERE/train", tmp_path)
+    for speed in ("{}", "{forward: 1}", "{forward: 0, student: 1}", "{forward: 1, student: 1, resnet50: -1}"):
+        (tmp_path / "s.yaml").write_text(f"datasets: {{}}\nspeed: {speed}\n")
+        with pytest.raises(ConfigError, match=r"s\.yaml: speed\.\w+: must be there and above 0, such as"):
+            read_scale(str(tmp_path / "s.yaml"), CONFIGS)
     (tmp_path / "s.yaml").write_text("datasets: {}\nspeed: {}\nstands: {selection.clutsers: {32: 8}}\n")
     with pytest.raises(ConfigError, match=r"s\.yaml: stands.selection.clutsers: neither one of dataset, ipc"):
         read_scale(str(tmp_path / "s.yaml"), CONFIGS)
@@ -196,7 +250,8 @@ def test_one_pipeline_whole_and_taken_up_again(tmp_path: Path, monkeypatch, caps
         raise AssertionError("made twice")
 
     monkeypatch.setattr("diffsel.experiment.train_one", never)
-    monkeypatch.setattr("diffsel.matrix.make_set", never)
+    monkeypatch.setattr("diffsel.diffusion.Diffusion.load", never)  # without it there is no forward
+    monkeypatch.setattr("diffsel.assembly._write_set", never)
     run(file, *words)
     assert capsys.readouterr().out == text
     assert results == {path: path.stat().st_mtime_ns for path in out.rglob("seed-*.json")}
@@ -222,9 +277,8 @@ def test_fewer_images_are_read_from_the_same_pass(tmp_path: Path, small, folder)
     assert method.most_patches(session, ["cat"])["cat"] < 7 * small.patches.per_image + 1
 
 
-def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, tmp_path: Path) -> None:
-    from diffsel.data import quiet
-    from diffsel.products import _validation
+def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, tmp_path: Path, monkeypatch) -> None:
+    from diffsel.pictures import Opener
 
     root = str(folder(cat=5, dog=4))
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({
@@ -233,7 +287,23 @@ def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, t
     }))  # fmt: skip
     (job,) = plan([Case("r", "c", "toy", 1)], read_scale(str(tmp_path / "s.yaml"), CONFIGS), CONFIGS)
     assert job.settings.data.images_per_class == 2
-    assert len(_validation(job, quiet).rows) == 9
+    assert len(Opener().validation(job.source.val, job.settings).rows) == 9
+    monkeypatch.setattr("diffsel.pictures.validation_split", lambda path: "held")
+    monkeypatch.setattr("diffsel.pictures.open_data", lambda path, data, *rest: data.split)
+    assert Opener().validation("some/hub-id", job.settings) == "held"  # not the split of the training images
+    assert Opener().training("some/hub-id", job.settings) == "train"
+
+
+def test_the_sheet_of_one_class_shows_the_one_named(tmp_path: Path) -> None:
+    (case,) = [case for case in load(ROOT / "pipelines" / "sheets.py")["cells"]() if case.row == "Figure 14"]
+    (job,) = plan([case], read_scale("demo", CONFIGS), CONFIGS)
+    for labels, expected in ((["n01440764", "n02099601"], "n02099601"), (["a", "b"], "a")):
+        folder = tmp_path / expected
+        for label in labels:
+            draw(folder / label / "00000.png", 0)
+        lines = [json.dumps({"class": label, "tiles": []}) for label in labels]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+        assert gallery._rows("class", job, folder, tmp_path, quiet)[0][0] == f"all {job.ipc} of {expected}"
 
 
 def test_gallery_measures_spread_against_the_real_data() -> None:

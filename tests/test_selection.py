@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from diffsel.config import SelectionSettings
 from diffsel.selection import Candidates, SelectionError, cluster, rank_clusters, select, select_class, tile_rank
@@ -49,6 +50,17 @@ def test_top_clusters_give_q_patches_and_the_rest_is_filled_by_score(ipc: int, f
     filled = [p.score for p in picks if p.reason == "score"]
     left = sorted((s for i, s in enumerate(pool.scores) if 3 * i not in {p.row for p in by_cluster}), reverse=True)
     assert filled == left[: len(filled)]
+
+
+def test_picks_do_not_depend_on_the_number_of_threads() -> None:
+    """To the last bit, in the selection's own path; K-means itself adds up otherwise with two."""
+    rng = np.random.default_rng(0)
+    pool = Candidates("cat", np.arange(600), np.zeros((600, 4), int), rng.normal(size=600), rng.normal(size=(600, 64)))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(select([pool], 10, 1, SelectionSettings(clusters=8, top_clusters=4), 0))
+    assert found[0] == found[1]
 
 
 def test_a_short_cluster_gives_what_it_has() -> None:
