@@ -367,6 +367,22 @@ def test_a_store_of_an_older_format_is_refused_and_left_alone(folder, tmp_path, 
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
+def test_latents_asked_for_too_late_are_told(folder, tmp_path, small) -> None:
+    source, kept = folder(cat=4, dog=4), with_(small, compute={"keep_latents": True})
+    method.score(start(str(source), tmp_path / "run", small))
+    for session in (start(str(source), tmp_path / "run", kept), resume(tmp_path / "run", kept)):
+        (note,) = session.notes
+        assert note.startswith(
+            "--keep-latents came too late for 2 unit(s) scored without it, such as cat-000: score into a new"
+        )
+    (tmp_path / "run" / "maps" / "dog-000.safetensors").unlink()
+    session = start(str(source), tmp_path / "run", kept)
+    assert "for 1 unit(s)" in next(iter(session.notes))
+    method.score(session)
+    assert [file.name for file in (tmp_path / "run" / "latents").iterdir()] == ["dog-000.safetensors"]
+    assert not start(str(source), tmp_path / "other", kept).notes
+
+
 def test_a_class_folder_renamed_between_scoring_and_selecting_is_reported(folder, tmp_path, small) -> None:
     source, run = folder(cat=5), tmp_path / "run"
     distill(source, run, small)
