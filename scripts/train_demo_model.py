@@ -275,7 +275,7 @@ def train_unet(args, vae, latents: Tensor, data: Data, tokenizer, probe, save, d
             part.load_state_dict(state[name])
         torch._foreach_copy_(average, state["average"])
         running, first = state["running"], state["step"] + 1
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"].cpu())  # read_state puts every tensor on the device
     for step in range(first, args.steps + 1):
         pick = torch.randint(len(latents), (args.batch,))
         z0, words = latents[pick].to(device), captions.sample(labels[pick]).to(device)
