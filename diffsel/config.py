@@ -110,6 +110,7 @@ class Settings(Section):
 def load_settings(files: list[Path], flags: Mapping[str, Any] | None = None, base: Mapping[str, Any] | None = None) -> Settings:
     """``base``, over it YAML files (later ones win), over them flags ``{"section.field": value}``.
 
+    A run.yaml is a settings file too: what RUN was made with, apart from what belongs to its machine.
     Raises ConfigError naming the file, the key and the nearest valid one.
     """
     merged: dict[str, Any] = {}
@@ -121,6 +122,8 @@ def load_settings(files: list[Path], flags: Mapping[str, Any] | None = None, bas
             raise ConfigError(f"settings file {file}: {error}") from None
         if not isinstance(part, dict):
             raise ConfigError(f"settings file {file}: expected sections such as `scoring:`, found {type(part).__name__}")
+        if {"format", "identity", "settings"} <= part.keys():  # a run.yaml
+            part = without_execution(part["settings"])
         try:
             resolve(part, alone=True)
         except ConfigError as error:

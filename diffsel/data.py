@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -159,6 +160,14 @@ def count_images(path: str, settings: DataSettings) -> dict[str, int]:
     return {label: size if limit is None else min(size, limit) for label, size in sizes.items()}
 
 
+def ignored_files(data: ImageData) -> list[tuple[str, int]]:
+    """Extensions (lower case) of files beside the images of a folder that were not taken for images, and how many there are
+    of each, most first."""
+    names = [name for info in data.classes for name in _walk(Path(data.root), info.folder, images=False)]
+    found = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
+    return sorted(found.items(), key=lambda item: (-item[1], item[0]))
+
+
 def reopen(path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped: Sequence[Skipped],
            settings: DataSettings, may_be_gone: bool = False) -> ImageData:  # fmt: skip
     """A data set as an earlier ``open_data`` left it: nothing is listed or read.
@@ -241,8 +250,8 @@ def _subfolders(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
 
 
-def _walk(root: Path, folder: str) -> Iterator[str]:
-    """Image files below a class folder, as paths relative to the root; links are followed, loops are not."""
+def _walk(root: Path, folder: str, images: bool = True) -> Iterator[str]:
+    """Image files below a class folder (or the others), as paths relative to the root; links are followed, loops are not."""
     seen = set()
     for where, subfolders, names in os.walk(root / folder, followlinks=True):
         real = os.path.realpath(where)
@@ -252,7 +261,7 @@ def _walk(root: Path, folder: str) -> Iterator[str]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in FOREIGN)
         for name in names:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+            if (os.path.splitext(name)[1].lower() in EXTENSIONS) == images and not name.startswith("."):
                 yield os.path.relpath(os.path.join(where, name), root).replace(os.sep, "/")
 
 

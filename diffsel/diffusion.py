@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # loaded with a model: selecting from a store needs neither
     from transformers import CLIPTextModel, CLIPTokenizer
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
 # Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
@@ -47,9 +48,25 @@ def pick_device(name: str) -> torch.device:
 
 def pick_precision(name: str, device: torch.device) -> str:
     """``auto`` is fp32: bfloat16 gives up to 8 % of the images another best patch (RESULTS.md)."""
-    if name in ("fp16",) and device.type == "cpu":
-        raise ConfigError("compute.precision = 'fp16' needs a GPU; use fp32 or bf16 on a CPU")
+    if name in ("fp16", "tf32") and device.type == "cpu":
+        raise ConfigError(f"compute.precision = {name!r} needs a GPU; use fp32 or bf16 on a CPU")
     return "fp32" if name == "auto" else name
+
+
+def set_tf32(precision: str) -> None:
+    """``tf32``: matrix products and convolutions of float32 numbers may drop 13 of their 23 bits; else none does.
+
+    Said for both, since torch leaves it off for the one and on for the other.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def allow_shapes(count: int) -> None:
+    """torch.compile makes a graph for each of ``count`` shapes; beyond its limit (8) it would quietly stop compiling."""
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, count)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, count)
 
 
 def locate(settings: ModelSettings) -> Path:
@@ -148,6 +165,7 @@ class Diffusion:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # ours are the bars worth seeing
+        set_tf32(precision)
         dtype = DTYPES[precision]
         options = {"use_safetensors": True, "low_cpu_mem_usage": True}
         try:
@@ -170,7 +188,8 @@ class Diffusion:
         if device.type == "cuda":  # tensor cores want channels last; on a CPU oneDNN picks its own layout
             vae, unet = (module.to(memory_format=torch.channels_last) for module in (vae, unet))
         model = cls(tokenizer, text, vae, unet, scheduler, device, dtype)
-        if compiled:  # few shapes: every batch is filled up
+        if compiled:  # a graph for each latent shape: every batch is filled up
+            allow_shapes(LATENT_SHAPES)
             model.forward = torch.compile(unet, dynamic=False)
         return model
 

@@ -58,8 +58,16 @@ class Workers:
         from accelerate import Accelerator
         from accelerate.utils import DataLoaderConfiguration
 
-        mixed = "no" if precision == "fp32" else precision
+        mixed = "no" if precision in ("fp32", "tf32") else precision
         return Accelerator(cpu=self._cpu, mixed_precision=mixed, dataloader_config=DataLoaderConfiguration(split_batches=True))
+
+    @staticmethod
+    def check_tracker(name: str) -> None:
+        """Raises StoreError where the library of a tracker is not installed."""
+        from accelerate.tracking import get_available_trackers
+
+        if name not in ["none", *map(str, get_available_trackers())]:
+            raise StoreError(f"compute.tracker = {name!r}: pip install {name}")
 
     def tracker(self, name: str, folder: Path, config: Mapping[str, Any]) -> Track:
         """What logs numbers to one of accelerate's trackers (tensorboard, wandb, trackio), on the main process.
@@ -69,10 +77,8 @@ class Workers:
         if name == "none" or not self.is_main:
             return lambda values, step: None
         from accelerate import Accelerator
-        from accelerate.tracking import get_available_trackers
 
-        if name not in [str(each) for each in get_available_trackers()]:
-            raise StoreError(f"compute.tracker = {name!r}: pip install {name}")
+        self.check_tracker(name)
         accelerator = Accelerator(cpu=self._cpu, log_with=name, project_dir=folder)
         plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
         accelerator.init_trackers("diffsel", config=plain)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .data import Progress, quiet
+from .diffusion import set_tf32
 from .memory import keep_freed_memory
 from .networks import build, normalise, parameter_groups
 from .pictures import Pictures
@@ -43,7 +44,7 @@ class Machine:
     """Where and how a student is trained; nothing here is part of a protocol."""
 
     device: torch.device
-    precision: str = "fp32"  # fp32, fp16 or bf16 (autocast)
+    precision: str = "fp32"  # fp32, tf32, fp16 or bf16 (these two by autocast)
     compile: bool = False
 
     def autocast(self) -> Any:
@@ -69,6 +70,7 @@ def train_student(student: str, source: Source, validation: Pictures, protocol: 
     """
     begin = time.monotonic()
     keep_freed_memory()
+    set_tf32(machine.precision)
     torch.manual_seed(seed)
     network = build(student, len(validation.classes), recipe.size).to(machine.device).to(memory_format=torch.channels_last)
     if machine.compile:

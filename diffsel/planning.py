@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import DataError, Settings, UnreadableImage
-from .data import count_images, open_data
+from .config import DataError, ScoringSettings, Settings, UnreadableImage
+from .data import ImageData, count_images, open_data
 from .diffusion import Diffusion
-from .draws import as_images, keyed_generator, latent_shape
+from .draws import as_images, keyed_generator, latent_shape, latent_size
 from .pixels import Pixels
-from .scoring import forwards
+from .scoring import filled_forwards, forwards
+from .store import UNIT_ROWS
 
-SAMPLE, TRIES = 8, 8  # classes of which one image is looked at, and how many are tried for it
+SAMPLE = 8  # classes of which the headers of one unit's images are read, and one image is decoded
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Plan:
     classes: int
     images: int
     forwards: int
+    filled: int  # forwards with what fills up the last batch of each latent shape of a unit; as the sampled classes have it
     most_forwards: int  # with adaptive draws, if every image were undecided to the end
     flop: float
     bytes: int
@@ -38,7 +40,7 @@ class Plan:
         speed = f"{self.rate:.3g} FLOP/s in batches of {self.batch_size}"
         lines = {
             "images": f"{self.images:,} in {self.classes} classes",
-            "U-Net forwards": f"{self.forwards:,}"
+            "U-Net forwards": f"{self.forwards:,} ({self.filled:,} with filling of batches)"
             + (f" to {self.most_forwards:,} (adaptive)" if self.most_forwards > self.forwards else ""),
             "FLOP": f"{self.flop:.3g}",
             "bytes to store": f"{self.bytes:,}",
@@ -58,9 +60,10 @@ def plan(source: str, settings: Settings, model: Diffusion, batch_size: int) -> 
     """Lists the images, reads a few of them, and times a batch of each network.  Raises DataError, ConfigError."""
     counts = count_images(source, settings.data)
     few = list(counts)[:: max(1, len(counts) // SAMPLE)][:SAMPLE]
-    found = sorted((each for label in few if (each := _look(source, label, settings)) is not None), key=lambda p: p.size)
+    samples = {label: sample for label in few if (sample := _look(source, label, settings)) is not None}
+    found = sorted((each for sample in samples.values() if (each := _first(sample)) is not None), key=lambda p: p.size)
     if not found:
-        raise DataError(f"{source}: none of the images looked at can be read ({SAMPLE} classes, {TRIES} images of each)")
+        raise DataError(f"{source}: none of the images looked at can be read ({SAMPLE} classes, {UNIT_ROWS} images of each)")
     pixels = found[len(found) // 2]
     shape, s = latent_shape(model, pixels), settings.scoring
     images, prompts = sum(counts.values()), len(s.prompts)
@@ -70,31 +73,47 @@ def plan(source: str, settings: Settings, model: Diffusion, batch_size: int) -> 
     steps = torch.full((batch_size,), model.steps // 2, device=model.device)
     unet_flop, unet_seconds = _probe(lambda: model.predict_noise(noisy, steps, words), model)
     total = forwards(images, prompts, s)
+    useful = forwards(sum(counts[label] for label in samples), prompts, s)
+    filled = round(total * sum(_filled(each, counts[label], s, model, batch_size) for label, each in samples.items()) / useful)
     flop = images * vae_flop + total * unet_flop / batch_size
     cells = shape[1] * shape[2] * s.bins
     return Plan(
         classes=len(counts),
         images=images,
         forwards=total,
+        filled=filled,
         most_forwards=total // s.draws * s.rounds()[-1],
         flop=flop,
         bytes=images * (cells * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * math.prod(shape)),
-        seconds=images * vae_seconds + total * unet_seconds / batch_size,
+        seconds=images * vae_seconds + filled * unet_seconds / batch_size,
         rate=unet_flop / unet_seconds,
         shape=shape,
         batch_size=batch_size,
     )
 
 
-def _look(source: str, label: str, settings: Settings) -> Pixels | None:
-    """The first of a few images of a class that can be read."""
-    one = settings.data.model_copy(update={"classes": (label,), "classes_sha256": None, "images_per_class": TRIES})
+def _look(source: str, label: str, settings: Settings) -> ImageData | None:
+    """As many images of a class as a unit has, with their sizes; None where none has a readable header."""
+    most = min(UNIT_ROWS, settings.data.images_per_class or UNIT_ROWS)
+    one = settings.data.model_copy(update={"classes": (label,), "classes_sha256": None, "images_per_class": most})
     with contextlib.suppress(DataError):
-        sample = open_data(source, one, settings.seed, settings.compute.workers)
-        for row in sample.rows:
-            with contextlib.suppress(UnreadableImage):
-                return sample.pixels(row)
+        return open_data(source, one, settings.seed, settings.compute.workers)
     return None
+
+
+def _first(sample: ImageData) -> Pixels | None:
+    """The first image that decodes."""
+    for row in sample.rows:
+        with contextlib.suppress(UnreadableImage):
+            return sample.pixels(row)
+    return None
+
+
+def _filled(sample: ImageData, count: int, settings: ScoringSettings, model: Diffusion, batch_size: int) -> int:
+    """U-Net samples of a class of ``count`` images, unit by unit, if all its units have the sizes of the sample."""
+    sizes = [latent_size(model, *sample.size(row)[::-1]) for row in sample.rows]
+    units = [UNIT_ROWS] * (count // UNIT_ROWS) + [count % UNIT_ROWS]
+    return sum(filled_forwards(sizes[:unit], len(settings.prompts), settings, batch_size) for unit in units)
 
 
 def _probe(run, model: Diffusion) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from . import method, selection
 from .config import DataError, Settings
-from .data import ImageData, Row
+from .data import EXTENSIONS, ImageData, Row, ignored_files
 from .evaluation import difference
 from .experiment import Line
 from .files import read_lines
@@ -95,12 +95,15 @@ def describe_data(data: ImageData, settings: Settings) -> str:
         table(rows, ["class", "folder", "prompt", "images", "passed over"]),
         "",
         f"{len(data.rows)} images in {len(data.classes)} classes ({min(counts.values())} to {max(counts.values())} each); "
-        f"{len(data.skipped)} passed over",
+        f"{len(data.skipped)} passed over by their headers (the rest is decoded when it is scored)",
         f"shortest sides {min(sides)} to {max(sides)} pixels, median {median(sides):g}; "
         f"{sum(side < settings.data.image_size for side in sides)} are enlarged to {settings.data.image_size}",
         f"{len(sizes)} different sizes after resizing",
         f"null prompt: {settings.scoring.null_prompt!r}",
     ]
+    if ignored := ignored_files(data):
+        found = ", ".join(f"{count} {ascii(extension)[1:-1]}" for extension, count in ignored)
+        lines.append(f"files beside them that are not taken for images: {found}; taken are {' '.join(sorted(EXTENSIONS))}")
     lines += [f"passed over: {ascii(item.path)[1:-1]}: {item.reason}" for item in data.skipped[:20]]
     if len(data.skipped) > 20:
         lines.append(f"... and {len(data.skipped) - 20} more")

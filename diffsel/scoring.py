@@ -11,7 +11,9 @@ within each timestep bin, so that one pass serves every patch size, timestep ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +101,13 @@ def score_class(
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
     """U-Net samples that scoring takes (adaptively: at least): each draw once with every prompt and once with the null one."""
     return images * settings.draws * (1 + prompts)
+
+
+def filled_forwards(shapes: Iterable[tuple[int, ...]], prompts: int, settings: ScoringSettings, batch_size: int) -> int:
+    """As ``forwards``, of a unit whose latents have these ``shapes``, with what fills up the last batch of each shape."""
+    size = max(1, batch_size // (1 + prompts))  # draws in a batch, as in draw_losses
+    batches = sum(math.ceil(images * settings.draws / size) for images in Counter(shapes).values())
+    return batches * size * (1 + prompts)
 
 
 class _Sums:

@@ -69,13 +69,13 @@ class ComputeSettings(Section):
     """Where and how fast; only ``precision`` changes results beyond rounding."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...", json_schema_extra=EXECUTION)
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        "auto", description="Of the networks; auto: fp32. Losses are always subtracted in fp32."
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = Field(
+        "auto", description="Of the networks; auto: fp32, on a GPU without TF32. Losses are always subtracted in fp32."
     )
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="U-Net samples per forward, default 16 on a CPU, 128 on a GPU; halved when memory runs out.",
+        description="U-Net samples per forward, default 16 on a CPU, 64 on a GPU; halved when memory runs out.",
         json_schema_extra=EXECUTION,
     )
     compile: bool = Field(

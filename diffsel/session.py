@@ -80,6 +80,16 @@ class Session:
         """Something a user should know, shown once at the end."""
         self.notes[text] = None
 
+    def note_missing_latents(self) -> None:
+        """``compute.keep_latents`` is of no use to units that are scored already: say so, and what would be."""
+        if self.settings.compute.keep_latents:
+            late = [u for u in self.units if self.run.map_file(u).exists() and not self.run.latent_file(u).exists()]
+            if late:
+                self.note(
+                    f"--keep-latents came too late for {len(late)} unit(s) scored without it, such as {late[0].name}: "
+                    f"score into a new folder to have theirs, or delete their files in {self.run.path / 'maps'} first"
+                )
+
     def log(self, what: str, number: int) -> None:
         """What this process has done, and how fast, to the tracker, if there is one; the step is seconds."""
         seconds = time.monotonic() - self.begun
@@ -96,6 +106,9 @@ class Session:
 
     def read(self, rows: Sequence[Row]) -> tuple[list[tuple[Row, Pixels]], list[Skipped]]:
         """Pixels of rows, decoded in threads; what does not decode is passed over with its reason.
+
+        Threads, not processes: Pillow releases the interpreter while it decodes and resizes, so they scale as processes do
+        (docs/cost.md has both measured), and pixels need not be copied from one process to another.
 
         Raises DataError for a file that is gone or was edited: the data set is not the one that was indexed, and
         passing over it would be final.
@@ -118,6 +131,7 @@ class Session:
     @contextmanager
     def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:
         """The units whose file is missing, one process each, and the bar of the whole job, whoever does it."""
+        _ = self._track  # a tracker that does not open (wandb: nobody is logged in) is told before the first unit
         missing = [unit for unit in self.units if not file_of(unit).exists()]
         total, todo = (sum(len(unit.rows) for unit in units) for units in (self.units, missing))
 
@@ -186,6 +200,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     """
     workers = Workers(cpu=settings.compute.device == "cpu")
     _pass_identity(settings, workers)  # a device or precision that cannot be used is refused before any image is read
+    workers.check_tracker(settings.compute.tracker)
     chosen_bins(settings.patches, settings.scoring)
     folder = locate(settings.model)
     check_up_block(folder, settings.features.up_block)
@@ -214,7 +229,9 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     if workers.is_main:
         sweep(out)
     run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
-    return Session(settings, data, run, workers, progress, model_checked=True)
+    session = Session(settings, data, run, workers, progress, model_checked=True)
+    session.note_missing_latents()
+    return session
 
 
 def _same_reading(run: Run, root: str, settings: Settings) -> bool:
@@ -230,6 +247,7 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     """
     run, workers = store.open_run(path), Workers(cpu=settings.compute.device == "cpu")
     check_data(path, settings)
+    workers.check_tracker(settings.compute.tracker)
     if workers.is_main:
         sweep(path)
     chosen_bins(settings.patches, settings.scoring)
@@ -240,7 +258,9 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
     if _images(rows) != run.record["identity"]["images"]:
         raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; score into a new folder")
     data = reopen(run.record["data"], run.classes, rows, skipped, settings.data)
-    return Session(settings, data, run, workers, progress)
+    session = Session(settings, data, run, workers, progress)
+    session.note_missing_latents()
+    return session
 
 
 def check_data(path: Path, settings: Settings) -> None:
@@ -259,7 +279,8 @@ def load_model(settings: Settings) -> tuple[Diffusion, int]:
 
 
 def _batch_size(settings: Settings, device: torch.device) -> int:
-    return settings.compute.batch_size or (16 if device.type == "cpu" else 128)
+    # Each latent shape of a unit ends in a batch that is filled up: of photographs, larger batches would be mostly filling.
+    return settings.compute.batch_size or (16 if device.type == "cpu" else 64)
 
 
 def look(path: Path, settings: Settings) -> Session:

@@ -28,6 +28,7 @@ from torchvision.transforms import v2
 
 from .config import fingerprint, identity
 from .data import ImageData, Progress, quiet
+from .diffusion import set_tf32
 from .distributed import Track, Workers
 from .evaluation import Machine, measure
 from .files import is_unused, write_atomically
@@ -105,6 +106,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
     if len(data.rows) < 2:
         raise DataError(f"{data.root} holds {len(data.rows)} image; a teacher needs 2 or more")
     keep_freed_memory()
+    set_tf32(machine.precision)
     described = _describe(data, validation, t, seed, machine)
     if workers.is_main:
         _open_folder(out, described)

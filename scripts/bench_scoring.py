@@ -7,6 +7,9 @@
         --compile --profile                                                # on a GPU
     python scripts/bench_scoring.py --scaling --images 256               # 1 and 2 processes, one thread each
 
+forwards/image counts what fills up the last batch of each latent shape, as --sizes mixed shows; ``share`` counts the FLOP of
+the first image, and so is for one size only.
+
 diffsel: many images at once, stratified draws, null and label prompts in one forward, maps stored per bin in float16.
 usual: what the method's ancestor does: one image at a time, 100 i.i.d. draws in batches of 10, null and label prompt one
 after the other, the raw loss grids of all draws saved per image.  ``share`` is achieved FLOP/s over the matrix rate that
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -32,11 +36,12 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffsel import scenes
-from diffsel.config import ModelSettings, ScoringSettings
-from diffsel.diffusion import DTYPES, Diffusion, locate, pick_device
-from diffsel.draws import as_images, keyed_generator
+from diffsel.config import ComputeSettings, ModelSettings, ScoringSettings
+from diffsel.diffusion import DTYPES, Diffusion, locate, pick_device, pick_precision
+from diffsel.draws import as_images, keyed_generator, latent_shape
+from diffsel.pixels import decode, digest, resize
 from diffsel.report import table
-from diffsel.scoring import score_images
+from diffsel.scoring import filled_forwards, score_images
 
 PROMPT = "An image of seven."
 UNITS = 64  # classes of the data set for --scaling
@@ -44,9 +49,15 @@ LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 
           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
 
 
-def pictures(count: int, size: int) -> list[np.ndarray]:
+MIX = ((4, 3), (3, 2), (3, 4), (1, 1), (16, 9), (2, 3), (5, 4), (7, 5))  # sides of photographs, for --sizes mixed
+
+
+def pictures(count: int, size: int, sizes: str = "one") -> list[np.ndarray]:
+    """Scenes with a shorter side of ``size``; ``mixed``: eight shapes in turn, as photographs have."""
     drawn = [scenes.compose("train", i % 10, i).pixels for i in range(count)]
-    return [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p in drawn]
+    shapes = [MIX[i % len(MIX)] if sizes == "mixed" else (1, 1) for i in range(count)]
+    sides = [(size * w // min(w, h), size * h // min(w, h)) for w, h in shapes]
+    return [np.asarray(Image.fromarray(p).resize(s, Image.Resampling.BICUBIC)) for p, s in zip(drawn, sides, strict=True)]
 
 
 def synchronised(device: torch.device) -> float:
@@ -100,10 +111,11 @@ def flops(run: Callable[[], None]) -> float:
 
 def compare(args: argparse.Namespace, device: torch.device, precision: str) -> list[list[object]]:
     """One line for the usual way, one for diffsel at each batch size (and compiled)."""
-    folder, rate = locate(ModelSettings(model=args.model)), matrix_rate(device, precision)
+    folder = locate(ModelSettings(model=args.model))
+    model, images = Diffusion.load(folder, device, precision), pictures(args.images, args.size, args.sizes)
+    rate = matrix_rate(device, precision)  # after loading, which says whether fp32 may be TF32
     print(f"{precision}: matrix rate {rate:.4g} FLOP/s", flush=True)
-    model, images = Diffusion.load(folder, device, precision), pictures(args.images, args.size)
-    one = images[:1]
+    one, shapes = images[:1], [latent_shape(model, image) for image in images]
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         # FLOP that the images need, without what fills up the last batch: a batch size that divides leaves none.
@@ -114,7 +126,7 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
             "usual": vae + (need["usual"] - vae) / 10 * args.usual_draws,
             "ours": vae + (need["ours"] - vae - filled) / 3 * args.draws,
         }
-        ways: dict[str, tuple[Callable[[], None], int, int, float]] = {
+        ways: dict[str, tuple[Callable[[], None], int, float, float]] = {
             "usual": (lambda: usual(model, images[: args.usual_images], args.usual_draws, out), args.usual_images,
                       2 * args.usual_draws, per_image["usual"])
         }  # fmt: skip
@@ -124,7 +136,8 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
         for suffix, each in models.items():
             for size in args.batch_sizes:
                 run = lambda each=each, size=size: ours(each, images, args.draws, size, out)  # noqa: E731
-                ways[f"diffsel, batch {size}{suffix}"] = (run, args.images, 2 * args.draws, per_image["ours"])
+                forwards = filled_forwards(shapes, 1, ScoringSettings(draws=args.draws), size) / args.images
+                ways[f"diffsel, batch {size}{suffix}"] = (run, args.images, forwards, per_image["ours"])
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         memory: dict[str, float] = {}
         stored: dict[str, float] = {}
@@ -144,7 +157,7 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
             profile(model, images, args, device)
     base = median(seconds["usual"])
     return [
-        [precision, way, forwards, f"{1 / median(seconds[way]):.4g}", f"{base / median(seconds[way]):.2f}",
+        [precision, way, f"{forwards:.1f}", f"{1 / median(seconds[way]):.4g}", f"{base / median(seconds[way]):.2f}",
          f"{100 * flop / median(seconds[way]) / rate:.1f}", f"{stored[way]:,.0f}", f"{memory[way] / 2**30:.2f}"]
         for way, (_, _, forwards, flop) in ways.items()
     ]  # fmt: skip
@@ -157,8 +170,29 @@ def _peak(device: torch.device) -> float:
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def write_jpegs(images: list[np.ndarray], folder: Path) -> list[Path]:
+    """Twice as large, as photographs are larger than what the model sees."""
+    files = [folder / f"{i}.jpg" for i in range(len(images))]
+    for file, image in zip(files, images, strict=True):
+        picture = Image.fromarray(image)
+        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC).save(file, quality=92)
+    return files
+
+
+def read_jpegs(files: list[Path], size: int) -> list[np.ndarray]:
+    """As a session reads its images: bytes, hash, decoding, resizing, in threads."""
+
+    def one(file: Path) -> np.ndarray:
+        blob = file.read_bytes()
+        digest(blob)
+        return np.asarray(resize(decode(blob, 10**9, file.name), size))
+
+    with ThreadPoolExecutor(ComputeSettings().workers) as pool:
+        return list(pool.map(one, files))
+
+
 def profile(model: Diffusion, images: list[np.ndarray], args: argparse.Namespace, device: torch.device) -> None:
-    """Time by kernel, and by part: VAE, U-Net blocks, everything else."""
+    """Time of decoding; of a pass that reads its files, on the host and on the device; by kernel; by part."""
     from torch.profiler import ProfilerActivity, record_function
 
     parts = {"vae": model.vae.encoder, "unet": model.unet, "mid": model.unet.mid_block}
@@ -176,11 +210,23 @@ def profile(model: Diffusion, images: list[np.ndarray], args: argparse.Namespace
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with tempfile.TemporaryDirectory() as name, torch.profiler.profile(activities=activities) as found:
-        ours(model, images, args.draws, args.batch_sizes[-1], Path(name))
-        synchronised(device)
+    with tempfile.TemporaryDirectory() as name:
+        files = write_jpegs(images, Path(name))
+        begin = synchronised(device)
+        with torch.profiler.profile(activities=activities) as found:
+            read = read_jpegs(files, args.size)
+            decoded = time.perf_counter() - begin
+            ours(model, read, args.draws, args.batch_sizes[-1], Path(name))
+            wall = synchronised(device) - begin
     for handle in handles:
         handle.remove()
+    print(f"decoding: {decoded:.3g} s for {len(read)} files, {100 * decoded / wall:.1f} % of {wall:.3g} s "
+          "(one after the other here; a run decodes the next unit meanwhile)")  # fmt: skip
+    if device.type == "cuda":  # kernels of one stream follow each other: their sum is the time that the device was at work
+        busy = sum(event.self_device_time_total for event in found.key_averages()) / 1e6
+        print(f"host: {wall - decoded - busy:.3g} s in which the device waited, {100 * (1 - (decoded + busy) / wall):.1f} %")
+    else:
+        print("host: not separable on a CPU, which is both")
     key = "cuda_time_total" if device.type == "cuda" else "cpu_time_total"
     print(found.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=60))
 
@@ -222,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--sizes", choices=["one", "mixed"], default="one", help="mixed: eight shapes, as photographs have")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--usual-images", type=int, default=2)
     parser.add_argument("--draws", type=int, default=12)
@@ -236,6 +283,8 @@ def main() -> None:
     if args.scaling:
         return scaling(args)
     device = pick_device("auto")
+    for precision in args.precision:
+        pick_precision(precision, device)
     header = ["precision", "way", "forwards/image", "images/s", "x usual", "share %", "bytes/image", "peak GiB"]
     rows = [row for precision in args.precision for row in compare(args, device, precision)]
     print(f"{args.images} images of {args.size} px on {device}, torch {torch.__version__}")

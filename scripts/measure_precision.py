@@ -25,7 +25,7 @@ from diffsel import scenes
 from diffsel.config import DataSettings, ModelSettings, PatchSettings, ScoringSettings
 from diffsel.data import open_data
 from diffsel.demo import PATCH, held
-from diffsel.diffusion import Diffusion, locate, pick_device
+from diffsel.diffusion import DTYPES, Diffusion, locate, pick_device, pick_precision
 from diffsel.patches import best_boxes, estimate, patch_scores
 from diffsel.report import table
 from diffsel.scoring import score_images
@@ -75,15 +75,13 @@ def agreement(one: list, other: list) -> tuple[float, float, float]:
 
 
 @contextmanager
-def way(precision: str, threads: int) -> Iterator[None]:
+def on_threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def main() -> None:
@@ -95,7 +93,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=8)
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "tf32", "fp16", "bf16"])
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=DTYPES)
     args = parser.parse_args()
     device, found = pick_device("auto"), pictures(args.images, args.size, args.per_class)
     folder, rows = locate(ModelSettings(model=args.model)), []
@@ -103,13 +101,13 @@ def main() -> None:
     reference: list[list] = []
     for precision in dict.fromkeys(["fp32", *args.precision]):
         for layout in ("default", "contiguous" if device.type == "cuda" else "channels last"):
-            model = Diffusion.load(folder, device, "fp32" if precision == "tf32" else precision)
+            model = Diffusion.load(folder, device, pick_precision(precision, device))
             if layout != "default":
                 memory = torch.contiguous_format if device.type == "cuda" else torch.channels_last
                 model.unet.to(memory_format=memory)  # type: ignore[call-overload]
                 model.vae.to(memory_format=memory)  # type: ignore[call-overload]
             for number in threads:
-                with way(precision, number):
+                with on_threads(number):
                     scores(model, {k: v[:1] for k, v in list(found.items())[:1]}, args.draws, args.batch_size, args.patch_size)
                     result, rate = scores(model, found, args.draws, args.batch_size, args.patch_size)
                 reference = reference or result

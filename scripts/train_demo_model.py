@@ -271,11 +271,8 @@ def train_unet(args, vae, latents: Tensor, data: Data, tokenizer, probe, save, d
     start, running, first = time.time(), 0.0, 1
     parts = {"unet": unet, "text": text, "optimizer": optimizer, "schedule": schedule}
     if (state := read_state(args)) is not None:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        torch._foreach_copy_(average, state["average"])
+        take_up(state, parts, average)
         running, first = state["running"], state["step"] + 1
-        torch.set_rng_state(state["random"])
     for step in range(first, args.steps + 1):
         pick = torch.randint(len(latents), (args.batch,))
         z0, words = latents[pick].to(device), captions.sample(labels[pick]).to(device)
@@ -311,6 +308,13 @@ def state_file(args) -> Path:
 def read_state(args) -> dict | None:
     file = state_file(args)
     return torch.load(file, map_location=args.device, weights_only=True) if file.exists() else None
+
+
+def take_up(state: dict, parts: dict, average: list[Tensor]) -> None:
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch._foreach_copy_(average, state["average"])
+    torch.set_rng_state(state["random"].cpu())  # read_state puts every tensor on the device
 
 
 def write_state(args, state: dict) -> None:

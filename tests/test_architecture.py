@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -102,6 +106,17 @@ def test_help_loads_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "diffusers", "transformers", "PIL", "accelerate", "sklearn")
     code = f"import sys, diffsel.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_dependency_says_from_which_version_on() -> None:
+    """major.minor, of what is installed where the tests run, or older."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = [each for names in project["optional-dependencies"].values() for each in names]
+    for each in [*project["dependencies"], *extras]:
+        found = re.fullmatch(r"([\w-]+)>=(\d+)\.(\d+)", each)
+        assert found, each
+        with contextlib.suppress(PackageNotFoundError):
+            assert tuple(map(int, version(found[1]).split(".")[:2])) >= (int(found[2]), int(found[3])), each
 
 
 def test_public_names_resolve() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from conftest import TINY, small_values
+from conftest import TINY, draw, small_values
 
 from diffsel import cli
 from diffsel.config import Section, Settings
@@ -20,6 +20,19 @@ SMALL = [
 
 
 JOB = ["distill", "DATA", "--out", "RUN", "--ipc", "1"]
+
+
+def test_inspect_says_what_it_did_not_look_into(diffsel, folder) -> None:
+    """Only headers are read, and files of other extensions are no images: both are told."""
+    data = folder(cat=3, dog=3)
+    for name in ("a.heic", "b.HEIC", "notes.txt", "README"):
+        (data / "cat" / name).write_bytes(b"anything")
+    draw(data / "dog" / "cut.jpg", 9)
+    (data / "dog" / "cut.jpg").write_bytes((data / "dog" / "cut.jpg").read_bytes()[:-200])
+    code, out, _ = diffsel("inspect", data, "-q")
+    assert code == 0
+    assert "7 images in 2 classes (3 to 4 each); 0 passed over by their headers (the rest is decoded when it is scored)" in out
+    assert "files beside them that are not taken for images: 2 .heic, 1 .txt, 1 no extension; taken are .avif .bmp" in out
 
 
 def test_distill_select_trace_and_inspect(diffsel, folder, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from diffsel.config import ConfigError, Section, Settings, fingerprint, identity, load_settings, resolve
 from diffsel.protocols import NAMED, starred, whole_name
+from diffsel.session import start
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,15 @@ def test_rules_between_fields_see_all_files_and_flags(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("scoring: {draws: 8}\npatches: {patch_size: 300}\n")
     settings = load_settings([tmp_path / "a.yaml"], {"scoring.bins": 4, "data.image_size": 512})
     assert (settings.scoring.draws, settings.patches.patch_size) == (8, 300)
+
+
+def test_a_run_replays_from_its_own_record(folder, tmp_path: Path, small) -> None:
+    """run.yaml is a settings file: all but what belongs to the machine."""
+    asked = resolve({**small.model_dump(mode="json"), "seed": 3, "scoring": {"draws": 6, "bins": 2}})
+    session = start(str(folder(cat=2)), tmp_path / "run", asked)
+    settings = load_settings([tmp_path / "run" / "run.yaml"], {"patches.stride": 2})
+    assert settings.model_copy(update={"patches": asked.patches, "compute": asked.compute}) == session.settings
+    assert (settings.patches.stride, settings.compute.device, settings.compute.batch_size) == (2, "auto", None)
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:

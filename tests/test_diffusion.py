@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from diffsel.config import ConfigError, ModelSettings
+from diffsel.config import ConfigError, ModelSettings, resolve
 from diffsel.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
+from diffsel.pixels import resized_size
 
 CPU = torch.device("cpu")
 
@@ -78,8 +79,33 @@ def test_bfloat16_predictions_come_back_as_float32(tiny: Diffusion) -> None:
     z, t, words = inputs(tiny)
     expected = tiny.predict_noise(z, t, words)
     assert 0 < (prediction - expected).norm() < 0.1 * expected.norm()
-    with pytest.raises(ConfigError, match="needs a GPU"):
-        pick_precision("fp16", CPU)
+    for name in ("fp16", "tf32"):
+        with pytest.raises(ConfigError, match=f"compute.precision = '{name}' needs a GPU"):
+            pick_precision(name, CPU)
+
+
+def test_fp32_is_float32_in_convolutions_too_and_tf32_is_asked_for() -> None:
+    """torch allows TF32 in convolutions unless told otherwise."""
+    flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
+    torch.backends.cudnn.allow_tf32 = True
+    for precision, allowed in (("tf32", True), ("bf16", False), ("tf32", True), ("fp32", False)):
+        assert Diffusion.load(Path(TINY), CPU, precision).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        assert flags() == (allowed, allowed)
+    assert pick_precision("tf32", torch.device("cuda")) == "tf32"
+    assert resolve({"compute": {"precision": "tf32"}}).compute.precision == "tf32"
+
+
+def test_a_compiled_unet_has_a_graph_for_every_latent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch stops compiling, without a word, after 8 shapes; a class of photographs has 30 and more."""
+    import torch._dynamo.config as dynamo
+
+    monkeypatch.setattr(dynamo, "recompile_limit", 8)
+    monkeypatch.setattr(dynamo, "accumulated_recompile_limit", 256)
+    Diffusion.load(Path(TINY), CPU, "fp32", compiled=True)  # compiles when it is first called
+    sides = {resized_size(*size, 256) for side in range(256, 2049) for size in ((256, side), (side, 256))}
+    shapes = {(width // 8, height // 8) for width, height in sides}
+    assert dynamo.recompile_limit >= len(shapes)
+    assert dynamo.accumulated_recompile_limit >= len(shapes)
 
 
 def test_the_hash_follows_the_content_not_the_place(copy: Path) -> None:

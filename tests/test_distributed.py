@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import draw
 from test_method import distill, with_
 
+from diffsel import method
 from diffsel.config import Settings
 from diffsel.data import count_images
+from diffsel.diffusion import Diffusion
 from diffsel.distributed import Workers
 from diffsel.planning import plan
-from diffsel.session import load_model
+from diffsel.session import load_model, resume, start
 from diffsel.store import StoreError
 
 
@@ -28,10 +31,30 @@ def test_without_a_tracker_nothing_is_logged(folder, tmp_path, small) -> None:
     assert not (tmp_path / "run" / "logs").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path, monkeypatch) -> None:
+def test_a_tracker_that_is_not_installed_is_told_before_any_work(folder, tmp_path: Path, small, monkeypatch) -> None:
+    source, values = folder(cat=4), with_(small, compute={"tracker": "wandb"})
+    start(str(source), tmp_path / "run", small)
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
-    with pytest.raises(StoreError, match=r"compute.tracker = 'wandb': pip install wandb"):
-        Workers(cpu=True).tracker("wandb", tmp_path, {})
+    monkeypatch.setattr("diffsel.session.open_data", lambda *_: pytest.fail("images were read"))
+    for begin in (
+        lambda: start(str(source), tmp_path / "new", values),
+        lambda: resume(tmp_path / "run", values),
+        lambda: Workers(cpu=True).tracker("wandb", tmp_path, {}),
+    ):
+        with pytest.raises(StoreError, match=r"compute.tracker = 'wandb': pip install wandb"):
+            begin()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tracker_that_does_not_open_is_told_before_the_first_unit(folder, tmp_path: Path, small, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreError("nobody is logged in")
+
+    session = start(str(folder(cat=4)), tmp_path / "run", small)
+    monkeypatch.setattr(Workers, "tracker", refuse)
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda *_: pytest.fail("a network ran"))
+    with pytest.raises(StoreError, match="nobody is logged in"):
+        method.score(session)
 
 
 def test_a_plan_counts_what_the_pass_will_do(folder, tmp_path, small: Settings) -> None:
@@ -52,6 +75,25 @@ def test_a_plan_counts_what_the_pass_will_do(folder, tmp_path, small: Settings) 
     more = plan(str(source), with_(small, scoring={"adaptive_draws": 12}), model, size)
     assert (more.forwards, more.most_forwards) == (told.forwards, 4 * told.forwards)
     assert "adaptive" in str(more)
+
+
+def test_the_plan_counts_what_fills_up_the_batches(folder, tmp_path, small, monkeypatch) -> None:
+    """Photographs come in many sizes; the samples that really run are those of the plan."""
+    source = folder(cat=3)
+    for i, size in enumerate([(96, 64), (96, 64), (64, 96), (128, 64)]):
+        draw(source / "cat" / f"wide{i}.png", i, *size)
+    values = with_(small, compute={"batch_size": 32})
+    told, run = plan(str(source), values, *load_model(values)), []
+    original = Diffusion.predict_noise
+
+    def predict(self, noisy, *rest):
+        run.append(len(noisy))
+        return original(self, noisy, *rest)
+
+    monkeypatch.setattr(Diffusion, "predict_noise", predict)
+    method.score(start(str(source), tmp_path / "run", values))
+    assert (told.forwards, told.filled) == (7 * 3 * 2, 4 * 32) == (7 * 3 * 2, sum(run))
+    assert "42 (128 with filling of batches)" in str(told)
 
 
 def test_images_are_counted_without_being_read(folder, small) -> None:

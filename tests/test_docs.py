@@ -3,6 +3,8 @@ Flags are appended only to save time or to name the small model; the last of a f
 
 from __future__ import annotations
 
+import ast
+import errno
 import os
 import re
 import shlex
@@ -14,6 +16,8 @@ import pytest
 import yaml
 from conftest import small_values
 from PIL import Image
+
+from diffsel.store import RECOVER
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,3 +116,22 @@ def test_commands_of_the_documents_run(world: Path, diffsel) -> None:
 def test_what_documents_link_to_is_there(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
         assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def literals() -> str:
+    """All texts in the code, and the messages that are put together from two of them."""
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "diffsel").glob("*.py")]
+    found = [n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    found += [str(OSError(code, os.strerror(code), "FILE")) for code in (errno.ENOSPC, errno.EROFS, errno.ENOENT)]
+    return "\n".join([*found, f"is damaged (checksum differs); {RECOVER}", f"damaged (...); {RECOVER}"])
+
+
+def test_every_fault_told_has_its_test_and_its_message_as_it_is() -> None:
+    table = (ROOT / "docs/cost.md").read_text().partition("| fault |")[2].splitlines()
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in table if line.endswith("` |")]
+    tests, texts = "\n".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py")), literals()
+    assert len(rows) == 25
+    for fault, _, message, test in rows:
+        assert f"def {test.strip('`')}(" in tests, fault
+        for part in re.split(r"<[\w ]+>", message.strip("`")):
+            assert part.strip(" :'") in texts, (fault, part)

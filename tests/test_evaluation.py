@@ -201,12 +201,14 @@ def test_hard_labels_weigh_both_classes_of_a_mix() -> None:
 def test_the_same_seed_gives_the_same_student(world) -> None:
     cell, out = cell_of(world, Bench(CPU)), []
     pictures, val = cell.train.load(), cell.validation.load()
+    torch.backends.cudnn.allow_tf32 = True  # as torch has it, and as no student in fp32 may
     for seed in (3, 3, 4):
         source = online(pictures, cell.protocol, cell.recipe, seed, cell.teacher)
         out.append(train_student("conv3w8", source, val, cell.protocol, cell.recipe, seed, CPU))
         del out[-1]["seconds"]
     assert out[0] == out[1]
     assert out[0]["loss"] != out[2]["loss"]
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_student_learns_what_can_be_learned(colours, tmp_path: Path) -> None:

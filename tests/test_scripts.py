@@ -1,0 +1,91 @@
+"""Scripts: each says how it is used, and what they do that nothing else tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from diffsel import method, selection
+from diffsel.config import resolve
+from diffsel.session import look
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(file for folder in ("scripts", "pipelines") for file in (ROOT / folder).glob("*.py"))
+CLASSES, PATCHES, CHANNELS = 40, 60, 64
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_script_and_pipeline_tells_how_it_is_used(file: Path, monkeypatch, capsys) -> None:
+    """In this process: what they import is imported once."""
+    monkeypatch.setattr(sys, "argv", [str(file), "--help"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(file), run_name="__main__")
+    assert not done.value.code
+    assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_training_goes_on_where_its_state_lies_on_another_device() -> None:
+    class OnDevice:
+        """A tensor of a GPU, as far as the state of the random numbers goes: torch takes it from the CPU only."""
+
+        def __init__(self, tensor: torch.Tensor):
+            self.tensor = tensor
+
+        def cpu(self) -> torch.Tensor:
+            return self.tensor
+
+    state = {"average": [torch.ones(2)], "random": OnDevice(torch.get_rng_state())}
+    expected, average = torch.rand(3), [torch.zeros(2)]
+    load("train_demo_model").take_up(state, {}, average)
+    assert torch.equal(torch.rand(3), expected)
+    assert average[0].tolist() == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of random vectors, as embedding leaves it."""
+    out, maker = tmp_path_factory.mktemp("store"), load("bench_selection")
+    maker.CHANNELS = CHANNELS
+    maker.make_store(out, CLASSES, PATCHES)
+    return out / "run"
+
+
+def test_selection_holds_few_classes_at_a_time_and_picks_the_same_with_any_jobs(store: Path) -> None:
+    """Vectors are read class by class: all of ImageNet's would be 6.7 GB."""
+    session = look(store, resolve({"model": {"model": "demo"}}))
+    most, found = {1: 0, 2: 0}, {}
+
+    def watched(jobs: int) -> Iterator[selection.Candidates]:
+        seen: list[weakref.ref] = []
+        for info in session.data.classes:
+            candidates = method.candidates(session, info.folder)
+            assert candidates.vectors.shape == (PATCHES, CHANNELS)
+            seen.append(weakref.ref(candidates))
+            most[jobs] = max(most[jobs], sum(each() is not None for each in seen))
+            yield candidates
+            del candidates
+
+    for jobs in (1, 2):
+        picks = selection.select(watched(jobs), 5, 1, session.settings.selection, 0, jobs)
+        found[jobs] = [asdict(pick) for name in sorted(picks) for pick in picks[name]]
+    assert len(found[1]) == CLASSES * 5
+    assert repr(found[1]).encode() == repr(found[2]).encode()
+    assert most[1] <= 3  # several jobs: two for each at work; of classes as small as these, joblib bundles more
