@@ -177,7 +177,7 @@ def test_a_scale_stands_for_the_paper_and_refuses_what_it_lacks(tmp_path: Path) 
     scale = read_scale("demo", CONFIGS, model="elsewhere", students=7)
     case = Case("r", "c", "imagewoof", 50, settings={"selection.clusters": 64})
     (job,) = plan([case, case, Case("r", "d", "cifar100", 50)], scale, CONFIGS)
-    assert (job.dataset, job.ipc, job.student, job.students) == ("scenes", 2, "conv3w32", 7)
+    assert (job.dataset, job.ipc, job.student, job.students) == ("scenes", 5, "conv4w32", 7)
     assert job.settings.selection.clusters == 16
     assert job.settings.model.model == "elsewhere"
     assert job.settings.patches.t_range == (0.1, 0.7)
