@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class Folder(Dataset):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def usual(pictures: Pictures, student: nn.Module, teacher: nn.Module, recipe, protocol, device, epochs: range):
+def usual(pictures: Pictures, student: nn.Module, teacher: Callable, recipe, protocol, device, epochs: range):
     """The recipe as it is usually written; yields after every epoch."""
     steps = [transforms.ToTensor()]
     steps += [Shuffle(recipe.factor)] if recipe.factor > 1 else []
@@ -201,7 +202,7 @@ def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
         random.seed(seed)
         np.random.seed(seed)
         student = plain("conv3w32", 32, device, seed)
-        for _ in usual(train, student, teacher.network, recipe, protocol, device, range(protocol.epochs)):
+        for _ in usual(train, student, teacher.logits, recipe, protocol, device, range(protocol.epochs)):
             pass
         accuracies["usual"].append(measure(student, test, Machine(device)).top1)
     for way, values in accuracies.items():
