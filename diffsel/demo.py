@@ -37,7 +37,7 @@ from .teachers import load_teacher
 PATCH = 32  # pixels; a scene has 64, a digit's box at most 30 or so
 HELD = 0.8  # a patch holds a digit if it covers this share of its box
 IPCS = (1, 10)
-EPOCHS = {1: 400, 10: 80}  # of a student, in batches of 10: as many steps as the time allows, at a higher rate than RDED's
+EPOCHS = {1: 100, 10: 70}  # of a student, in batches of 10: as many steps as the time allows, at a higher rate than RDED's
 STUDENTS = 5
 STUDENT = "conv4w32"  # sees an object anywhere: at 32 px only 2 x 2 places are left before its classifier
 METHODS = ("diffsel", "rded", "random")
