@@ -126,6 +126,10 @@ class Shared(Generic[T]):
         with os.fdopen(handle, "w") as stream:
             json.dump(_me(), stream)
         self._mine[file] = time.monotonic()
+        if file.exists():  # made, and its claim given back, between the first look and this claim
+            self._drop(file)
+            self._finished(self._open.pop(file))
+            return False
         return True
 
     def _gone(self, claim: Path) -> bool:
