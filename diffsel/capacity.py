@@ -12,11 +12,12 @@ from .session import Session
 def mosaic_factor(session: Session, ipc: int, classes: Sequence[str]) -> int:
     """Tiles per side: as set, or 2 at IPC <= 10 and else 1 (paper 3.2); 1 too where a class is too small for mosaics."""
     usual = session.settings.assembly.factor_at(ipc, session.settings.selection.method)
+    if usual == 1 or session.settings.assembly.factor:  # nothing to count
+        return usual
     small = [label for label, most in most_patches(session, classes).items() if most < ipc * usual**2]
-    if small and usual > 1 and not session.settings.assembly.factor:
+    if small:
         session.note(f"ipc {ipc}: one patch an image, since class {small[0]!r} has too few patches for {usual} x {usual}")
-        return 1
-    return usual
+    return 1 if small else usual
 
 
 def most_patches(session: Session, classes: Sequence[str]) -> dict[str, int]:
