@@ -199,6 +199,7 @@ def machine_of(settings: Settings) -> tuple[Machine, Workers]:
     from .distributed import Workers
     from .evaluation import Machine
 
-    workers = Workers(cpu=settings.compute.device == "cpu")
-    device = pick_device(workers.device if settings.compute.device == "auto" else settings.compute.device)
-    return Machine(device, pick_precision(settings.compute.precision, device), settings.compute.compile), workers
+    c = settings.compute
+    workers = Workers(cpu=c.device == "cpu")
+    device = pick_device(workers.device if c.device == "auto" else c.device)
+    return Machine(device, pick_precision(c.precision, device), c.compile, c.students_at_once), workers

@@ -134,7 +134,7 @@ def compose_data(out: Path, seed: int, per_class: int, progress: Progress = quie
 
     Raises StoreError where ``out`` holds a demo made with another seed or size.
     """
-    wanted = {"train": ("train", per_class, 1), "test": ("test", per_class, 1), "two_objects": ("train", per_class // 2, 2)}
+    wanted = {"train": ("train", per_class, 1), "test": ("test", per_class, 1), "two_objects": ("train", per_class // 4, 2)}
     check = out / "demo.yaml"
     described = {"seed": seed, "scenes": per_class}
     if check.exists() and (found := read_yaml(check)) != described:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from .data import ImageData, Progress, quiet
 from .distributed import Track, Workers
 from .evaluation import Diverged, Machine, Spread, spread
 from .files import safe_name, write_atomically
+from .helpers import can_fork, helped
 from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
 from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
@@ -55,6 +57,10 @@ class Bench:
             if self.machine.compile:
                 self.teachers[key].network.compile()
         return self.teachers[key]
+
+    def silent(self) -> Bench:
+        """For a helper, which shows and logs nothing."""
+        return replace(self, progress=quiet, tell=lambda text: None, track=lambda values, step: None)
 
     def pictures(self, album: Album) -> Pictures:
         if album.digest not in self.loaded:
@@ -170,7 +176,7 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
 
 
 def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench, workers: Workers) -> None:
-    """Train every (cell, seed) that has no result yet, each in one process; returns when all have one.
+    """Train every (cell, seed) that has no result yet, each in one process, several at a time; returns when all have one.
 
     Results are written to ``out``, one folder for all or one for each cell.  A student whose loss stops being a number gets
     a result that says so, and the others go on.
@@ -182,16 +188,37 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
     for cell, _ in (todo[file] for file in missing):
         if cell.teacher:
             bench.check_teacher(cell.teacher, cell.validation)
-    with (
-        bench.progress(total=len(todo), initial=len(todo) - len(missing), desc="students", unit="student") as bar,
-        workers.share(missing, lambda file: file, lambda file: bar.update(), patience=math.inf) as left,
-    ):
-        for file in left:
-            cell, seed = todo[file]
-            result = train_one(cell, seed, bench)
-            write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-            bench.track({f"{cell.name} top-1": result[cell.protocol.report]["top1"]} if "failed" not in result else {}, seed)
-            bar.update()
+        bench.pictures(cell.validation)  # before helpers copy this process
+    at_once = students_at_once(bench.machine, len(todo))
+
+    def train(bench: Bench, finished: Callable[[Path], object]) -> None:
+        with workers.share(missing, lambda file: file, finished, patience=math.inf) as left:
+            for file in left:
+                result = train_one(*todo[file], bench)
+                write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+                finished(file)
+
+    def finished(file: Path) -> None:
+        cell, seed = todo[file]
+        score = _read(file).get(cell.protocol.report)  # none: it failed
+        bench.track({f"{cell.name} top-1": score["top1"]} if score else {}, seed)
+        bar.update()
+
+    helpers = min(at_once, len(missing)) - 1
+    helping = helped(lambda: train(bench.silent(), lambda file: None), helpers) if at_once > 1 else nullcontext()
+    done = len(todo) - len(missing)
+    with bench.progress(total=len(todo), initial=done, desc="students", unit="student") as bar, helping:
+        train(bench, finished)
+
+
+def students_at_once(machine: Machine, students: int) -> int:
+    """How many of so many students are trained at a time: on a CPU one for each thread, elsewhere (and compiled) one.
+
+    Not how many are still missing decides: a student that is trained after a break has as many threads as before.
+    """
+    if machine.compile or not can_fork(machine.device.type):
+        return 1
+    return min(students, machine.at_once or torch.get_num_threads())
 
 
 def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:

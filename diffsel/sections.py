@@ -83,6 +83,12 @@ class ComputeSettings(Section):
         description="torch.compile the U-Net, students and teachers: a minute to start, then faster.",
         json_schema_extra=EXECUTION,
     )
+    students_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="Students trained at a time on a CPU, a thread each; default as many as threads; 1: all threads for one.",
+        json_schema_extra=EXECUTION,
+    )
     keep_latents: bool = Field(
         False,
         description="Store latents too (16 KB an image of 256 px): prompts added later need neither images nor VAE.",

@@ -120,7 +120,8 @@ class Study:
         compute = self.jobs[0].settings.compute
         workers = Workers(cpu=compute.device == "cpu")
         device = pick_device(workers.device if compute.device == "auto" else compute.device)
-        machine = Machine(device, pick_precision(compute.precision, device), compute.compile)
+        precision = pick_precision(compute.precision, device)
+        machine = Machine(device, precision, compute.compile, compute.students_at_once)
         values, pages = self.measured(expected, machine, workers, progress)
         return self.write(values, pages, expected, claim) if workers.is_main else ""
 

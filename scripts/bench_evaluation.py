@@ -1,21 +1,30 @@
-"""How fast students are trained: diffsel's loop against the same recipe written the usual way, side by side in one run.
+"""How fast students are trained: diffsel against the same recipe written the usual way, side by side in one run.
 
     python scripts/bench_evaluation.py                   # ConvNet-3 at 32 px and 64 px; a GPU where there is one
-    python scripts/bench_evaluation.py --accuracy 5          # and whether both train equally good students
+    python scripts/bench_evaluation.py --accuracy 5          # and whether all ways train equally good students
 
-The usual way is RDED's: pictures held as PIL images, torchvision transforms in a DataLoader with four workers, teacher
-and student asked batch by batch, a second forward of the student in train mode for its training accuracy.  Both start
-from the same pictures (noise for speed, digit scenes for --accuracy) and count images a second of
-student training, evaluation excluded.  They take turns in one process, so what diffsel tells malloc helps the usual way too.
+usual       RDED's loop: pictures held as PIL images, torchvision transforms in a DataLoader with four workers, teacher
+            and student asked batch by batch, a second forward of the student in train mode for its training accuracy
+diffsel     as `diffsel evaluate` does it: on a CPU as many students at a time as there are threads, labelled online
+one         the same, one student at a time with all threads (on a GPU that is what `evaluate` does)
+stored      as `diffsel evaluate --stored`: labels written once by `diffsel relabel`, for five students; the time that
+            the labels take counts
+
+All start from the same pictures (noise for speed, digit scenes for --accuracy); images a second are those of student training,
+evaluation excluded.  Each way has processes of its own, and they take turns, so that a slow moment of the machine meets all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +42,11 @@ from diffsel.memory import keep_freed_memory
 from diffsel.networks import MEAN, STD, build
 from diffsel.pictures import Pictures
 from diffsel.protocols import rate_factor, resolve_recipe
-from diffsel.relabeling import epochs_at_once, online
+from diffsel.relabeling import Source, epochs_at_once, online, relabel, stored
 from diffsel.sections import ProtocolSettings
 from diffsel.teachers import Teacher
 
+STUDENTS = 5  # that share stored labels
 CASES = (("conv3", 32, 10, 1), ("conv3", 64, 10, 1), ("conv3", 32, 10, 2))  # student, side, ipc, factor
 
 
@@ -106,12 +116,12 @@ def usual(pictures: Pictures, student: nn.Module, teacher: Callable, recipe, pro
         yield
 
 
-def ours(pictures: Pictures, student: nn.Module, teacher: Teacher, recipe, protocol, machine: Machine, epochs: range):
+def ours(source: Source, student: nn.Module, recipe, protocol, machine: Machine, epochs: range):
+    keep_freed_memory()
     if machine.compile:
         student.compile()
     optimizer = make_optimizer(student, protocol, recipe)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=False)
-    source = online(pictures, protocol, recipe, 0, teacher)
     for epoch in epochs:
         student.train()
         for step in list(train_epoch(student, source(epoch), optimizer, protocol, recipe, machine, scaler)):
@@ -119,18 +129,119 @@ def ours(pictures: Pictures, student: nn.Module, teacher: Teacher, recipe, proto
         yield
 
 
-def rates(ways: dict, images: int, rounds: int, chunk: int) -> dict[str, list[float]]:
-    """Images a second of each way, in turns, so that a slow moment of the machine meets all of them."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        next(way)  # start workers, warm up
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            for _ in range(chunk):
-                next(way)
-            found[name].append(chunk * images / (time.perf_counter() - start))
-    return found
+def labels(pictures: Pictures, teacher: Teacher, recipe, protocol, epochs: range):
+    """Stored labels alone."""
+    keep_freed_memory()
+    for seed in epochs:
+        with tempfile.TemporaryDirectory() as folder:
+            relabel(Path(folder), pictures, protocol, recipe, seed, teacher, 1)
+        yield
+
+
+# ---- speed: each way in processes of its own -----------------------------------------------------------------------------
+
+
+def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tuple[Iterator[None], int, int]:
+    """(epochs that train when asked for the next, epochs that belong together, images an epoch)"""
+    student, side, ipc, factor = case
+    protocol = ProtocolSettings(epochs=10_000)
+    recipe = resolve_recipe(protocol, classes=10, ipc=ipc, factor=factor, size=side, student=student)
+    pictures, forever = noise_pictures(ipc, side), range(protocol.epochs)
+    resident, network = pictures.to(device), plain(student, side, device, 2)
+    whole, images = epochs_at_once(resident, recipe), len(pictures.labels)
+    if name == "usual":
+        teacher = plain(student, side, device, 1).eval().requires_grad_(False)
+        return usual(pictures, network, teacher, recipe, protocol, device, forever), whole, images
+    quick, network = teacher_of(student, side, device), network.to(memory_format=torch.channels_last)
+    if name == "labels":
+        return labels(resident, quick, recipe, protocol, forever), whole, images
+    machine = Machine(device, compile=name == "compiled")
+    if machine.compile:
+        quick.network.compile()
+    source = online(resident, protocol, recipe, 0, quick)
+    if name == "stored":
+        few = protocol.model_copy(update={"epochs": whole})
+        with suppress(FileExistsError):  # the first of several processes writes them
+            labelled.mkdir()
+            relabel(labelled, resident, few, recipe, 0, quick, whole)
+            (labelled / "done").touch()
+        while not (labelled / "done").exists():
+            time.sleep(0.1)
+        read = stored(labelled, resident, few, recipe)
+        return ours(lambda epoch: read(epoch % whole), network, recipe, protocol, machine, forever), whole, images
+    return ours(source, network, recipe, protocol, machine, forever), whole, images
+
+
+def serve(name: str, case: tuple, device: torch.device, threads: int, labelled: Path, chunk: int, pipe: Connection) -> None:
+    """A process that trains a turn when told to; a turn holds its share of the teacher's passes, no more and no less."""
+    torch.set_num_threads(threads)
+    epochs, whole, images = way_of(name, case, device, labelled)
+    turn = -(-chunk // whole) * whole
+    for _ in range(whole):  # start workers, warm up
+        next(epochs)
+    pipe.send(turn * images)
+    with suppress(EOFError):
+        while pipe.recv():
+            for _ in range(turn):
+                next(epochs)
+            pipe.send(True)
+
+
+class Way:
+    """Processes that do the same; ``images`` of a turn, all together."""
+
+    def __init__(self, name: str, processes: int, threads: int, case: tuple, device: torch.device, chunk: int, folder: Path):
+        context, self.rates = multiprocessing.get_context("spawn"), []
+        pipes = [context.Pipe() for _ in range(processes)]
+        self.pipes = [here for here, _ in pipes]
+        for _, there in pipes:
+            context.Process(target=serve, args=(name, case, device, threads, folder, chunk, there)).start()
+            there.close()
+        self.images = sum(pipe.recv() for pipe in self.pipes)
+
+    def turn(self) -> None:
+        start = time.perf_counter()
+        for pipe in self.pipes:
+            pipe.send(True)
+        for pipe in self.pipes:
+            pipe.recv()
+        self.rates.append(self.images / (time.perf_counter() - start))
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+
+
+def measure_speed(args, device: torch.device) -> list[dict]:
+    lines, all_threads = [], torch.get_num_threads()
+    at_once = all_threads if device.type == "cpu" else 1
+    kinds = {"usual": 1, **({"diffsel": at_once} if at_once > 1 else {}), "one": 1, "labels": 1, "stored": at_once}
+    kinds |= {"compiled": 1} if args.compile else {}
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            ways = {}
+            for name, processes in kinds.items():
+                threads = all_threads // processes if device.type == "cpu" else all_threads
+                ways[name] = Way(name, processes, threads, case, device, args.chunk, Path(folder) / "labels")
+            for _ in range(args.rounds):
+                for way in ways.values():
+                    way.turn()
+            for way in ways.values():
+                way.close()
+        rates = {name: np.array(way.rates) for name, way in ways.items()}
+        written = rates.pop("labels")
+        rates["stored"] = STUDENTS / (1 / written + STUDENTS / rates["stored"])
+        line = dict(zip(("student", "side", "ipc", "factor"), case, strict=True)) | {"at_once": at_once}
+        line |= {name: round(float(np.median(values)), 1) for name, values in rates.items()}
+        for name in [name for name in rates if name != "usual"]:  # turn by turn: the machine's speed varies
+            ratios = rates[name] / rates["usual"]
+            line[f"{name} / usual"] = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+        print(json.dumps(line), flush=True)
+        lines.append(line)
+    return lines
+
+
+# ---- what is trained on --------------------------------------------------------------------------------------------------
 
 
 def noise_pictures(ipc: int, side: int) -> Pictures:
@@ -157,35 +268,8 @@ def plain(name: str, side: int, device: torch.device, seed: int) -> nn.Module:
     return build(name, 10, side).to(device)
 
 
-def measure_speed(args, device: torch.device) -> list[dict]:
-    lines = []
-    for name, side, ipc, factor in CASES:
-        protocol = ProtocolSettings(epochs=10_000)
-        recipe = resolve_recipe(protocol, classes=10, ipc=ipc, factor=factor, size=side, student=name)
-        pictures, teacher = noise_pictures(ipc, side), teacher_of(name, side, device)
-        resident, forever = pictures.to(device), range(protocol.epochs)
-        slow_teacher = plain(name, side, device, 1).eval().requires_grad_(False)
-        student = [plain(name, side, device, 2).to(memory_format=torch.channels_last) for _ in range(2)]
-        ways = {
-            "usual": usual(pictures, plain(name, side, device, 2), slow_teacher, recipe, protocol, device, forever),
-            "diffsel": ours(resident, student[0], teacher, recipe, protocol, Machine(device), forever),
-        }
-        if args.compile:
-            quick = teacher_of(name, side, device)
-            quick.network.compile()
-            ways["compiled"] = ours(resident, student[1], quick, recipe, protocol, Machine(device, compile=True), forever)
-        whole = epochs_at_once(resident, recipe)  # a turn holds its share of the teacher's passes, no more and no less
-        found = rates(ways, len(pictures.labels), args.rounds, -(-args.chunk // whole) * whole)
-        line = {"student": name, "side": side, "ipc": ipc, "factor": factor, "batch": recipe.batch_size}
-        line |= {way: round(float(np.median(values)), 1) for way, values in found.items()}
-        line |= {f"{way} / usual": round(line[way] / line["usual"], 2) for way in ways if way != "usual"}
-        print(json.dumps(line), flush=True)
-        lines.append(line)
-    return lines
-
-
 def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
-    """Both ways train on the same ten digit scenes a class, with the demo's teacher."""
+    """All ways train on the same twenty digit scenes a class, with the demo's teacher."""
     from importlib.resources import files
 
     from diffsel.teachers import load_teacher
@@ -194,17 +278,22 @@ def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
     protocol = ProtocolSettings(epochs=epochs, flip=False, learning_rate=4e-3)
     recipe = resolve_recipe(protocol, classes=10, ipc=20, factor=1, size=32, student="conv3w32")
     teacher = load_teacher(str(files("diffsel") / "assets" / "demo-teacher"), train.classes, 32, device)
-    accuracies: dict[str, list[float]] = {"usual": [], "diffsel": []}
-    for seed in range(students):
-        source = online(train.to(device), protocol, recipe, seed, teacher)
-        result = train_student("conv3w32", source, test.to(device), protocol, recipe, seed, Machine(device))
-        accuracies["diffsel"].append(result["last"]["top1"])
-        random.seed(seed)
-        np.random.seed(seed)
-        student = plain("conv3w32", 32, device, seed)
-        for _ in usual(train, student, teacher.logits, recipe, protocol, device, range(protocol.epochs)):
-            pass
-        accuracies["usual"].append(measure(student, test, Machine(device)).top1)
+    resident, shown = train.to(device), test.to(device)
+    accuracies: dict[str, list[float]] = {"usual": [], "diffsel": [], "stored": []}
+    with tempfile.TemporaryDirectory() as folder:
+        relabel(Path(folder), resident, protocol, recipe, 0, teacher, epochs)
+        for seed in range(students):
+            sources = {"diffsel": online(resident, protocol, recipe, seed, teacher)}
+            sources["stored"] = stored(Path(folder), resident, protocol, recipe)
+            for way, source in sources.items():
+                result = train_student("conv3w32", source, shown, protocol, recipe, seed, Machine(device))
+                accuracies[way].append(result["last"]["top1"])
+            random.seed(seed)
+            np.random.seed(seed)
+            student = plain("conv3w32", 32, device, seed)
+            for _ in usual(train, student, teacher.logits, recipe, protocol, device, range(protocol.epochs)):
+                pass
+            accuracies["usual"].append(measure(student, test, Machine(device)).top1)
     for way, values in accuracies.items():
         print(json.dumps({"way": way, "top1": str(spread(values)), "students": [round(v, 2) for v in values]}), flush=True)
 
@@ -220,7 +309,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the lines here too")
     args = parser.parse_args()
     device = torch.device(args.device)
-    keep_freed_memory()
     print(json.dumps({"device": args.device, "threads": torch.get_num_threads(), "torch": torch.__version__}), flush=True)
     lines = measure_speed(args, device) if args.rounds else []
     if args.out:

@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffsel"
 FLOORS = [
-    {"sections", "augment", "scenes", "claims", "files", "memory"},
+    {"sections", "augment", "scenes", "claims", "files", "memory", "helpers"},
     {"config", "protocols", "networks"},
     {"classes", "diffusion", "hub", "patches", "pixels"},
     {"data", "teachers", "racing", "draws"},
@@ -53,7 +53,7 @@ ONLY_DOOR = {
     "jinja2": {"page"},
 }
 MAY_TORCH = {
-    *("diffusion", "draws", "scoring", "features", "session", "planning"),
+    *("diffusion", "draws", "scoring", "features", "session", "planning", "helpers"),
     *("augment", "baselines", "networks", "teachers", "pictures", "relabeling", "evaluation", "teaching", "experiment"),
 }
 

@@ -1,10 +1,18 @@
-"""Numbers that are logged while they come, and what a pass will cost."""
+"""Numbers that are logged while they come, what a pass will cost, and processes that help."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from conftest import draw
 from test_method import distill, with_
 
@@ -13,6 +21,7 @@ from diffsel.config import Settings
 from diffsel.data import count_images
 from diffsel.diffusion import Diffusion
 from diffsel.distributed import Workers
+from diffsel.helpers import can_fork, helped
 from diffsel.planning import plan
 from diffsel.session import load_model, resume, start
 from diffsel.store import StoreError
@@ -101,3 +110,53 @@ def test_images_are_counted_without_being_read(folder, small) -> None:
     (source / "cat" / "0.png").write_bytes(b"not looked at")
     assert count_images(str(source), small.data) == {"cat": 5, "dog": 3}
     assert count_images(str(source), small.data.model_copy(update={"images_per_class": 4})) == {"cat": 4, "dog": 3}
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+from diffsel.helpers import helped
+
+def job():
+    Path(sys.argv[1]).write_text(str(__import__("os").getpid()))
+    time.sleep(600)
+
+with helped(job, 1):
+    time.sleep(600)
+"""
+
+
+def test_helpers_have_one_thread_and_end_with_the_block(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def job() -> None:
+        (tmp_path / str(os.getpid())).write_text(str(torch.get_num_threads()))
+
+    try:
+        with helped(job, 2):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    said = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(said.values()) == {"1"}
+    assert len(said) == 2
+    assert str(os.getpid()) not in said
+    with pytest.raises(KeyError), helped(lambda: time.sleep(600), 1):
+        raise KeyError
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not can_fork("cpu"), reason="helpers are forks of a process without a GPU")
+def test_helpers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ORPHAN, str(tmp_path / "pid")])
+    end = time.monotonic() + 60
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    helper = psutil.Process(int((tmp_path / "pid").read_text()))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    helper.wait(30)  # raises TimeoutExpired where it lives on

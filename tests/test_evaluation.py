@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import multiprocessing
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from diffsel.classes import ClassInfo
 from diffsel.config import resolve
 from diffsel.data import open_data
 from diffsel.evaluation import Machine, difference, fairness, spread, train_student
-from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells
+from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells, students_at_once
 from diffsel.networks import build
 from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
 from diffsel.protocols import resolve_recipe
@@ -278,6 +281,68 @@ def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) 
         run_cells([cell, other], range(2), tmp_path, bench, Workers(cpu=True))
     (bar,) = (bar for bar in bars if bar.desc == "students")
     assert (bar.initial, bar.n, bar.total) == (1, 4, 4)
+
+
+def timeless(folder: Path) -> dict[str, dict]:
+    """Results without what a clock says."""
+    return {str(file.relative_to(folder)): {**json.loads(file.read_text()), "seconds": 0} for file in folder.rglob("*.json")}
+
+
+def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_path: Path, monkeypatch) -> None:
+    """Two processes at work, each begins with a student of its own before either may go on."""
+    from diffsel.distributed import Workers
+
+    real, here = experiment.train_one, tmp_path / "processes"
+    here.mkdir()
+
+    def train(cell, seed, bench):
+        (here / str(os.getpid())).touch()
+        give_up = time.monotonic() + 60
+        while len(list(here.iterdir())) < 2 and time.monotonic() < give_up:
+            time.sleep(0.05)
+        return real(cell, seed, bench)
+
+    bench, two = Trusting(replace(CPU, at_once=1)), Trusting(replace(CPU, at_once=2))
+    cells = [cell_of(world, bench), cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))]
+    run_cells(cells, range(2), tmp_path / "turn", bench, Workers(cpu=True))
+    monkeypatch.setattr(experiment, "train_one", train)
+    run_cells(cells, range(2), tmp_path / "time", two, Workers(cpu=True))
+    assert len(list(here.iterdir())) == 2
+    assert timeless(tmp_path / "turn") == timeless(tmp_path / "time")
+    assert len(timeless(tmp_path / "time")) == 4
+
+
+def test_what_a_helper_cannot_do_is_done_here_and_what_fails_here_too_is_told(world, tmp_path: Path, monkeypatch) -> None:
+    from diffsel.distributed import Workers
+
+    real, me = experiment.train_one, os.getpid()
+
+    def train(cell, seed, bench):
+        if os.getpid() != me or seed == 7:
+            raise RuntimeError(f"no memory for seed {seed}")
+        time.sleep(0.2)  # so that the helper comes to its turn
+        return real(cell, seed, bench)
+
+    monkeypatch.setattr(experiment, "train_one", train)
+    bench = Trusting(replace(CPU, at_once=2))
+    cell = cell_of(world, bench)
+    run_cells([cell], range(4), tmp_path / "r", bench, Workers(cpu=True))
+    assert len(timeless(tmp_path / "r")) == 4
+    with pytest.raises(RuntimeError, match="no memory for seed 7"):
+        run_cells([cell], range(6, 8), tmp_path / "r", bench, Workers(cpu=True))
+    assert not multiprocessing.active_children()
+
+
+def test_as_many_students_at_a_time_as_there_are_threads_on_a_cpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert students_at_once(CPU, 5) == 5
+    assert students_at_once(CPU, 20) == 8
+    assert students_at_once(CPU, 1) == 1  # which has all threads
+    assert students_at_once(replace(CPU, at_once=2), 5) == 2
+    assert students_at_once(replace(CPU, compile=True), 5) == 1
+    assert students_at_once(Machine(torch.device("cuda")), 5) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # whose driver does not survive a fork
+    assert students_at_once(CPU, 5) == 1
 
 
 def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_path: Path, monkeypatch) -> None:
