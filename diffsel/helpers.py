@@ -53,6 +53,7 @@ def _help(job: Callable[[], object]) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that claims are given back
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     with contextlib.suppress(Exception):
         job()

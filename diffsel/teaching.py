@@ -117,8 +117,8 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
     loader = DataLoader(Shown(data, t, seed), t.batch_size, sampler=order, num_workers=loaders, persistent_workers=loaders > 0,
                         pin_memory=machine.device.type == "cuda",
                         drop_last=len(data.rows) % t.batch_size == 1)  # fmt: skip  # BatchNorm cannot take one image
-    begun, best = _resume(out, network, optimizer)
     accelerator = workers.accelerator(machine.precision)
+    begun, best = _resume(out, network, optimizer, accelerator.scaler)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     if machine.compile:
         network.compile()
@@ -138,7 +138,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
                     line |= {"top1": score.top1, "top5": score.top5}
                 line["seconds"] = round(time.monotonic() - start, 2)
                 track({key: value for key, value in line.items() if key != "epoch"}, epoch)
-                best = _save(out, plain, optimizer, described, line, best, t)
+                best = _save(out, plain, optimizer, accelerator.scaler, described, line, best, t)
             bar.set_postfix({key: line[key] for key in ("loss", "top1") if key in line})
             bar.update()
     accelerator.wait_for_everyone()
@@ -217,8 +217,8 @@ def _metrics(out: Path, epochs: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()][:epochs] if file.exists() else []
 
 
-def _save(out: Path, network: nn.Module, optimizer: Any, described: dict[str, Any], line: dict[str, Any], best: float,
-          t: TrainingSettings) -> float:  # fmt: skip
+def _save(out: Path, network: nn.Module, optimizer: Any, scaler: torch.amp.GradScaler | None, described: dict[str, Any],
+          line: dict[str, Any], best: float, t: TrainingSettings) -> float:  # fmt: skip
     """Write what an epoch gave; ``state`` last, since it says how far the training is.  Returns the best top-1 so far."""
     epoch = line["epoch"]
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -233,6 +233,7 @@ def _save(out: Path, network: nn.Module, optimizer: Any, described: dict[str, An
     if epoch % t.save_every == t.save_every - 1 or epoch == t.epochs - 1:
         write_atomically(out / "last.safetensors", blob)
         state = {f"network.{name}": value for name, value in weights.items()} | _flat(optimizer)
+        state |= {f"scaler.{key}": torch.tensor(value) for key, value in (scaler.state_dict() if scaler else {}).items()}
         write_atomically(
             out / "state.safetensors", save_safetensors({**state, "epoch": torch.tensor(epoch + 1), "best": torch.tensor(best)})
         )
@@ -245,7 +246,8 @@ def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             for i, entry in states.items() for key, v in entry.items() if v is not None}  # fmt: skip
 
 
-def _resume(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _resume(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
+            scaler: torch.amp.GradScaler | None) -> tuple[int, float]:  # fmt: skip
     """Take up a stopped training: the epoch to go on with, and the best top-1 so far."""
     file = out / "state.safetensors"
     if not file.exists():
@@ -258,4 +260,6 @@ def _resume(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> 
             _, number, name = key.split(".")
             entries.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    if scaler and "scaler.scale" in state:  # of fp16
+        scaler.load_state_dict({key: state[f"scaler.{key}"].item() for key in scaler.state_dict()})
     return int(state["epoch"]), float(state["best"])

@@ -18,7 +18,7 @@ from diffsel.pictures import validation_pictures
 from diffsel.sections import ConfigError, DataError, DataSettings, TrainingSettings
 from diffsel.store import SettingsDiffer, StoreError
 from diffsel.teachers import load_teacher, read_checkpoint
-from diffsel.teaching import Order, Shown, rate, train_teacher, training_transform
+from diffsel.teaching import Order, Shown, _resume, _save, rate, train_teacher, training_transform
 
 CPU = Machine(torch.device("cpu"))
 QUICK = TrainingSettings(network="conv3w8", size=16, epochs=4, batch_size=8, learning_rate=0.05, crop="padded")
@@ -45,6 +45,23 @@ def test_it_learns_and_its_file_is_a_teacher(images, tmp_path: Path) -> None:
     assert teacher.rows.tolist() == [1, 0]  # by name, in the order asked for
     with pytest.raises(ConfigError, match=r"does not fit images of 32 x 32 pixels \(it was trained at 16 pixels\)"):
         load_teacher(str(tmp_path / "t"), train.classes, 32, CPU.device)
+
+
+def test_the_loss_scale_of_fp16_is_kept_too(tmp_path: Path) -> None:
+    """The scale has been halved, and grown ever since: with the first one a resumed training would skip a step."""
+    network = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    scaler, fresh = (torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=100) for _ in range(2))
+    for value in (math.inf, 1.0, 1.0):  # an overflow, then two good steps
+        optimizer.zero_grad()
+        scaler.scale(value * network(torch.ones(1, 2)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**15
+    settings = QUICK.model_copy(update={"epochs": 2, "save_every": 1})
+    _save(tmp_path, network, optimizer, scaler, {"classes": ["a", "b"]}, {"epoch": 0}, -1.0, settings)
+    assert _resume(tmp_path, network, optimizer, fresh) == (1, -1.0)
+    assert fresh.state_dict() == scaler.state_dict()
 
 
 def test_no_image_is_ever_a_batch_alone(images, tmp_path: Path) -> None:
