@@ -186,9 +186,10 @@ def _me() -> dict[str, object]:
 
 
 def _alive(pid: int, born: float) -> bool:
-    """A process number is given to others later; the time of birth is not."""
+    """A process number is given to others later; the time of birth is not.  A zombie has ended, whoever may still ask how."""
     try:
-        return abs(psutil.Process(pid).create_time() - born) < 1
+        process = psutil.Process(pid)
+        return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -46,7 +46,7 @@ class Machine:
     device: torch.device
     precision: str = "fp32"  # fp32, tf32, fp16 or bf16 (these two by autocast)
     compile: bool = False
-    at_once: int | None = None  # students trained at a time on a CPU; None: as many as torch has threads
+    at_once: int | None = None  # students trained at a time on a CPU; None: as many as torch has threads, or one
 
     def autocast(self) -> Any:
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}

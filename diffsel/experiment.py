@@ -188,8 +188,9 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
     for cell, _ in (todo[file] for file in missing):
         if cell.teacher:
             bench.check_teacher(cell.teacher, cell.validation)
-        bench.pictures(cell.validation)  # before helpers copy this process
     at_once = students_at_once(bench.machine, len(todo))
+    for album in {todo[file][0].validation.digest: todo[file][0].validation for file in missing if at_once > 1}.values():
+        bench.pictures(album)  # read before helpers copy this process, so that it is read once
 
     def train(bench: Bench, finished: Callable[[Path], object]) -> None:
         with workers.share(missing, lambda file: file, finished, patience=math.inf) as left:
@@ -212,13 +213,16 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
 
 
 def students_at_once(machine: Machine, students: int) -> int:
-    """How many of so many students are trained at a time: on a CPU one for each thread, elsewhere (and compiled) one.
+    """How many of so many students are trained at a time: on a CPU one for each thread, where there are as many; else one.
 
     Not how many are still missing decides: a student that is trained after a break has as many threads as before.
     """
     if machine.compile or not can_fork(machine.device.type):
         return 1
-    return min(students, machine.at_once or torch.get_num_threads())
+    if machine.at_once:
+        return min(students, machine.at_once)
+    threads = torch.get_num_threads()
+    return threads if students >= threads else 1
 
 
 def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Processes that help this one on a CPU: copies of it, each with one thread.
 
-A training step of a small network gains little from a second thread; two students at a time use two cores better.
+A second thread adds less to the training of a small network than a second network trained beside it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
 
 import torch
+
+GRACE = 10.0  # seconds that a helper has to end in
 
 
 @contextlib.contextmanager
@@ -28,14 +31,16 @@ def helped(job: Callable[[], object], helpers: int) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_help, args=(job,), daemon=True) for _ in range(helpers)]
+    processes: list[ForkProcess] = []
     try:
-        for process in processes:
-            process.start()
+        with contextlib.suppress(OSError):  # no memory for another process: fewer helpers
+            for _ in range(helpers):
+                process = context.Process(target=_help, args=(job,), daemon=True)
+                process.start()
+                processes.append(process)
         yield
     except BaseException:
-        for process in processes:
-            process.terminate()
+        _end(processes)
         raise
     finally:
         for process in processes:
@@ -55,5 +60,16 @@ def _help(job: Callable[[], object]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that claims are given back
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    with contextlib.suppress(Exception):
+    try:
         job()
+    except Exception as error:  # this process's parent takes over, and meets the error itself if it is more than bad luck
+        print(f"note: a helping process failed and is missed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _end(processes: list[ForkProcess]) -> None:
+    """At once, and giving claims back if they can."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(GRACE)
+        process.kill()

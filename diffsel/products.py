@@ -22,7 +22,7 @@ from .config import fingerprint
 from .demo import compose_data
 from .distributed import Workers
 from .evaluation import Machine, Spread
-from .experiment import Bench, Cell, gather, make_cell, run_cells
+from .experiment import Bench, Cell, gather, make_cell, run_cells, students_at_once
 from .features import random_clip
 from .pictures import Opener, open_set, validation_pictures
 from .protocols import validation_resize
@@ -121,10 +121,9 @@ def accuracies(jobs: Sequence[Job], out: Path, bench: Bench, workers: Workers, i
         for job in jobs
     ]  # fmt: skip
     values: dict[Place, Value] = {}
-    if workers.count > 1:  # all at once, so that no process waits for the students of one cell
-        run_cells(
-            cells, range(jobs[0].settings.seed, jobs[0].settings.seed + jobs[0].students), out / "results", bench, workers
-        )
+    if workers.count > 1 or students_at_once(bench.machine, 2) > 1:  # so that no process waits for the students of one cell
+        seeds = range(jobs[0].settings.seed, jobs[0].settings.seed + jobs[0].students)
+        run_cells(cells, seeds, out / "results", bench, workers)
     for job, cell in zip(jobs, cells, strict=True):
         seeds = range(job.settings.seed, job.settings.seed + job.students)
         run_cells([cell], seeds, out / "results", bench, workers)

@@ -86,7 +86,7 @@ class ComputeSettings(Section):
     students_at_once: int | None = Field(
         None,
         ge=1,
-        description="Students trained at a time on a CPU, a thread each; default as many as threads; 1: all threads for one.",
+        description="Students trained at a time on a CPU, a thread each; default as many as threads, if there are; 1: in turn.",
         json_schema_extra=EXECUTION,
     )
     keep_latents: bool = Field(

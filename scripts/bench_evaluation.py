@@ -7,8 +7,8 @@ usual       RDED's loop: pictures held as PIL images, torchvision transforms in 
             and student asked batch by batch, a second forward of the student in train mode for its training accuracy
 diffsel     as `diffsel evaluate` does it: on a CPU as many students at a time as there are threads, labelled online
 one         the same, one student at a time with all threads (on a GPU that is what `evaluate` does)
-stored      as `diffsel evaluate --stored`: labels written once by `diffsel relabel`, for five students; the time that
-            the labels take counts
+stored      as `diffsel evaluate --stored`, with labels that `diffsel relabel` writes once for five students; a fifth of
+            the time that labelling takes is counted
 
 All start from the same pictures (noise for speed, digit scenes for --accuracy); images a second are those of student training,
 evaluation excluded.  Each way has processes of its own, and they take turns, so that a slow moment of the machine meets all.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import tempfile
 import time
@@ -161,12 +162,7 @@ def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tupl
     source = online(resident, protocol, recipe, 0, quick)
     if name == "stored":
         few = protocol.model_copy(update={"epochs": whole})
-        with suppress(FileExistsError):  # the first of several processes writes them
-            labelled.mkdir()
-            relabel(labelled, resident, few, recipe, 0, quick, whole)
-            (labelled / "done").touch()
-        while not (labelled / "done").exists():
-            time.sleep(0.1)
+        relabel(labelled, resident, few, recipe, 0, quick, whole)
         read = stored(labelled, resident, few, recipe)
         return ours(lambda epoch: read(epoch % whole), network, recipe, protocol, machine, forever), whole, images
     return ours(source, network, recipe, protocol, machine, forever), whole, images
@@ -175,7 +171,7 @@ def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tupl
 def serve(name: str, case: tuple, device: torch.device, threads: int, labelled: Path, chunk: int, pipe: Connection) -> None:
     """A process that trains a turn when told to; a turn holds its share of the teacher's passes, no more and no less."""
     torch.set_num_threads(threads)
-    epochs, whole, images = way_of(name, case, device, labelled)
+    epochs, whole, images = way_of(name, case, device, labelled / str(os.getpid()))
     turn = -(-chunk // whole) * whole
     for _ in range(whole):  # start workers, warm up
         next(epochs)

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from diffsel import claims
@@ -66,6 +67,23 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path) -> None:
     work(tmp_path, made)
     assert sorted(made) == list("abcdef")
     assert time.monotonic() - begin < 5
+
+
+def test_the_claim_of_a_dead_process_that_its_parent_has_not_missed_yet_is_taken_over_too(tmp_path) -> None:
+    """Such as a helper that the system ended for want of memory: a zombie until it is joined."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    born = psutil.Process(child.pid).create_time()
+    claim = claim_of(tmp_path / "a", child.pid)
+    claim.write_text(json.dumps({"host": socket.gethostname(), "pid": child.pid, "born": born}))
+    child.kill()
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    made: list[str] = []
+    begin = time.monotonic()
+    work(tmp_path, made, names="a")
+    assert made == ["a"]
+    assert time.monotonic() - begin < 30  # a silent process elsewhere would be given a minute
+    child.communicate()
 
 
 def test_a_process_that_died_between_its_file_and_its_claim_leaves_no_claim(tmp_path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from diffsel.config import resolve
 from diffsel.data import open_data
 from diffsel.evaluation import Machine, difference, fairness, spread, train_student
 from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells, students_at_once
+from diffsel.helpers import can_fork
 from diffsel.networks import build
 from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
 from diffsel.protocols import resolve_recipe
@@ -288,6 +290,17 @@ def timeless(folder: Path) -> dict[str, dict]:
     return {str(file.relative_to(folder)): {**json.loads(file.read_text()), "seconds": 0} for file in folder.rglob("*.json")}
 
 
+forks = pytest.mark.skipif(not can_fork("cpu"), reason="helpers are forks of a process without a GPU")
+
+
+def until(condition) -> None:
+    give_up = time.monotonic() + 60
+    while not condition() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert condition()
+
+
+@forks
 def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_path: Path, monkeypatch) -> None:
     """Two processes at work, each begins with a student of its own before either may go on."""
     from diffsel.distributed import Workers
@@ -297,9 +310,7 @@ def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_
 
     def train(cell, seed, bench):
         (here / str(os.getpid())).touch()
-        give_up = time.monotonic() + 60
-        while len(list(here.iterdir())) < 2 and time.monotonic() < give_up:
-            time.sleep(0.05)
+        until(lambda: len(list(here.iterdir())) == 2)
         return real(cell, seed, bench)
 
     bench, two = Trusting(replace(CPU, at_once=1)), Trusting(replace(CPU, at_once=2))
@@ -312,37 +323,57 @@ def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_
     assert len(timeless(tmp_path / "time")) == 4
 
 
-def test_what_a_helper_cannot_do_is_done_here_and_what_fails_here_too_is_told(world, tmp_path: Path, monkeypatch) -> None:
+@forks
+def test_what_a_helper_cannot_do_is_done_here(world, tmp_path: Path, monkeypatch, capfd) -> None:
     from diffsel.distributed import Workers
 
-    real, me = experiment.train_one, os.getpid()
+    real, me, failed = experiment.train_one, os.getpid(), tmp_path / "failed"
 
     def train(cell, seed, bench):
-        if os.getpid() != me or seed == 7:
-            raise RuntimeError(f"no memory for seed {seed}")
-        time.sleep(0.2)  # so that the helper comes to its turn
+        if os.getpid() != me:
+            failed.touch()
+            raise RuntimeError("no memory")
+        until(failed.exists)
         return real(cell, seed, bench)
 
     monkeypatch.setattr(experiment, "train_one", train)
     bench = Trusting(replace(CPU, at_once=2))
-    cell = cell_of(world, bench)
-    run_cells([cell], range(4), tmp_path / "r", bench, Workers(cpu=True))
+    run_cells([cell_of(world, bench)], range(4), tmp_path / "r", bench, Workers(cpu=True))
     assert len(timeless(tmp_path / "r")) == 4
-    with pytest.raises(RuntimeError, match="no memory for seed 7"):
-        run_cells([cell], range(6, 8), tmp_path / "r", bench, Workers(cpu=True))
+    assert "a helping process failed and is missed: RuntimeError: no memory" in capfd.readouterr().err
+
+
+@forks
+def test_helpers_end_with_an_error_here_and_give_their_students_back(world, tmp_path: Path, monkeypatch) -> None:
+    from diffsel.distributed import Workers
+
+    me, busy = os.getpid(), tmp_path / "busy"
+
+    def train(cell, seed, bench):
+        if os.getpid() != me:
+            busy.touch()
+            time.sleep(600)
+        until(busy.exists)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(experiment, "train_one", train)
+    bench = Trusting(replace(CPU, at_once=2))
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_cells([cell_of(world, bench)], range(4), tmp_path / "r", bench, Workers(cpu=True))
     assert not multiprocessing.active_children()
+    assert not [path for path in (tmp_path / "r").rglob("*") if path.is_file()]  # no claim either
 
 
 def test_as_many_students_at_a_time_as_there_are_threads_on_a_cpu(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert students_at_once(CPU, 5) == 5
-    assert students_at_once(CPU, 20) == 8
-    assert students_at_once(CPU, 1) == 1  # which has all threads
-    assert students_at_once(replace(CPU, at_once=2), 5) == 2
-    assert students_at_once(replace(CPU, compile=True), 5) == 1
-    assert students_at_once(Machine(torch.device("cuda")), 5) == 1
+    assert [students_at_once(CPU, n) for n in (1, 7, 8, 20)] == [1, 1, 8, 8]  # few have all threads each, in turn
+    assert [students_at_once(replace(CPU, at_once=2), n) for n in (1, 5)] == [1, 2]
+    assert students_at_once(replace(CPU, compile=True), 20) == 1
+    assert students_at_once(Machine(torch.device("cuda")), 20) == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # whose driver does not survive a fork
-    assert students_at_once(CPU, 5) == 1
+    assert students_at_once(CPU, 20) == 1
 
 
 def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_path: Path, monkeypatch) -> None:

@@ -48,7 +48,7 @@ def test_it_learns_and_its_file_is_a_teacher(images, tmp_path: Path) -> None:
 
 
 def test_the_loss_scale_of_fp16_is_kept_too(tmp_path: Path) -> None:
-    """The scale has been halved, and grown ever since: with the first one a resumed training would skip a step."""
+    """The scale was halved, two good steps ago: with the first one a resumed training would skip a step again."""
     network = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     scaler, fresh = (torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=100) for _ in range(2))
