@@ -119,11 +119,11 @@ def _baseline(run: str, settings: Settings, sets: dict[int, Path], only: list[st
     """`select --method random|rded`: the images of a run, or of any data set; the main process does it alone."""
     from . import method, session
     from .data import open_data
-    from .experiment import Bench
+    from .experiment import Bench, machine_of
 
     if settings.selection.method == "rded" and not teacher:
         raise ConfigError("--method rded needs a classifier that judges crops: --teacher NAME, FOLDER or FILE")
-    machine, workers = cli_evaluation.machine_of(settings)
+    machine, workers = machine_of(settings)
     if not workers.is_main:
         return workers.wait_for([target / "set.yaml" for target in sets.values()])
     if (Path(run) / "run.yaml").exists():

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .config import ConfigError, ProtocolSettings, Settings
 from .flags import DataArg, Quiet, progress, settings_flags
-
-if TYPE_CHECKING:
-    from .distributed import Workers
-    from .evaluation import Machine
 
 SetArg = Annotated[Path, typer.Argument(metavar="SET", help="A distilled set, or any folder of class folders.")]
 Val = Annotated[str, typer.Option("--val", metavar="VAL", help="Validation images: folder of class folders, or data set id.")]
@@ -41,6 +37,7 @@ def teacher(
 ) -> None:
     """Train a network on a labelled data set, to judge crops and to label distilled images.  Resumable."""
     from .data import open_data
+    from .experiment import machine_of
     from .networks import canonical, check_size
     from .pictures import open_validation, validation_pictures
     from .protocols import validation_resize
@@ -87,7 +84,7 @@ def relabel(
     quiet: Quiet = False,
 ) -> None:
     """A teacher's labels for every epoch that students will be trained, stored once: `evaluate --stored` reads them."""
-    from .experiment import Bench
+    from .experiment import Bench, machine_of
     from .networks import canonical
     from .pictures import open_set, open_validation, set_pictures, validation_pictures
     from .protocols import resolve_recipe
@@ -131,7 +128,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
-    from .experiment import Bench, gather, make_cell, run_cells
+    from .experiment import Bench, gather, machine_of, make_cell, run_cells
     from .pictures import open_set, open_validation
     from .report import accuracy_table, over_random
 
@@ -169,6 +166,7 @@ def experiment(
     quiet: Quiet = False,
 ) -> None:
     """Every combination of data sets, class subsets, methods, ipc, teachers, students and protocols; each once."""
+    from .experiment import machine_of
     from .matrix import read_matrix, run_matrix
 
     machine, workers = machine_of(settings)
@@ -192,14 +190,3 @@ def named(path: Path) -> Path:
 def beside(path: Path, what: str) -> Path:
     """Where a set's ``what`` is written by default: SET-WHAT."""
     return named(path).with_name(f"{named(path).name}-{what}")
-
-
-def machine_of(settings: Settings) -> tuple[Machine, Workers]:
-    from .diffusion import pick_device, pick_precision
-    from .distributed import Workers
-    from .evaluation import Machine
-
-    c = settings.compute
-    workers = Workers(cpu=c.device == "cpu")
-    device = pick_device(workers.device if c.device == "auto" else c.device)
-    return Machine(device, pick_precision(c.precision, device), c.compile, c.students_at_once), workers

@@ -143,8 +143,7 @@ def _judges(settings: Settings, val: str, student: str, teacher: str | None, qui
 def _accuracies(study: Study, sets: list[Path], images: ImageData, student: str, teacher: str | None,
                 students: int, quiet: bool) -> str:  # fmt: skip
     """Accuracy of students trained on each prompt's set, through the shared evaluation."""
-    from .cli_evaluation import machine_of
-    from .experiment import Bench, gather, make_cell, run_cells
+    from .experiment import Bench, gather, machine_of, make_cell, run_cells
     from .pictures import open_set
     from .report import accuracy_table
 

@@ -24,6 +24,7 @@ from . import evaluation, method
 from .baselines import drawn, readable
 from .config import ConfigError, ProtocolSettings, Settings, fingerprint, identity
 from .data import ImageData, Progress, quiet
+from .diffusion import pick_precision
 from .distributed import Track, Workers
 from .evaluation import Diverged, Machine, Spread, spread
 from .files import safe_name, write_atomically
@@ -32,10 +33,18 @@ from .networks import canonical, check_size
 from .pictures import Album, DistilledSet, Pictures, set_pictures, validation_pictures
 from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
 from .relabeling import check_labels, online, stored
+from .session import device_of
 from .store import StoreError
 from .teachers import Teacher, check_order, load_teacher
 
 JUDGED = (5, 500)  # images on which RDED's judge is measured: at least so many of a class, and about so many in all
+
+
+def machine_of(settings: Settings) -> tuple[Machine, Workers]:
+    """Where students are trained as ``settings.compute`` has it, and by which processes."""
+    c, workers = settings.compute, Workers(cpu=settings.compute.device == "cpu")
+    device = device_of(settings, workers)
+    return Machine(device, pick_precision(c.precision, device), c.compile, c.students_at_once), workers
 
 
 @dataclass
@@ -189,8 +198,9 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
         if cell.teacher:
             bench.check_teacher(cell.teacher, cell.validation)
     at_once = students_at_once(bench.machine, len(todo))
-    for album in {todo[file][0].validation.digest: todo[file][0].validation for file in missing if at_once > 1}.values():
-        bench.pictures(album)  # read before helpers copy this process, so that it is read once
+    if at_once > 1:  # read validation images once, before helpers copy this process
+        for album in {cell.validation.digest: cell.validation for cell, _ in (todo[file] for file in missing)}.values():
+            bench.pictures(album)
 
     def train(bench: Bench, finished: Callable[[Path], object]) -> None:
         with workers.share(missing, lambda file: file, finished, patience=math.inf) as left:

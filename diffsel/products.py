@@ -121,8 +121,8 @@ def accuracies(jobs: Sequence[Job], out: Path, bench: Bench, workers: Workers, i
         for job in jobs
     ]  # fmt: skip
     values: dict[Place, Value] = {}
-    if workers.count > 1 or students_at_once(bench.machine, 2) > 1:  # so that no process waits for the students of one cell
-        seeds = range(jobs[0].settings.seed, jobs[0].settings.seed + jobs[0].students)
+    seeds = range(jobs[0].settings.seed, jobs[0].settings.seed + jobs[0].students)
+    if workers.count > 1 or students_at_once(bench.machine, len(cells) * len(seeds)) > 1:  # none waits for one cell's students
         run_cells(cells, seeds, out / "results", bench, workers)
     for job, cell in zip(jobs, cells, strict=True):
         seeds = range(job.settings.seed, job.settings.seed + job.students)

@@ -49,7 +49,7 @@ class Session:
 
     @cached_property
     def model(self) -> Diffusion:
-        device, folder = _device(self.settings, self.workers), locate(self.settings.model)
+        device, folder = device_of(self.settings, self.workers), locate(self.settings.model)
         if not self.model_checked and content_hash(folder) != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
         compute = self.settings.compute
@@ -166,7 +166,7 @@ class Session:
     @cached_property
     def batch_size(self) -> int:
         """U-Net samples per forward."""
-        return _batch_size(self.settings, _device(self.settings, self.workers))
+        return _batch_size(self.settings, device_of(self.settings, self.workers))
 
     def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
@@ -273,7 +273,7 @@ def check_data(path: Path, settings: Settings) -> None:
 
 def load_model(settings: Settings) -> tuple[Diffusion, int]:
     """The model of some settings, without a run, and the batch size it would have."""
-    device = _device(settings, Workers(cpu=settings.compute.device == "cpu"))
+    device = device_of(settings, Workers(cpu=settings.compute.device == "cpu"))
     precision = pick_precision(settings.compute.precision, device)
     return Diffusion.load(locate(settings.model), device, precision, settings.compute.compile), _batch_size(settings, device)
 
@@ -299,7 +299,7 @@ def _pass_identity(settings: Settings, workers: Workers) -> dict[str, Any]:
     return {
         "seed": settings.seed,
         "image_size": settings.data.image_size,
-        "precision": pick_precision(settings.compute.precision, _device(settings, workers)),
+        "precision": pick_precision(settings.compute.precision, device_of(settings, workers)),
         "scoring": identity(settings.scoring),
     }
 
@@ -308,7 +308,7 @@ def _images(rows: Sequence[Row]) -> dict[str, Any]:
     return {"count": len(rows), "digest": fingerprint([[row.path, row.label, row.digest] for row in rows])}
 
 
-def _device(settings: Settings, workers: Workers) -> torch.device:
+def device_of(settings: Settings, workers: Workers) -> torch.device:
     name = settings.compute.device
     return pick_device(workers.device if name == "auto" else name)
 

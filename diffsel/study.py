@@ -113,15 +113,9 @@ class Study:
 
     def run(self, expected: Expected, claim: str, progress: Progress) -> str:
         """Do what is missing, write the table and its picture; returns the table (nothing on other processes than the main)."""
-        from .diffusion import pick_device, pick_precision
-        from .distributed import Workers
-        from .evaluation import Machine
+        from .experiment import machine_of
 
-        compute = self.jobs[0].settings.compute
-        workers = Workers(cpu=compute.device == "cpu")
-        device = pick_device(workers.device if compute.device == "auto" else compute.device)
-        precision = pick_precision(compute.precision, device)
-        machine = Machine(device, precision, compute.compile, compute.students_at_once)
+        machine, workers = machine_of(self.jobs[0].settings)
         values, pages = self.measured(expected, machine, workers, progress)
         return self.write(values, pages, expected, claim) if workers.is_main else ""
 

@@ -159,13 +159,12 @@ def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tupl
     machine = Machine(device, compile=name == "compiled")
     if machine.compile:
         quick.network.compile()
-    source = online(resident, protocol, recipe, 0, quick)
     if name == "stored":
         few = protocol.model_copy(update={"epochs": whole})
         relabel(labelled, resident, few, recipe, 0, quick, whole)
         read = stored(labelled, resident, few, recipe)
         return ours(lambda epoch: read(epoch % whole), network, recipe, protocol, machine, forever), whole, images
-    return ours(source, network, recipe, protocol, machine, forever), whole, images
+    return ours(online(resident, protocol, recipe, 0, quick), network, recipe, protocol, machine, forever), whole, images
 
 
 def serve(name: str, case: tuple, device: torch.device, threads: int, labelled: Path, chunk: int, pipe: Connection) -> None:

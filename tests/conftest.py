@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from diffsel import cli
 from diffsel.config import Settings, resolve
 from diffsel.diffusion import Diffusion
+from diffsel.helpers import can_fork
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = str(GOLDEN / "tiny-sd")
@@ -35,6 +37,17 @@ TWO_PROCESSES = (
     *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
 )
+
+
+forks = pytest.mark.skipif(not can_fork("cpu"), reason="helpers are forks of a process without a GPU")
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Waits for what another process does; a minute at most."""
+    give_up = time.monotonic() + 60
+    while not condition() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert condition()
 
 
 def draw(path: Path, seed: int, width: int = 64, height: int = 64) -> Path:

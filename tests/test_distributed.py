@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import draw
+from conftest import draw, forks, until
 from test_method import distill, with_
 
 from diffsel import method
@@ -22,7 +22,7 @@ from diffsel.config import Settings
 from diffsel.data import count_images
 from diffsel.diffusion import Diffusion
 from diffsel.distributed import Workers
-from diffsel.helpers import can_fork, helped
+from diffsel.helpers import helped
 from diffsel.planning import plan
 from diffsel.session import load_model, resume, start
 from diffsel.store import StoreError
@@ -129,9 +129,6 @@ with helped(job, 1):
 """
 
 
-forks = pytest.mark.skipif(not can_fork("cpu"), reason="helpers are forks of a process without a GPU")
-
-
 @forks
 def test_helpers_have_one_thread_and_end_with_the_block(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
@@ -157,19 +154,15 @@ def test_helpers_have_one_thread_and_end_with_the_block(tmp_path: Path) -> None:
 
 @forks
 def test_helpers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ORPHAN, str(tmp_path / "pid")])
+    said = tmp_path / "pid"
+    process = subprocess.Popen([sys.executable, "-c", ORPHAN, str(said)])
     try:
-        end = time.monotonic() + 60
-        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < end:
-            time.sleep(0.05)
-        helper = psutil.Process(int((tmp_path / "pid").read_text()))
+        until(lambda: said.exists() and said.read_text())
+        helper = psutil.Process(int(said.read_text()))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    end = time.monotonic() + 30
-    while runs(helper) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not runs(helper)
+    until(lambda: not runs(helper))
 
 
 def runs(process: psutil.Process) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from conftest import draw, forks, until
 from safetensors.numpy import load_file
 from scipy.stats import ttest_ind
 from tqdm import tqdm
@@ -27,7 +27,6 @@ from diffsel.config import resolve
 from diffsel.data import open_data
 from diffsel.evaluation import Machine, difference, fairness, spread, train_student
 from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells, students_at_once
-from diffsel.helpers import can_fork
 from diffsel.networks import build
 from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
 from diffsel.protocols import resolve_recipe
@@ -289,16 +288,6 @@ def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) 
 def timeless(folder: Path) -> dict[str, dict]:
     """Results without what a clock says."""
     return {str(file.relative_to(folder)): {**json.loads(file.read_text()), "seconds": 0} for file in folder.rglob("*.json")}
-
-
-forks = pytest.mark.skipif(not can_fork("cpu"), reason="helpers are forks of a process without a GPU")
-
-
-def until(condition) -> None:
-    give_up = time.monotonic() + 60
-    while not condition() and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert condition()
 
 
 @forks
