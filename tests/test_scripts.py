@@ -54,7 +54,7 @@ def test_training_goes_on_where_its_state_lies_on_another_device() -> None:
 
     state = {"average": [torch.ones(2)], "random": OnDevice(torch.get_rng_state())}
     expected, average = torch.rand(3), [torch.zeros(2)]
-    load("train_demo_model").take_up(state, {}, average)
+    load("train_prior").take_up(state, {}, average)
     assert torch.equal(torch.rand(3), expected)
     assert average[0].tolist() == [1, 1]
 
