@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    from .cli import main as run
+    from .cli.app import main as run
 
     sys.exit(run())
 

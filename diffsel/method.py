@@ -19,15 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from . import assembly, baselines, features, scoring, selection, store
-from .capacity import kept_rows, mosaic_factor, most_patches
-from .claims import ahead
-from .config import ConfigError, DataError, Settings, fingerprint, identity
-from .data import ImageData, Progress, Row, Skipped, quiet
-from .patches import Box
-from .session import Session, start
-from .store import StoreError
-from .teachers import Teacher
+from .data.images import ImageData, Progress, Row, Skipped, quiet
+from .evaluation.teachers import Teacher
+from .machine.claims import ahead
+from .runs import run as store
+from .runs.session import Session, start
+from .scoring import features
+from .scoring import maps as scoring
+from .scoring.patches import Box
+from .sets import assembly, baselines, selection
+from .sets.candidates import kept_rows, mosaic_factor, most_patches
+from .settings.errors import ConfigError, DataError, StoreError
+from .settings.settings import Settings, fingerprint, identity
 
 
 def distill(source: str, run: Path, sets: Mapping[int, Path], settings: Settings, progress: Progress = quiet) -> Session:

@@ -8,7 +8,8 @@ since shared work cannot be timed; no students.
 what RDED's classifier took to train is not in its seconds.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "one pass serves every IPC and class combination, without a classifier; Fig. 5's seconds are only drawn, not printed."
 METHODS = {"Random": "random", "RDED": "rded", "Ours": "diffsel"}

@@ -6,7 +6,8 @@ Cost at paper scale: high_resolution.py's ImageWoof pass, K-means, 80 students: 
 Only the point of the defaults, K = 32 and N = 10, is printed in the paper (Tab. 5).
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "with N fixed, too few and too many clusters are both worse; so it is for N with K fixed."
 CLUSTERS, TOP = (8, 16, 32, 64), (1, 5, 10, 20, 32)

@@ -5,7 +5,8 @@
 Cost at paper scale: the passes of high_resolution.py, CLIP and DIFT of every patch, 90 students: about 70 hours of a GPU.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "DIFT clusters help everywhere (+1.0 to +3.3 points), CLIP clusters in three cells of six, and by less (-2.0 to +0.9)."
 DATA = {"ImageWoof": "imagewoof", "ImageNet-1K": "imagenet-1k"}

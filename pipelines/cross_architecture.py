@@ -5,7 +5,8 @@
 Cost at paper scale: nothing to score after high_resolution.py; 490 students: about 900 hours of a large GPU.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "small CNNs teach best, larger students learn more at IPC 50; transformers teach badly and need many images."
 NETWORKS = {

@@ -7,7 +7,8 @@ hours of a large GPU.
 Only the point of the default step is printed in the paper (Tab. 5); the curve is drawn.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "earlier time steps give better features; 0.16 is taken everywhere."
 STEPS = (0.04, 0.16, 0.32, 0.48, 0.64)

@@ -6,7 +6,8 @@ Cost at paper scale: nothing to score after high_resolution.py; 60 students: abo
 The paper does not name the data set; the numbers are of ImageNet-1K's size.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "ours is ahead of random images at every IPC; RDED, near class centres, falls behind random at IPC 50 and 100."
 METHODS = {

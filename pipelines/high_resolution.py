@@ -6,7 +6,8 @@ Cost at paper scale: 10.8 million U-Net forwards (1.4 hours of a large GPU) and 
 Other methods' numbers are the paper's; RDED's and random crops are run here under the same protocol.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "selection by the diffusion model is ahead of every other method on all four data sets and at every IPC."
 DATA = {"ImageNette": "imagenette", "ImageWoof": "imagewoof", "ImageNet-100": "imagenet-100", "ImageNet-1K": "imagenet-1k"}

@@ -5,7 +5,8 @@
 Cost at paper scale: 6.4 million U-Net forwards at 256 px and 180 students: about 5 hours of a large GPU.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "on CIFAR-10 comparable to the best; on CIFAR-100 and Tiny-ImageNet ahead of all methods that optimise pixels."
 DATA = {"CIFAR-10": ("cifar10", "conv3"), "CIFAR-100": ("cifar100", "conv3"), "Tiny-ImageNet": ("tiny-imagenet", "conv4")}

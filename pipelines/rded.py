@@ -6,7 +6,8 @@ Cost at paper scale: no U-Net forward, 160 students: about 8 hours of a large GP
 Expected are RDED's numbers as the paper quotes them (Tab. 1 and 2); the other settings are in no text that we have.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "RDED's crops, chosen by a classifier."
 SETTINGS = {

@@ -7,7 +7,8 @@ own, 41 million U-Net forwards; 25 students: about 13 hours of a large GPU.
 Only the point at 300 is printed in the paper (Tab. 1).
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "300 random images a class are nearly on par with the full set; fewer cost little."
 COUNTS = (50, 100, 200, 300)

@@ -7,7 +7,8 @@ EXPECTED says what each sheet shows: the stages of an image, a set's first pictu
 Figure 3's caption is not in the text that we have: sets of three methods side by side stand for it.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 EXPECTED = {
     ("Figure 2", "from image to patch"): "stages",

@@ -6,7 +6,8 @@ Cost at paper scale: ImageWoof scored at 128, 256 and 512 px, 90 students: about
 The text that we have names only 256 and 224 px; the others follow from the numbers of rows, each 7/8 of an image size.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "larger images and patches near the image's size are better; 256 and 224 are the best trade."
 NUMBERS = {

@@ -7,7 +7,8 @@ large GPU.
 The paper also gives 58.1 for the range from 0.5 to 0.5; a range of no width holds no stored timestep and is not run.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "middle timesteps matter most, and the small ones are needed: 0.1 to 0.7 is best."
 ENDS = (0.3, 0.5, 0.7, 0.9)

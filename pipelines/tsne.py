@@ -6,7 +6,8 @@ Cost at paper scale: high_resolution.py's ImageWoof pass, its features, and half
 The paper shows pictures only; the figures of spread and gap, explained in diffsel/gallery.py, are ours.
 """
 
-from diffsel.study import Case, main
+from diffsel.studies.cases import Case
+from diffsel.studies.study import main
 
 CLAIM = "RDED and Minimax crowd around class centres, D4M scatters outliers, ours balances diversity and representativeness."
 METHODS = {"Random": "random", "RDED": "rded", "Without clusters": "diffsel-noclusters", "Ours": "diffsel"}

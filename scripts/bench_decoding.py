@@ -19,10 +19,10 @@ from statistics import median
 
 import psutil
 
-from diffsel.config import DataSettings
-from diffsel.data import ImageData, Row, open_data
-from diffsel.pixels import Pixels
-from diffsel.report import table
+from diffsel.data.images import ImageData, Row, open_data
+from diffsel.data.pixels import Pixels
+from diffsel.report.text import table
+from diffsel.settings.sections import DataSettings
 
 _data: ImageData
 

@@ -36,16 +36,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from diffsel import scenes
-from diffsel.classes import ClassInfo
-from diffsel.evaluation import Machine, make_optimizer, measure, spread, train_epoch, train_student
-from diffsel.memory import keep_freed_memory
-from diffsel.networks import MEAN, STD, build
-from diffsel.pictures import Pictures
-from diffsel.protocols import rate_factor, resolve_recipe
-from diffsel.relabeling import Source, epochs_at_once, online, relabel, stored
-from diffsel.sections import ProtocolSettings
-from diffsel.teachers import Teacher
+from diffsel.data.albums import Pictures
+from diffsel.data.classes import ClassInfo
+from diffsel.evaluation.batches import Source, epochs_at_once, online, relabel, stored
+from diffsel.evaluation.networks import MEAN, STD, build
+from diffsel.evaluation.protocols import rate_factor, resolve_recipe
+from diffsel.evaluation.students import Machine, make_optimizer, measure, spread, train_epoch, train_student
+from diffsel.evaluation.teachers import Teacher
+from diffsel.machine.device import keep_freed_memory
+from diffsel.settings.sections import ProtocolSettings
+from diffsel.studies import scenes
 
 STUDENTS = 5  # that share stored labels
 CASES = (("conv3", 32, 10, 1), ("conv3", 64, 10, 1), ("conv3", 32, 10, 2))  # student, side, ipc, factor
@@ -267,7 +267,7 @@ def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
     """All ways train on the same twenty digit scenes a class, with the demo's teacher."""
     from importlib.resources import files
 
-    from diffsel.teachers import load_teacher
+    from diffsel.evaluation.teachers import load_teacher
 
     train, test = scene_pictures("train", 20, 32), scene_pictures("test", 64, 32)
     protocol = ProtocolSettings(epochs=epochs, flip=False, learning_rate=4e-3)

@@ -35,13 +35,13 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffsel import scenes
-from diffsel.config import ComputeSettings, ModelSettings, ScoringSettings
-from diffsel.diffusion import DTYPES, Diffusion, locate, pick_device, pick_precision
-from diffsel.draws import as_images, keyed_generator, latent_shape
-from diffsel.pixels import decode, digest, resize
-from diffsel.report import table
-from diffsel.scoring import filled_forwards, score_images
+from diffsel.data.pixels import decode, digest, resize
+from diffsel.report.text import table
+from diffsel.scoring.diffusion import DTYPES, Diffusion, locate, pick_device, pick_precision
+from diffsel.scoring.draws import as_images, keyed_generator, latent_shape
+from diffsel.scoring.maps import filled_forwards, score_images
+from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSettings
+from diffsel.studies import scenes
 
 PROMPT = "An image of seven."
 UNITS = 64  # classes of the data set for --scaling

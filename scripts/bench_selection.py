@@ -21,14 +21,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from diffsel import method, selection, store
-from diffsel.classes import ClassInfo, imagenet_wnids
-from diffsel.config import identity, resolve
-from diffsel.data import ImageData, Row
-from diffsel.distributed import Workers
-from diffsel.flags import progress
-from diffsel.report import table
-from diffsel.session import Session, look
+from diffsel import method
+from diffsel.cli.flags import progress
+from diffsel.data.classes import ClassInfo, imagenet_wnids
+from diffsel.data.images import ImageData, Row
+from diffsel.machine.processes import Workers
+from diffsel.report.text import table
+from diffsel.runs import run as store
+from diffsel.runs.session import Session, look
+from diffsel.sets import selection
+from diffsel.settings.settings import identity, resolve
 
 CHANNELS, CENTRES = 1280, 60  # of Stable Diffusion v1.5's second up block
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffsel import scenes
+from diffsel.studies import scenes
 
 FIRST = 20_000  # number of the first scene: far from those of the demo and of its diffusion model
 

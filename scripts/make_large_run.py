@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffsel import method, store
-from diffsel.classes import imagenet_wnids
-from diffsel.config import resolve
-from diffsel.flags import progress
-from diffsel.page import write_report
-from diffsel.session import Session, start
+from diffsel import method
+from diffsel.cli.flags import progress
+from diffsel.data.classes import imagenet_wnids
+from diffsel.report.page import write_report
+from diffsel.runs import run as store
+from diffsel.runs.session import Session, start
+from diffsel.settings.settings import resolve
 
 CELLS, CHANNELS = 32, 1280  # of Stable Diffusion v1.5 at 256 pixels
 

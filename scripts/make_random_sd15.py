@@ -15,8 +15,8 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffsel.config import ModelSettings
-from diffsel.diffusion import locate
+from diffsel.scoring.diffusion import locate
+from diffsel.settings.sections import ModelSettings
 
 
 def main() -> None:

@@ -16,16 +16,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from diffsel import scenes
-from diffsel.config import FeatureSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings
-from diffsel.demo import PATCH, held
-from diffsel.diffusion import Diffusion, locate, pick_device
-from diffsel.draws import draw_losses, encode
-from diffsel.features import Patch, embed_patches
-from diffsel.patches import Box, best_boxes, estimate
-from diffsel.racing import undecided
-from diffsel.report import table
-from diffsel.selection import Candidates, select_class
+from diffsel.report.text import table
+from diffsel.scoring.adaptive import undecided
+from diffsel.scoring.diffusion import Diffusion, locate, pick_device
+from diffsel.scoring.draws import draw_losses, encode
+from diffsel.scoring.features import Patch, embed_patches
+from diffsel.scoring.patches import Box, best_boxes, estimate
+from diffsel.sets.selection import Candidates, select_class
+from diffsel.settings.sections import FeatureSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings
+from diffsel.studies import scenes
+from diffsel.studies.demo import PATCH, held
 
 
 def chosen(model: Diffusion, images, maps: Sequence[np.ndarray], prompt: str, count: int, method: str) -> dict[int, Box]:

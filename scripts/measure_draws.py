@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from diffsel import scenes
-from diffsel.config import DataSettings, ModelSettings, PatchSettings, ScoringSettings
-from diffsel.data import open_data
-from diffsel.demo import HELD, PATCH, held
-from diffsel.diffusion import Diffusion, locate, pick_device
-from diffsel.draws import as_images, differential_and_gap, keyed_generator, predict_all
-from diffsel.flags import progress
-from diffsel.patches import Box, estimate, patch_scores
-from diffsel.report import table
-from diffsel.suspects import statistic
+from diffsel.cli.flags import progress
+from diffsel.data.images import open_data
+from diffsel.report.text import table
+from diffsel.scoring.diffusion import Diffusion, locate, pick_device
+from diffsel.scoring.draws import as_images, differential_and_gap, keyed_generator, predict_all
+from diffsel.scoring.patches import Box, estimate, patch_scores
+from diffsel.sets.suspects import statistic
+from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings
+from diffsel.studies import scenes
+from diffsel.studies.demo import HELD, PATCH, held
 
 DESIGNS = ("iid", "strat", "anti", "shared")
 WRONG = ("iid", "strat")  # designs that a wrong label is scored with too

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diffsel import scenes
-from diffsel.config import ModelSettings, PatchSettings, ScoringSettings
-from diffsel.demo import HELD, PATCH, held
-from diffsel.diffusion import Diffusion, locate, pick_device
-from diffsel.patches import best_boxes, estimate
-from diffsel.report import table
-from diffsel.scoring import score_images
+from diffsel.report.text import table
+from diffsel.scoring.diffusion import Diffusion, locate, pick_device
+from diffsel.scoring.maps import score_images
+from diffsel.scoring.patches import best_boxes, estimate
+from diffsel.settings.sections import ModelSettings, PatchSettings, ScoringSettings
+from diffsel.studies import scenes
+from diffsel.studies.demo import HELD, PATCH, held
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.5)
 WAYS = {f"w = {w:g}": PatchSettings(patch_size=PATCH, weight=w) for w in WEIGHTS}

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from diffsel import scenes
-from diffsel.config import DataSettings, ModelSettings, PatchSettings, ScoringSettings
-from diffsel.data import open_data
-from diffsel.demo import PATCH, held
-from diffsel.diffusion import DTYPES, Diffusion, locate, pick_device, pick_precision
-from diffsel.patches import best_boxes, estimate, patch_scores
-from diffsel.report import table
-from diffsel.scoring import score_images
+from diffsel.data.images import open_data
+from diffsel.report.text import table
+from diffsel.scoring.diffusion import DTYPES, Diffusion, locate, pick_device, pick_precision
+from diffsel.scoring.maps import score_images
+from diffsel.scoring.patches import best_boxes, estimate, patch_scores
+from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings
+from diffsel.studies import scenes
+from diffsel.studies.demo import PATCH, held
 
 Pictures = dict[str, list[tuple[str, np.ndarray]]]  # prompt -> (key, pixels)
 

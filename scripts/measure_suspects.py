@@ -23,17 +23,17 @@ import torch
 from PIL import Image
 from scipy.stats import rankdata
 
-from diffsel import scenes
-from diffsel.classes import ClassInfo
-from diffsel.config import ModelSettings, PatchSettings, ScoringSettings
-from diffsel.diffusion import Diffusion, locate, pick_device
-from diffsel.networks import normalise
-from diffsel.patches import best_boxes
-from diffsel.pixels import Pixels
-from diffsel.report import table
-from diffsel.scoring import score_images
-from diffsel.suspects import statistic
-from diffsel.teachers import Teacher, load_teacher
+from diffsel.data.classes import ClassInfo
+from diffsel.data.pixels import Pixels
+from diffsel.evaluation.networks import normalise
+from diffsel.evaluation.teachers import Teacher, load_teacher
+from diffsel.report.text import table
+from diffsel.scoring.diffusion import Diffusion, locate, pick_device
+from diffsel.scoring.maps import score_images
+from diffsel.scoring.patches import best_boxes
+from diffsel.sets.suspects import statistic
+from diffsel.settings.sections import ModelSettings, PatchSettings, ScoringSettings
+from diffsel.studies import scenes
 
 FLIPPED = 0.05
 

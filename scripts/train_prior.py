@@ -37,10 +37,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffsel import scenes
-from diffsel.config import DataSettings
-from diffsel.data import Row, open_data
-from diffsel.flags import progress
+from diffsel.cli.flags import progress
+from diffsel.data.images import Row, open_data
+from diffsel.settings.sections import DataSettings
+from diffsel.studies import scenes
 
 WORDS = ("an", "image", "of", "a", "photo", "the", "number", "handwritten", "digit", "picture", "drawing", "object")
 POSITIONS = 32  # longest prompt, tokens

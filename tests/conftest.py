@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffsel import cli
-from diffsel.config import Settings, resolve
-from diffsel.diffusion import Diffusion
-from diffsel.helpers import can_fork
+from diffsel.cli import app as cli
+from diffsel.machine.helpers import can_fork
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.settings.settings import Settings, resolve
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = str(GOLDEN / "tiny-sd")

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from diffsel.assembly import assemble, check_set, cut, mosaic, tile_sides
-from diffsel.config import AssemblySettings, DataError, DataSettings
-from diffsel.data import ImageData, open_data
-from diffsel.pixels import resize
-from diffsel.selection import Pick
-from diffsel.store import StoreError
+from diffsel.data.images import ImageData, open_data
+from diffsel.data.pixels import resize
+from diffsel.sets.assembly import assemble, check_set, cut, mosaic, tile_sides
+from diffsel.sets.selection import Pick
+from diffsel.settings.errors import DataError, StoreError
+from diffsel.settings.sections import AssemblySettings, DataSettings
 
 
 def pick(label: str, rank: int, row: int, box=(0, 16, 32, 32)) -> Pick:

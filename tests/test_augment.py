@@ -9,8 +9,8 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from diffsel import augment
-from diffsel.augment import Views, draw_crops, draw_mix, draw_views, epoch_generator, strips, view
+from diffsel.data import views as augment
+from diffsel.data.views import Views, draw_crops, draw_mix, draw_views, epoch_generator, strips, view
 
 SCALES = [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.5, 1.0), (3 / 4, 4 / 3)), ((0.25, 1.0), (1.0, 1.0))]
 

@@ -12,14 +12,14 @@ from conftest import draw
 from PIL import Image
 from torch import nn
 
-from diffsel import baselines, method
-from diffsel.baselines import boxes_of, drawn, select_random, select_rded
-from diffsel.config import resolve
-from diffsel.data import ImageData, open_data
-from diffsel.sections import AssemblySettings, BaselineSettings, DataSettings
-from diffsel.selection import SelectionError
-from diffsel.store import StoreError
-from diffsel.teachers import Teacher
+from diffsel import method
+from diffsel.data.images import ImageData, open_data
+from diffsel.evaluation.teachers import Teacher
+from diffsel.sets import baselines
+from diffsel.sets.baselines import boxes_of, drawn, select_random, select_rded
+from diffsel.settings.errors import SelectionError, StoreError
+from diffsel.settings.sections import AssemblySettings, BaselineSettings, DataSettings
+from diffsel.settings.settings import resolve
 
 RULES = BaselineSettings(pool=6, crops=4)
 

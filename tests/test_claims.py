@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from diffsel import claims
-from diffsel.claims import Shared, ahead
+from diffsel.machine import claims
+from diffsel.machine.claims import Shared, ahead
 
 
 def shared(folder: Path, names: str = "abcdef", **kwargs) -> Shared[str]:

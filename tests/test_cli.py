@@ -10,8 +10,9 @@ import typer
 import yaml
 from conftest import TINY, draw, small_values
 
-from diffsel import cli
-from diffsel.config import Section, Settings
+from diffsel.cli import app as cli
+from diffsel.settings.sections import Section
+from diffsel.settings.settings import Settings
 
 SMALL = [
     *("--model", TINY, "--image-size", "64", "--patch-size", "32", "--stride", "4", "--size", "32", "--draws", "3"),

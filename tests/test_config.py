@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from diffsel.config import ConfigError, Section, Settings, fingerprint, identity, load_settings, resolve
-from diffsel.protocols import NAMED, starred, whole_name
-from diffsel.session import start
+from diffsel.evaluation.protocols import NAMED, starred, whole_name
+from diffsel.runs.session import start
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import Section
+from diffsel.settings.settings import Settings, fingerprint, identity, load_settings, resolve
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import yaml
 from conftest import draw
 from PIL import Image
 
-from diffsel.classes import ClassInfo, imagenet_wnids
-from diffsel.config import ConfigError, DataError, DataSettings, Settings, hash_classes, load_settings
-from diffsel.data import open_data, reopen
-from diffsel.pictures import open_validation
-from diffsel.pixels import decode, resized_size
+from diffsel.data.albums import open_validation
+from diffsel.data.classes import ClassInfo, imagenet_wnids
+from diffsel.data.images import open_data, reopen
+from diffsel.data.pixels import decode, resized_size
+from diffsel.settings.errors import ConfigError, DataError
+from diffsel.settings.sections import DataSettings, hash_classes
+from diffsel.settings.settings import Settings, load_settings
 
 SETTINGS = DataSettings(image_size=32)
 CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffsel import demo, method, report, scenes
-from diffsel.config import ModelSettings
-from diffsel.demo import compose_data, demo_settings, held, hit_rates, run_demo
-from diffsel.diffusion import locate
-from diffsel.session import start
-from diffsel.store import SettingsDiffer
+from diffsel import method
+from diffsel.report import text as report
+from diffsel.runs.session import start
+from diffsel.scoring.diffusion import locate
+from diffsel.settings.errors import SettingsDiffer
+from diffsel.settings.sections import ModelSettings
+from diffsel.studies import demo, scenes
+from diffsel.studies.demo import compose_data, demo_settings, held, hit_rates, run_demo
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -10,9 +10,19 @@ import pytest
 import torch
 from conftest import TINY
 
-from diffsel.config import ConfigError, ModelSettings, resolve
-from diffsel.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
-from diffsel.pixels import resized_size
+from diffsel.data.pixels import resized_size
+from diffsel.scoring.diffusion import (
+    Diffusion,
+    check_prompts,
+    check_up_block,
+    content_hash,
+    locate,
+    pick_device,
+    pick_precision,
+)
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import ModelSettings
+from diffsel.settings.settings import resolve
 
 CPU = torch.device("cpu")
 

@@ -18,14 +18,14 @@ from conftest import draw, forks, until
 from test_method import distill, with_
 
 from diffsel import method
-from diffsel.config import Settings
-from diffsel.data import count_images
-from diffsel.diffusion import Diffusion
-from diffsel.distributed import Workers
-from diffsel.helpers import helped
-from diffsel.planning import plan
-from diffsel.session import load_model, resume, start
-from diffsel.store import StoreError
+from diffsel.data.images import count_images
+from diffsel.machine.helpers import helped
+from diffsel.machine.processes import Workers
+from diffsel.runs.forecast import plan
+from diffsel.runs.session import load_model, resume, start
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.settings.errors import StoreError
+from diffsel.settings.settings import Settings
 
 
 def test_speed_is_logged_by_the_tracker_that_is_set(folder, tmp_path, small) -> None:
@@ -45,7 +45,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_any_work(folder, tmp_pat
     source, values = folder(cat=4), with_(small, compute={"tracker": "wandb"})
     start(str(source), tmp_path / "run", small)
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
-    monkeypatch.setattr("diffsel.session.open_data", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr("diffsel.runs.session.open_data", lambda *_: pytest.fail("images were read"))
     for begin in (
         lambda: start(str(source), tmp_path / "new", values),
         lambda: resume(tmp_path / "run", values),
@@ -118,7 +118,7 @@ def test_images_are_counted_without_being_read(folder, small) -> None:
 ORPHAN = """
 import sys, time
 from pathlib import Path
-from diffsel.helpers import helped
+from diffsel.machine.helpers import helped
 
 def job():
     Path(sys.argv[1]).write_text(str(__import__("os").getpid()))

@@ -17,7 +17,7 @@ import yaml
 from conftest import small_values
 from PIL import Image
 
-from diffsel.store import RECOVER
+from diffsel.runs.run import RECOVER
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -120,7 +120,7 @@ def test_what_documents_link_to_is_there(document: Path) -> None:
 
 def literals() -> str:
     """All texts in the code, and the messages that are put together from two of them."""
-    trees = [ast.parse(file.read_text()) for file in (ROOT / "diffsel").glob("*.py")]
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "diffsel").rglob("*.py")]
     found = [n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     found += [str(OSError(code, os.strerror(code), "FILE")) for code in (errno.ENOSPC, errno.EROFS, errno.ENOENT)]
     return "\n".join([*found, f"is damaged (checksum differs); {RECOVER}", f"damaged (...); {RECOVER}"])

@@ -21,19 +21,21 @@ from safetensors.numpy import load_file
 from scipy.stats import ttest_ind
 from tqdm import tqdm
 
-from diffsel import evaluation, experiment, relabeling
-from diffsel.classes import ClassInfo
-from diffsel.config import resolve
-from diffsel.data import open_data
-from diffsel.evaluation import Machine, difference, fairness, spread, train_student
-from diffsel.experiment import Bench, gather, make_cell, result_file, run_cells, students_at_once
-from diffsel.networks import build
-from diffsel.pictures import match_classes, open_set, open_validation, set_pictures, validation_pictures
-from diffsel.protocols import resolve_recipe
-from diffsel.relabeling import online, plan_epoch, relabel, show, stored
-from diffsel.sections import ConfigError, DataError, DataSettings, ProtocolSettings
-from diffsel.store import SettingsDiffer, StoreError
-from diffsel.teachers import load_teacher
+from diffsel.data.albums import match_classes, open_set, open_validation, set_pictures, validation_pictures
+from diffsel.data.classes import ClassInfo
+from diffsel.data.images import open_data
+from diffsel.evaluation import batches as relabeling
+from diffsel.evaluation import cells as experiment
+from diffsel.evaluation import students as evaluation
+from diffsel.evaluation.batches import online, plan_epoch, relabel, show, stored
+from diffsel.evaluation.cells import Bench, gather, make_cell, result_file, run_cells, students_at_once
+from diffsel.evaluation.networks import build
+from diffsel.evaluation.protocols import resolve_recipe
+from diffsel.evaluation.students import Machine, difference, fairness, spread, train_student
+from diffsel.evaluation.teachers import load_teacher
+from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
+from diffsel.settings.sections import DataSettings, ProtocolSettings
+from diffsel.settings.settings import resolve
 
 CPU = Machine(torch.device("cpu"))
 QUICK = ProtocolSettings(epochs=3, batch_size=4, size=16)
@@ -233,7 +235,7 @@ def test_a_student_learns_what_can_be_learned(colours, tmp_path: Path) -> None:
 
 
 def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None:
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     bench, workers = Trusting(CPU), Workers(cpu=True)
     cell = cell_of(world, bench)
@@ -260,7 +262,7 @@ def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None
 
 
 def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) -> None:
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     bars: list = []
 
@@ -293,7 +295,7 @@ def timeless(folder: Path) -> dict[str, dict]:
 @forks
 def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_path: Path, monkeypatch) -> None:
     """Two processes at work, each begins with a student of its own before either may go on."""
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     real, here = experiment.train_one, tmp_path / "processes"
     here.mkdir()
@@ -315,7 +317,7 @@ def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_
 
 @forks
 def test_what_a_helper_cannot_do_is_done_here(world, tmp_path: Path, monkeypatch, capfd) -> None:
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     real, me, failed = experiment.train_one, os.getpid(), tmp_path / "failed"
 
@@ -335,7 +337,7 @@ def test_what_a_helper_cannot_do_is_done_here(world, tmp_path: Path, monkeypatch
 
 @forks
 def test_helpers_end_with_an_error_here_and_give_their_students_back(world, tmp_path: Path, monkeypatch) -> None:
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     me, busy = os.getpid(), tmp_path / "busy"
 
@@ -367,7 +369,7 @@ def test_as_many_students_at_a_time_as_there_are_threads_on_a_cpu(monkeypatch) -
 
 
 def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_path: Path, monkeypatch) -> None:
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     real = evaluation.batch_loss
 
@@ -415,7 +417,7 @@ def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
 
 
 def test_a_teacher_that_slipped_stops_before_it_labels(world, folder, tmp_path: Path) -> None:
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     found, _, teacher = world
     val = open_data(str(folder("many", (16, 16), ant=30, bee=30)), DataSettings(), 0)

@@ -18,10 +18,11 @@ from conftest import small_values
 from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 
-from diffsel import export, hub, method
-from diffsel.config import ConfigError, DataError, resolve
-from diffsel.data import open_data
-from diffsel.store import StoreError
+from diffsel import method
+from diffsel.data.images import open_data
+from diffsel.sets import export, hub
+from diffsel.settings.errors import ConfigError, DataError, StoreError
+from diffsel.settings.settings import resolve
 
 CLASSES = ("zebra", "train", "a|b <i>.x")  # not in order; a split's name; harmful for tables, pages and paths
 

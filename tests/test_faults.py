@@ -23,12 +23,16 @@ import yaml
 from conftest import TWO_PROCESSES, draw, small_values
 from test_method import contents, distill, with_
 
-from diffsel import cli, files, method, store
-from diffsel.config import ConfigError, DataError, resolve
-from diffsel.diffusion import Diffusion
-from diffsel.files import PART
-from diffsel.session import resume, start
-from diffsel.store import StoreError, read_skipped
+from diffsel import method
+from diffsel.cli import app as cli
+from diffsel.machine import files
+from diffsel.machine.files import PART
+from diffsel.runs import run as store
+from diffsel.runs.run import read_skipped
+from diffsel.runs.session import resume, start
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
+from diffsel.settings.settings import resolve
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 LAUNCH = ("-m", *TWO_PROCESSES)
@@ -443,7 +447,7 @@ def test_a_class_folder_renamed_between_scoring_and_selecting_is_reported(folder
     with pytest.raises(DataError, match=r"cat/.*png: No such file"):
         method.select(resume(run, small), 1, tmp_path / "set")
     assert not (tmp_path / "set").exists()
-    with pytest.raises((store.SettingsDiffer, ConfigError), match=r"classes|images\.digest"):
+    with pytest.raises((SettingsDiffer, ConfigError), match=r"classes|images\.digest"):
         start(str(source), run, small)
 
 

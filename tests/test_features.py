@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from diffsel.config import ConfigError, FeatureSettings
-from diffsel.diffusion import Diffusion
-from diffsel.draws import as_images, keyed_generator
-from diffsel.features import Patch, embed_patches
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.draws import as_images, keyed_generator
+from diffsel.scoring.features import Patch, embed_patches
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import FeatureSettings
 
 PROMPT = "An image of cat."
 

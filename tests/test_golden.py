@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import GOLDEN
 
-from diffsel.config import PatchSettings, SelectionSettings
-from diffsel.diffusion import Diffusion
-from diffsel.draws import as_images, differential_and_gap
-from diffsel.features import Patch, pool, unit
-from diffsel.patches import best_boxes, patch_scores
-from diffsel.pixels import resized_size
-from diffsel.selection import cluster
+from diffsel.data.pixels import resized_size
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.draws import as_images, differential_and_gap
+from diffsel.scoring.features import Patch, pool, unit
+from diffsel.scoring.patches import best_boxes, patch_scores
+from diffsel.sets.selection import cluster
+from diffsel.settings.sections import PatchSettings, SelectionSettings
 
 MAPS = sorted(p.stem for p in GOLDEN.glob("diffmining_*.npz") if "embedding" not in p.name and "cluster" not in p.name)
 EMBEDDINGS = sorted(p.stem for p in GOLDEN.glob("diffmining_patch_embedding_*.npz"))

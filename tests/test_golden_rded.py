@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import GOLDEN
 
-from diffsel import assembly, baselines, evaluation
-from diffsel.augment import Mix, Views, apply_mix, cut_box, strips, view
-from diffsel.networks import ConvNet, build, parameter_groups
-from diffsel.protocols import rate_factor, resolve_recipe
-from diffsel.relabeling import Batch
-from diffsel.sections import ProtocolSettings
-from diffsel.selection import tile_rank
+from diffsel.data.views import Mix, Views, apply_mix, cut_box, strips, view
+from diffsel.evaluation import students as evaluation
+from diffsel.evaluation.batches import Batch
+from diffsel.evaluation.networks import ConvNet, build, parameter_groups
+from diffsel.evaluation.protocols import rate_factor, resolve_recipe
+from diffsel.sets import assembly, baselines
+from diffsel.sets.selection import tile_rank
+from diffsel.settings.sections import ProtocolSettings
 
 CPU = evaluation.Machine(torch.device("cpu"))
 

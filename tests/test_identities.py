@@ -18,15 +18,15 @@ from PIL import Image
 from torch import nn
 
 from diffsel import method
-from diffsel.config import fingerprint, load_settings, resolve, without_execution
-from diffsel.data import open_data
-from diffsel.evaluation import Machine
-from diffsel.experiment import Bench, make_cell
-from diffsel.pictures import open_set
-from diffsel.relabeling import label_identity
-from diffsel.session import look
-from diffsel.store import open_run
-from diffsel.teachers import Teacher
+from diffsel.data.albums import open_set
+from diffsel.data.images import open_data
+from diffsel.evaluation.batches import label_identity
+from diffsel.evaluation.cells import Bench, make_cell
+from diffsel.evaluation.students import Machine
+from diffsel.evaluation.teachers import Teacher
+from diffsel.runs.run import open_run
+from diffsel.runs.session import look
+from diffsel.settings.settings import fingerprint, load_settings, resolve, without_execution
 from tests.conftest import TINY
 
 MADE = Path(__file__).parent / "data" / "format-1"

@@ -11,14 +11,15 @@ import torch
 import yaml
 from conftest import TINY
 
-from diffsel import experiment
-from diffsel.config import ConfigError, fingerprint, resolve
-from diffsel.distributed import Workers
-from diffsel.evaluation import Machine, fairness, spread
-from diffsel.experiment import Line
-from diffsel.matrix import Matrix, Point, Source, points, read_matrix, run_matrix, scores
-from diffsel.networks import build
-from diffsel.sections import ProtocolSettings
+from diffsel.evaluation import cells as experiment
+from diffsel.evaluation.cells import Line
+from diffsel.evaluation.networks import build
+from diffsel.evaluation.students import Machine, fairness, spread
+from diffsel.machine.processes import Workers
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import ProtocolSettings
+from diffsel.settings.settings import fingerprint, resolve
+from diffsel.studies.matrix import Matrix, Point, Source, points, read_matrix, run_matrix, scores
 
 CPU = Machine(torch.device("cpu"))
 
@@ -161,8 +162,8 @@ def test_rded_sets_belong_to_their_judge() -> None:
 
 
 def test_the_patch_follows_each_data_sets_image_size(tmp_path: Path) -> None:
-    from diffsel.config import default_patch, resolve
-    from diffsel.matrix import settings_of
+    from diffsel.settings.settings import default_patch, resolve
+    from diffsel.studies.matrix import settings_of
 
     assert settings_of(resolve({}), {"data.image_size": 512}).patches.patch_size == default_patch(512) == 448
     assert settings_of(resolve({"patches": {"patch_size": 100}}), {"data.image_size": 512}).patches.patch_size == 100

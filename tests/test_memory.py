@@ -10,7 +10,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from diffsel.memory import keep_freed_memory
+from diffsel.machine.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

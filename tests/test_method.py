@@ -18,12 +18,13 @@ from conftest import TWO_PROCESSES, draw, small_values
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffsel import features, method
-from diffsel.config import ConfigError, DataError, Settings, resolve
-from diffsel.diffusion import Diffusion
-from diffsel.selection import SelectionError
-from diffsel.session import Session, resume, start
-from diffsel.store import SettingsDiffer, StoreError, read_skipped, read_unit
+from diffsel import method
+from diffsel.runs.run import read_skipped, read_unit
+from diffsel.runs.session import Session, resume, start
+from diffsel.scoring import features
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.settings.errors import ConfigError, DataError, SelectionError, SettingsDiffer, StoreError
+from diffsel.settings.settings import Settings, resolve
 
 
 def with_(settings: Settings, **sections: dict) -> Settings:
@@ -120,7 +121,7 @@ def test_an_image_has_the_same_maps_in_a_smaller_data_set(folder, tmp_path, smal
 def test_units_may_be_computed_in_any_order(folder, tmp_path, small, monkeypatch) -> None:
     source = folder(cat=5, dog=4, emu=4)
     distill(source, tmp_path / "run1", small)
-    from diffsel.distributed import Workers
+    from diffsel.machine.processes import Workers
 
     share = Workers.share
     monkeypatch.setattr(Workers, "share", lambda self, items, *rest: share(self, list(items)[::-1], *rest))
@@ -333,7 +334,7 @@ def test_another_data_folder_is_not_taken_for_the_indexed_one(folder, tmp_path, 
 def test_a_kill_while_the_run_is_made_is_no_harm(folder, tmp_path, small, monkeypatch) -> None:
     source, run = folder(cat=4), tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("diffsel.store.dump_yaml", lambda values: 1 / 0)
+        patch.setattr("diffsel.runs.run.dump_yaml", lambda values: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             start(str(source), run, small)
     assert (run / "skipped.jsonl").exists()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffsel import networks, teachers
-from diffsel.classes import ClassInfo, imagenet_wnids
-from diffsel.networks import build, canonical, check_size
-from diffsel.sections import ConfigError, DataError
-from diffsel.teachers import check_order, class_rows, load_teacher, read_checkpoint, recognise
+from diffsel.data.classes import ClassInfo, imagenet_wnids
+from diffsel.evaluation import networks, teachers
+from diffsel.evaluation.networks import build, canonical, check_size
+from diffsel.evaluation.teachers import check_order, class_rows, load_teacher, read_checkpoint, recognise
+from diffsel.settings.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
 SIDES = {"swin_t": 64, "swin_v2_t": 64, "vit_b_16": 32, "alexnet": 64}

@@ -18,19 +18,25 @@ from PIL import Image
 from scipy.stats import t
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from diffsel import method, page, page_accuracy, page_run, prompts, selection
-from diffsel.charts import Scale, evenly, histogram, tsne
-from diffsel.config import ConfigError, resolve
-from diffsel.data import open_data
+from diffsel import method
+from diffsel.data.albums import open_set, set_pictures
+from diffsel.data.images import open_data
 from diffsel.method import distill, select_baseline
-from diffsel.page import Extra, write_report
-from diffsel.page_class import ShownSet
-from diffsel.page_run import open_target, read_set
-from diffsel.pictures import open_set, set_pictures
-from diffsel.report import trace_image
-from diffsel.session import start
-from diffsel.store import StoreError, forwards_taken, read_unit, write_unit
-from diffsel.suspects import suspects
+from diffsel.report import accuracies as page_accuracy
+from diffsel.report import opening as page_run
+from diffsel.report import page
+from diffsel.report.charts import Scale, evenly, histogram, tsne
+from diffsel.report.classes import ShownSet
+from diffsel.report.opening import open_target, read_set
+from diffsel.report.page import Extra, write_report
+from diffsel.report.text import trace_image
+from diffsel.runs import prompts
+from diffsel.runs.run import forwards_taken, read_unit, write_unit
+from diffsel.runs.session import start
+from diffsel.sets import selection
+from diffsel.sets.suspects import suspects
+from diffsel.settings.errors import ConfigError, StoreError
+from diffsel.settings.settings import resolve
 
 HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
 NAME = "</script><script>alert(3)</script>"

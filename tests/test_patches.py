@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffsel.config import ConfigError, PatchSettings, ScoringSettings
-from diffsel.patches import best_boxes, chosen_bins, estimate, patch_scores
+from diffsel.scoring.patches import best_boxes, chosen_bins, estimate, patch_scores
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import PatchSettings, ScoringSettings
 
 SHAPES = [(32, 32, 256, 256), (32, 42, 256, 341), (40, 32, 320, 256), (16, 16, 64, 64), (4, 5, 33, 47), (1, 3, 8, 24)]
 

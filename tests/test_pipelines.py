@@ -17,11 +17,13 @@ import pytest
 import yaml
 from conftest import GOLDEN, TINY, draw
 
-from diffsel import gallery, scales, study, tables
-from diffsel.config import ConfigError
-from diffsel.data import quiet
-from diffsel.scales import Case, costs, plan, read_scale
-from diffsel.tables import Value, agreement, markdown
+from diffsel.data.images import quiet
+from diffsel.settings.errors import ConfigError
+from diffsel.studies import cases as scales
+from diffsel.studies import figures as gallery
+from diffsel.studies import study, tables
+from diffsel.studies.cases import Case, costs, plan, read_scale
+from diffsel.studies.tables import Value, agreement, markdown
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -54,7 +56,7 @@ def test_a_pipeline_is_short_and_only_lists(file: Path) -> None:
     assert f"accelerate launch pipelines/{file.name}" in doc
     assert "Cost" in doc
     assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef)] == ["cells"]
-    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {"diffsel.study"}
+    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {"diffsel.studies.study"}
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.While | ast.ClassDef | ast.For)]
 
 
@@ -249,9 +251,9 @@ def test_one_pipeline_whole_and_taken_up_again(tmp_path: Path, monkeypatch, caps
     def never(*args, **kwargs):
         raise AssertionError("made twice")
 
-    monkeypatch.setattr("diffsel.experiment.train_one", never)
-    monkeypatch.setattr("diffsel.diffusion.Diffusion.load", never)  # without it there is no forward
-    monkeypatch.setattr("diffsel.assembly._write_set", never)
+    monkeypatch.setattr("diffsel.evaluation.cells.train_one", never)
+    monkeypatch.setattr("diffsel.scoring.diffusion.Diffusion.load", never)  # without it there is no forward
+    monkeypatch.setattr("diffsel.sets.assembly._write_set", never)
     run(file, *words)
     assert capsys.readouterr().out == text
     assert results == {path: path.stat().st_mtime_ns for path in out.rglob("seed-*.json")}
@@ -261,8 +263,8 @@ def test_one_pipeline_whole_and_taken_up_again(tmp_path: Path, monkeypatch, caps
 def test_fewer_images_are_read_from_the_same_pass(tmp_path: Path, small, folder) -> None:
     """`selection.images` sees the images that `data.images_per_class` would have kept."""
     from diffsel import method
-    from diffsel.data import open_data
-    from diffsel.session import start
+    from diffsel.data.images import open_data
+    from diffsel.runs.session import start
 
     session = start(str(folder(cat=7, dog=5)), tmp_path / "run", small)
     method.score(session)
@@ -278,7 +280,7 @@ def test_fewer_images_are_read_from_the_same_pass(tmp_path: Path, small, folder)
 
 
 def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, tmp_path: Path, monkeypatch) -> None:
-    from diffsel.pictures import Opener
+    from diffsel.data.albums import Opener
 
     root = str(folder(cat=5, dog=4))
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({
@@ -288,8 +290,8 @@ def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, t
     (job,) = plan([Case("r", "c", "toy", 1)], read_scale(str(tmp_path / "s.yaml"), CONFIGS), CONFIGS)
     assert job.settings.data.images_per_class == 2
     assert len(Opener().validation(job.source.val, job.settings).rows) == 9
-    monkeypatch.setattr("diffsel.pictures.validation_split", lambda path: "held")
-    monkeypatch.setattr("diffsel.pictures.open_data", lambda path, data, *rest: data.split)
+    monkeypatch.setattr("diffsel.data.albums.validation_split", lambda path: "held")
+    monkeypatch.setattr("diffsel.data.albums.open_data", lambda path, data, *rest: data.split)
     assert Opener().validation("some/hub-id", job.settings) == "held"  # not the split of the training images
     assert Opener().training("some/hub-id", job.settings) == "train"
 

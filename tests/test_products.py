@@ -11,14 +11,14 @@ import torch
 import yaml
 from conftest import TINY, draw
 
-from diffsel import products
-from diffsel.distributed import Workers
-from diffsel.evaluation import Machine
-from diffsel.experiment import Bench
-from diffsel.networks import build
-from diffsel.pictures import Opener
-from diffsel.scales import Case, Job, Scale, plan, read_scale
-from diffsel.store import StoreError
+from diffsel.data.albums import Opener
+from diffsel.evaluation.cells import Bench
+from diffsel.evaluation.networks import build
+from diffsel.evaluation.students import Machine
+from diffsel.machine.processes import Workers
+from diffsel.settings.errors import StoreError
+from diffsel.studies import making as products
+from diffsel.studies.cases import Case, Job, Scale, plan, read_scale
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CPU = Machine(torch.device("cpu"))
@@ -89,12 +89,12 @@ def test_what_is_there_costs_no_forward_and_no_second_reading(world, tmp_path: P
         opened.append(args[0])
         return products_open(*args)
 
-    from diffsel import pictures
+    from diffsel.data import albums as pictures
 
     products_open = pictures.open_data
-    monkeypatch.setattr("diffsel.pictures.open_data", reading)
-    monkeypatch.setattr("diffsel.diffusion.Diffusion.load", never)
-    monkeypatch.setattr("diffsel.teachers.Teacher.logits", never)
+    monkeypatch.setattr("diffsel.data.albums.open_data", reading)
+    monkeypatch.setattr("diffsel.scoring.diffusion.Diffusion.load", never)
+    monkeypatch.setattr("diffsel.evaluation.teachers.Teacher.logits", never)
     make(world, tmp_path / "out", "diffsel", "rded", "random")
     assert len(opened) == 1  # for both baselines
 
@@ -109,7 +109,7 @@ def test_a_trained_teacher_is_kept_and_checked(world, tmp_path: Path, monkeypatc
     weights = (out / "teachers" / "toy-pupil" / "best.safetensors").read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(products, "train_teacher", never)
-        patched.setattr("diffsel.pictures.Album.load", never)
+        patched.setattr("diffsel.data.albums.Album.load", never)
         jobs_of(world, out, "random", teacher="pupil", settings={"data.images_per_class": 2})  # a case's own images
     assert (out / "teachers" / "toy-pupil" / "best.safetensors").read_bytes() == weights
     world.teachers["pupil"]["epochs"] = 1

@@ -13,13 +13,16 @@ from conftest import draw, small_values
 from PIL import Image
 from scipy.stats import spearmanr
 
-from diffsel import cli_study, method, prompts, store
-from diffsel.comparison import compare, overlap, rank_correlations
-from diffsel.config import ConfigError, DataError, resolve
-from diffsel.data import Row
-from diffsel.patches import patch_scores
-from diffsel.session import Session, resume, start
-from diffsel.store import StoreError
+from diffsel import method
+from diffsel.cli import looking as cli_study
+from diffsel.data.images import Row
+from diffsel.runs import prompts
+from diffsel.runs import run as store
+from diffsel.runs.session import Session, resume, start
+from diffsel.scoring.patches import patch_scores
+from diffsel.settings.errors import ConfigError, DataError, StoreError
+from diffsel.settings.settings import resolve
+from diffsel.studies.agreement import compare, overlap, rank_correlations
 
 CAT, PHOTO, WORDS = "An image of {label}.", "a photo of a {label}", "{label}, {description}"
 N, DRAWS = 3, 3

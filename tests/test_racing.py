@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_scoring import PROMPTS, picture, score
 
-from diffsel.config import PatchSettings, ScoringSettings
-from diffsel.diffusion import Diffusion
-from diffsel.racing import undecided
-from diffsel.scoring import score_adaptively
+from diffsel.scoring.adaptive import undecided
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.maps import score_adaptively
+from diffsel.settings.sections import PatchSettings, ScoringSettings
 
 WHOLE = PatchSettings(patch_size=0, estimator="gap")
 SETTINGS = ScoringSettings(draws=2, bins=1, adaptive_draws=8, adaptive_keep=0.25)
@@ -66,7 +66,7 @@ def test_the_limit_must_be_reached_by_doubling(draws: int) -> None:
 def test_adaptive_maps_are_those_of_a_pass_with_as_many_draws(tiny: Diffusion, monkeypatch) -> None:
     images = [(str(i), picture(i, 64, 64 + 24 * (i % 2))) for i in range(6)]
     rounds = [np.array([True, True, True, False, False, True]), np.array([True, False, True, False, False, False])]
-    monkeypatch.setattr("diffsel.scoring.undecided", lambda *_: rounds.pop(0))
+    monkeypatch.setattr("diffsel.scoring.maps.undecided", lambda *_: rounds.pop(0))
     found = {images[i][0]: maps for i, maps in score_adaptively(tiny, images, PROMPTS, SETTINGS, WHOLE, 0, 8)}
     assert {key: maps.draws for key, maps in found.items()} == {"0": 8, "1": 4, "2": 8, "3": 2, "4": 2, "5": 4}
     for draws in (2, 4, 8):

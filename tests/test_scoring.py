@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffsel.config import ConfigError, ScoringSettings
-from diffsel.diffusion import Diffusion
-from diffsel.draws import differential_and_gap, draw_noise, padded
-from diffsel.scoring import Maps, forwards, label_losses, score_images
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.draws import differential_and_gap, draw_noise, padded
+from diffsel.scoring.maps import Maps, forwards, label_losses, score_images
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import ScoringSettings
 
 SETTINGS = ScoringSettings(draws=4, bins=2)
 PROMPTS = ["An image of cat."]

@@ -14,9 +14,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from diffsel import method, selection
-from diffsel.config import resolve
-from diffsel.session import look
+from diffsel import method
+from diffsel.runs.session import look
+from diffsel.sets import selection
+from diffsel.settings.settings import resolve
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(file for folder in ("scripts", "pipelines") for file in (ROOT / folder).glob("*.py"))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from diffsel.config import SelectionSettings
-from diffsel.selection import Candidates, SelectionError, cluster, rank_clusters, select, select_class, tile_rank
+from diffsel.sets.selection import Candidates, cluster, rank_clusters, select, select_class, tile_rank
+from diffsel.settings.errors import SelectionError
+from diffsel.settings.sections import SelectionSettings
 
 
 def blobs(groups: int, each: int, seed: int = 0, label: str = "cat") -> Candidates:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from diffsel import files, store
-from diffsel.classes import ClassInfo
-from diffsel.config import DataSettings
-from diffsel.data import ImageData, Row, Skipped
+from diffsel.data.classes import ClassInfo
+from diffsel.data.images import ImageData, Row, Skipped
+from diffsel.machine import files
+from diffsel.runs import run as store
+from diffsel.settings.errors import SettingsDiffer, StoreError
+from diffsel.settings.sections import DataSettings
 
 TENSORS = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.ones(3, np.float32)}
 
@@ -50,13 +52,13 @@ def test_a_damaged_unit_is_named(tmp_path: Path, damage: str) -> None:
     else:
         blob = bytearray()
     file.write_bytes(blob)
-    with pytest.raises(store.StoreError, match=r"cat-000.safetensors is damaged.*check RUN --remove` removes it"):
+    with pytest.raises(StoreError, match=r"cat-000.safetensors is damaged.*check RUN --remove` removes it"):
         store.read_unit(file, "mark")
 
 
 def test_a_unit_of_other_settings_is_refused(tmp_path: Path) -> None:
     store.write_unit(tmp_path / "u.safetensors", "mark", TENSORS, {})
-    with pytest.raises(store.StoreError, match="other settings"):
+    with pytest.raises(StoreError, match="other settings"):
         store.read_unit(tmp_path / "u.safetensors", "another")
 
 
@@ -93,22 +95,22 @@ def test_a_run_is_opened_again_and_other_settings_are_listed(tmp_path: Path) -> 
     assert store.read_skipped(run.path) == list(data().skipped)
     assert store.create_run(tmp_path / "run", identity, {"seed": 0}, {}, data()).mark == run.mark
     other = {"seed": 0, "scoring": {"draws": 10, "t_min": 0.1}, "precision": "bf16"}
-    with pytest.raises(store.SettingsDiffer) as caught:
+    with pytest.raises(SettingsDiffer) as caught:
         store.create_run(tmp_path / "run", other, {}, {}, data())
     assert caught.value.differences == {"scoring.draws": (12, 10), "precision": ("fp32", "bf16")}
     assert "scoring.draws: stored 12, asked 10" in str(caught.value)
 
 
 def test_other_formats_and_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(store.StoreError, match="not a run"):
+    with pytest.raises(StoreError, match="not a run"):
         store.open_run(tmp_path)
     (tmp_path / "photo.jpg").write_text("mine")
-    with pytest.raises(store.StoreError, match="exists and is not a run"):
+    with pytest.raises(StoreError, match="exists and is not a run"):
         store.create_run(tmp_path, {}, {}, {}, data())
     run = store.create_run(tmp_path / "run", {}, {}, {}, data())
     file = run.path / "run.yaml"
     file.write_text(file.read_text().replace("format: 1", "format: 0"))
-    with pytest.raises(store.StoreError, match="store format 0; this version reads format 1"):
+    with pytest.raises(StoreError, match="store format 0; this version reads format 1"):
         store.open_run(run.path)
 
 

@@ -11,12 +11,14 @@ import pytest
 from conftest import draw, small_values
 from PIL import Image
 
-from diffsel import method, scenes, store
-from diffsel.config import ConfigError, resolve
-from diffsel.demo import demo_settings
-from diffsel.selection import SelectionError
-from diffsel.session import Session, resume, start
-from diffsel.suspects import as_csv, left_out, suspects
+from diffsel import method
+from diffsel.runs import run as store
+from diffsel.runs.session import Session, resume, start
+from diffsel.sets.suspects import as_csv, left_out, suspects
+from diffsel.settings.errors import ConfigError, SelectionError
+from diffsel.settings.settings import resolve
+from diffsel.studies import scenes
+from diffsel.studies.demo import demo_settings
 
 
 def settings(**sections):

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffsel.data import open_data
-from diffsel.distributed import Workers
-from diffsel.evaluation import Machine
-from diffsel.pictures import validation_pictures
-from diffsel.sections import ConfigError, DataError, DataSettings, TrainingSettings
-from diffsel.store import SettingsDiffer, StoreError
-from diffsel.teachers import load_teacher, read_checkpoint
-from diffsel.teaching import Order, Shown, _resume, _save, rate, train_teacher, training_transform
+from diffsel.data.albums import validation_pictures
+from diffsel.data.images import open_data
+from diffsel.evaluation.students import Machine
+from diffsel.evaluation.teachers import load_teacher, read_checkpoint
+from diffsel.evaluation.teaching import Order, Shown, _resume, _save, rate, train_teacher, training_transform
+from diffsel.machine.processes import Workers
+from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
+from diffsel.settings.sections import DataSettings, TrainingSettings
 
 CPU = Machine(torch.device("cpu"))
 QUICK = TrainingSettings(network="conv3w8", size=16, epochs=4, batch_size=8, learning_rate=0.05, crop="padded")
@@ -76,7 +76,7 @@ def test_no_image_is_ever_a_batch_alone(images, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_stopped_training_goes_on_to_the_same_weights(images, tmp_path: Path, monkeypatch, optimizer: str) -> None:
-    from diffsel import teaching
+    from diffsel.evaluation import teaching
 
     train, val = images
     settings = QUICK.model_copy(update={"optimizer": optimizer, "learning_rate": 0.01})

@@ -1,0 +1,131 @@
+"""Settings as command line flags, and what every command shares: progress bars and the closing summary."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Collection
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+import typer
+
+from ..settings.settings import Settings, load_settings, without_execution
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from ..runs.session import Session
+
+DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Folder with one folder of images per class, or a data set id.")]
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `diffsel score` or `distill`.")]
+RunOut = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for the stored pass; made, or taken up again.")]
+Ipcs = Annotated[list[int], typer.Option("--ipc", min=1, help="Images per class; repeat for several sets.")]
+Classes = Annotated[list[str] | None, typer.Option("--only", metavar="CLASS", help="Only this class; repeat, or A,B,..")]
+Config = Annotated[list[Path] | None, typer.Option("--config", metavar="YAML", help="Settings file; repeatable, later wins.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any image was passed over.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def settings_flags(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one flag for every field of these settings sections, and ``settings`` as their outcome.
+
+    A command on a RUN starts from the settings recorded there.
+    """
+    flags: dict[str, tuple[str, FieldInfo]] = {"seed": ("seed", Settings.model_fields["seed"])}
+    for section in sections:
+        fields = Settings.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+        for name, field in fields.items():
+            flag = {"classes": "class_names"}.get(name, name)
+            flags[f"{section}_{flag}" if flag in flags else flag] = (f"{section}.{name}", field)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def wrapper(config: list[Path] | None = None, **given: Any) -> Any:
+            chosen = {key: _plain(name, given[name]) for name, (key, _) in flags.items() if given[name] is not None}
+            rest = {name: value for name, value in given.items() if name not in flags}
+            base = _recorded(Path(rest["run"]), needed=not isinstance(rest["run"], str)) if "run" in rest else {}
+            return command(settings=load_settings(config or [], chosen, base), **rest)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        options = [_option(name, key, field) for name, (key, field) in flags.items()]
+        config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        wrapper.__signature__ = inspect.Signature([*keyword, config, *options])  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
+    """A settings field as a command line option, with the field's own type, sentence and default."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    kind: Any = kinds[0] if type(None) in get_args(field.annotation) else field.annotation
+    if get_origin(kind) is tuple:
+        kind = list[str] if name == "prompts" else str
+    default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+    flag = {"class_names": "--classes", "prompts": "--prompt", "prompt": "--prompt-index"}.get(
+        name, "--" + name.replace("_", "-")
+    )
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        metavar={"t_range": "LOW,HIGH", "class_names": "A,B,.."}.get(name),
+        help=f"{field.description}" + ("" if default is None else f"  [default: {default}]"),
+        rich_help_panel=key.partition(".")[0],
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+
+
+def _recorded(run: Path, needed: bool) -> dict[str, Any]:
+    """The settings of a RUN; nothing where it is a data set and that will do."""
+    from ..runs.run import open_run
+
+    if not needed and not (run / "run.yaml").exists():
+        return {}
+    return without_execution(open_run(run).record["settings"])
+
+
+def split_names(only: list[str] | None, known: Collection[str]) -> list[str]:
+    """``--only A,B --only C``: names may be joined by commas, unless a class is called so."""
+    return [name for part in only or [] for name in ([part] if part in known else part.split(","))]
+
+
+def _plain(name: str, value: Any) -> Any:
+    return value.split(",") if name in ("class_names", "t_range") else value
+
+
+# ---- around a command ------------------------------------------------------------------------------------------------
+
+
+def progress(quiet: bool) -> Any:
+    """Bars on the main process only, and only where a person looks."""
+    import os
+    from functools import partial
+
+    from tqdm import tqdm
+
+    hidden = quiet or os.environ.get("RANK", "0") != "0"
+    every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
+    return partial(tqdm, disable=hidden, dynamic_ncols=True, mininterval=every, file=sys.stderr)
+
+
+def finish(opened: Session, strict: bool, last: str) -> None:
+    """The summary; with ``strict``, exit 1 if an image was passed over."""
+    from ..runs.run import read_skipped
+
+    if not opened.workers.is_main:
+        return
+    skipped = read_skipped(opened.run.path)
+    facts = {"run": opened.run.path, "classes": len(opened.classes), "images": len(opened.data.rows), **opened.counts}
+    width = max(map(len, facts))
+    lines = [
+        f"{key:<{width}}  {value:,}" if isinstance(value, int) else f"{key:<{width}}  {value}" for key, value in facts.items()
+    ]
+    print("\n".join([*lines, *(f"note: {text}" for text in opened.notes), last]))
+    if skipped:
+        where = opened.run.path / "skipped.jsonl"
+        first = f"{ascii(skipped[0].path)[1:-1]}: {skipped[0].reason}"  # a file name may hold anything
+        print(f"{len(skipped)} image(s) passed over, listed in {where}; the first: {first}", file=sys.stderr)
+    if skipped and strict:
+        raise typer.Exit(1)

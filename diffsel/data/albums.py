@@ -1,0 +1,230 @@
+"""A data set in memory, as networks take it: square uint8 pictures, labels in one class order, and a hash of both."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ..runs.run import read_yaml
+from ..sets.assembly import class_folder
+from ..settings.errors import DataError
+from ..settings.sections import DataSettings
+from ..settings.settings import Settings, fingerprint, identity
+from .classes import ClassInfo, refuse_shared
+from .images import ImageData, Progress, Row, Skipped, is_datasets_folder, open_data, quiet
+from .pixels import resized_size
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """n pictures of ``size`` x ``size`` pixels; ``labels`` count ``classes``."""
+
+    pixels: UInt8[Tensor, "n 3 size size"]
+    labels: Int[Tensor, " n"]
+    classes: tuple[ClassInfo, ...]
+    digest: str  # of the files, their classes and how they were cut
+
+    @property
+    def size(self) -> int:
+        return int(self.pixels.shape[-1])
+
+    def to(self, device: torch.device) -> Pictures:
+        return Pictures(self.pixels.to(device), self.labels.to(device), self.classes, self.digest)
+
+
+@dataclass(frozen=True)
+class Album:
+    """Pictures still to be read: rows of ``data``, whose folders stand for ``classes`` in the order in which they come."""
+
+    data: ImageData
+    rows: tuple[Row, ...]
+    classes: tuple[ClassInfo, ...]
+    size: int  # side of the pictures, pixels
+    resize: int  # shortest side before the middle is cut out, pixels
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        return {folder: i for i, folder in enumerate(dict.fromkeys(row.label for row in self.rows))}
+
+    @cached_property
+    def unreadable(self) -> list[Skipped]:
+        """Files of these classes that were passed over when the data set was opened."""
+        return [each for each in self.data.skipped if each.label in self.places]
+
+    def note(self) -> str:
+        """A line about what could not be read; empty where all could."""
+        if not (left := self.unreadable):
+            return ""
+        listed = len(left) + sum(len(self.data.of_class(folder)) for folder in self.places)
+        first = f"{left[0].path}: {left[0].reason}"
+        return f"{self.data.root}: {len(left)} of {listed} images cannot be read and are left out; the first: {first}"
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the files, their classes and how they are cut."""
+        listed = [[row.path, self.places[row.label], row.digest] for row in self.rows]
+        return fingerprint([listed, [info.folder for info in self.classes], self.size, self.resize])
+
+    def load(self, progress: Progress = quiet, workers: int = 4) -> Pictures:
+        """Decode every picture, in threads.  Raises DataError for one that is gone or was edited."""
+        pixels = np.empty((len(self.rows), self.size, self.size, 3), np.uint8)
+
+        def one(item: tuple[int, Row]) -> None:
+            pixels[item[0]] = np.asarray(middle(self.data.image(item[1]), self.size, self.resize))
+
+        with ThreadPoolExecutor(workers) as pool, progress(total=len(self.rows), desc="reading images", unit="image") as bar:
+            for _ in pool.map(one, enumerate(self.rows)):
+                bar.update()
+        labels = torch.tensor([self.places[row.label] for row in self.rows])
+        return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, self.classes, self.digest)
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """An opened SET: written by diffsel, or any folder of class folders."""
+
+    path: Path
+    data: ImageData
+    names: tuple[str, ...]  # class names (the source's folders) in their order; data's own folders may be encoded
+    ipc: int  # images of the smallest class
+    factor: int  # tiles per mosaic side
+    side: int  # of its pictures, pixels
+    method: str | None = None  # as recorded: random, rded, diffsel ...
+
+
+def open_set(path: Path, factor: int | None = None, progress: Progress = quiet) -> DistilledSet:
+    """Open a distilled set; ``factor`` is read from it, or told where another tool made it (default 1).
+
+    Raises DataError for a folder that is none, or has a class without images.
+    """
+    record = read_yaml(path / "set.yaml") if (path / "set.yaml").exists() else {}
+    if not path.is_dir():
+        raise DataError(f"{path}: no such distilled set (a folder of class folders)")
+    order = [class_folder(name) for name in record["classes"]] if record else None
+    data = open_data(str(path), DataSettings(classes=tuple(order) if order else None), 0, progress=progress)
+    if data.skipped:
+        raise DataError(f"{path}: {data.skipped[0].path} cannot be read ({data.skipped[0].reason}); the set is damaged")
+    counts = {info.folder: len(data.of_class(info.folder)) for info in data.classes}
+    names = tuple(record["classes"]) if record else tuple(info.folder for info in data.classes)
+    side, method = min(data.rows[0].width, data.rows[0].height), record.get("selection", {}).get("method")
+    return DistilledSet(path, data, names, min(counts.values()), factor or record.get("factor", 1), side, method)
+
+
+def set_pictures(found: DistilledSet, ipc: int | None, size: int) -> Album:
+    """The first ``ipc`` pictures of each class (all by default), at ``size`` pixels.
+
+    Raises DataError where there are fewer.
+    """
+    if ipc and ipc > found.ipc:
+        raise DataError(f"{found.path} has {found.ipc} images in its smallest class, so ipc {ipc} cannot be evaluated with it")
+    rows = [row for info in found.data.classes for row in found.data.of_class(info.folder)[: ipc or None]]
+    infos = tuple(ClassInfo(name, info.name, info.words) for name, info in zip(found.names, found.data.classes, strict=True))
+    return Album(found.data, tuple(rows), infos, size, size)
+
+
+def validation_split(path: str) -> str | None:
+    """Of a `datasets` data set with several splits the one for validation: validation, val or test; else None.
+
+    Raises DataError if it has several and none of them.
+    """
+    root = Path(path)
+    if root.exists() and not is_datasets_folder(root):
+        return None
+    try:
+        import datasets
+
+        if (root / "state.json").exists():
+            return None
+        saved = root / "dataset_dict.json"
+        names = json.loads(saved.read_bytes())["splits"] if saved.exists() else datasets.get_dataset_split_names(path)
+    except Exception:  # no library, no such data set: told when it is opened
+        return None
+    if len(names) < 2:
+        return next(iter(names), None)
+    if not (good := [name for name in ("validation", "val", "test") if name in names]):
+        raise DataError(f"{path} has the splits {', '.join(names)}, but none is called validation, val or test")
+    return good[0]
+
+
+def open_validation(path: str, settings: Settings, progress: Progress = quiet) -> ImageData:
+    """Validation images, all of them (a cap on the training images does not hold for these), of a `datasets` data set with
+    several splits the one that is for validation.  Errors as ``open_data`` and ``validation_split``."""
+    split = validation_split(path) or settings.data.split
+    every = settings.data.model_copy(update={"images_per_class": None, "split": split})
+    return open_data(path, every, settings.seed, settings.compute.workers, progress)
+
+
+@dataclass
+class Opener:
+    """The data sets of one command: each is read once, however many sets, teachers and cells are made of it."""
+
+    progress: Progress = quiet
+    opened: dict[str, ImageData] = field(default_factory=dict)
+
+    def training(self, path: str, s: Settings) -> ImageData:
+        """Errors as ``open_data``."""
+        return self._once("training", path, s, lambda: open_data(path, s.data, s.seed, s.compute.workers, self.progress))
+
+    def validation(self, path: str, s: Settings) -> ImageData:
+        """Errors as ``open_validation``."""
+        s = s.model_copy(update={"data": s.data.model_copy(update={"images_per_class": None})})
+        return self._once("validation", path, s, lambda: open_validation(path, s, self.progress))
+
+    def _once(self, kind: str, path: str, s: Settings, read: Callable[[], ImageData]) -> ImageData:
+        key = fingerprint([kind, path, identity(s.data), s.seed])
+        if key not in self.opened:
+            self.opened[key] = read()
+        return self.opened[key]
+
+
+def validation_pictures(
+    data: ImageData, classes: Sequence[ClassInfo], size: int, resize: int, per_class: int | None = None
+) -> Album:
+    """The images of ``classes``, shortest side to ``resize``, the middle ``size`` pixels (RDED; torchvision).
+
+    Raises DataError naming the classes that the validation images lack.
+    """
+    folders = match_classes(classes, data)
+    rows = [row for folder in folders for row in data.of_class(folder)[:per_class]]
+    return Album(data, tuple(rows), tuple(classes), size, resize)
+
+
+def match_classes(wanted: Sequence[ClassInfo], data: ImageData) -> list[str]:
+    """The folder of ``data`` for each class, by folder or else by a name that only one folder has.
+
+    Raises DataError naming the classes that are missing, or that would share a folder.
+    """
+    folders = {info.folder for info in data.classes}
+    times = Counter(info.name for info in data.classes)
+    by_name = {info.name: info.folder for info in data.classes if times[info.name] == 1}
+    found = [info.folder if info.folder in folders else by_name.get(info.name) for info in wanted]
+    missing = [info.folder for info, folder in zip(wanted, found, strict=True) if folder is None]
+    if missing:
+        raise DataError(
+            f"{data.root} lacks {len(missing)} of the {len(wanted)} classes: {', '.join(map(repr, missing[:5]))}; "
+            f"it has {', '.join(map(repr, sorted(folders)[:5]))}{' ...' if len(folders) > 5 else ''}"
+        )
+    refuse_shared(wanted, found, data.root)
+    return [folder for folder in found if folder is not None]
+
+
+def middle(picture: Image.Image, size: int, resize: int) -> Image.Image:
+    """Shortest side to ``resize`` (antialiased bilinear), then the middle ``size`` x ``size``, as torchvision cuts it."""
+    wanted = resized_size(picture.width, picture.height, resize)
+    if picture.size != wanted:
+        picture = picture.resize(wanted, Image.Resampling.BILINEAR)
+    if picture.size == (size, size):
+        return picture
+    left, top = round((picture.width - size) / 2), round((picture.height - size) / 2)
+    return picture.crop((left, top, left + size, top + size))

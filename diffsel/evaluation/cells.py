@@ -1,0 +1,307 @@
+"""Many runs: every cell of a table once, one JSON for each student, and the table with its intervals.
+
+    RESULTS/ STUDENT-PROTOCOL-KEY/seed-0.json   one student: what it was trained on, and how well it did
+
+A cell is everything but the seed; KEY is the hash of all that decides its numbers (set, validation images, teacher,
+student, protocol, precision), so that results of other settings never mix.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import method
+from ..data.albums import Album, DistilledSet, Pictures, set_pictures, validation_pictures
+from ..data.images import ImageData, Progress, quiet
+from ..machine.files import safe_name, write_atomically
+from ..machine.helpers import can_fork, helped
+from ..machine.processes import Track, Workers
+from ..runs.session import device_of
+from ..scoring.diffusion import pick_precision
+from ..sets.baselines import drawn, readable
+from ..settings.errors import ConfigError, StoreError
+from ..settings.sections import ProtocolSettings
+from ..settings.settings import Settings, fingerprint, identity
+from . import students as evaluation
+from .batches import check_labels, online, stored
+from .networks import canonical, check_size
+from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
+from .students import Diverged, Machine, Spread, spread
+from .teachers import Teacher, check_order, load_teacher
+
+JUDGED = (5, 500)  # images on which RDED's judge is measured: at least so many of a class, and about so many in all
+
+
+def machine_of(settings: Settings) -> tuple[Machine, Workers]:
+    """Where students are trained as ``settings.compute`` has it, and by which processes."""
+    c, workers = settings.compute, Workers(cpu=settings.compute.device == "cpu")
+    device = device_of(settings, workers)
+    return Machine(device, pick_precision(c.precision, device), c.compile, c.students_at_once), workers
+
+
+@dataclass
+class Bench:
+    """What the cells of one command share: the device, loaded teachers, and pictures, each read once."""
+
+    machine: Machine
+    progress: Progress = quiet
+    tell: Callable[[str], None] = lambda text: None  # shows a line to the user, on the main process
+    track: Track = lambda values, step: None  # logs numbers to a tracker
+    teachers: dict[tuple, Teacher] = field(default_factory=dict)
+    accuracies: dict[tuple[str, str], float] = field(default_factory=dict)  # (teacher, validation images) -> top-1
+    loaded: dict[str, Pictures] = field(default_factory=dict)
+
+    def teacher(self, spec: str, album: Album) -> Teacher:
+        key = (spec, album.size, tuple(info.folder for info in album.classes))
+        if key not in self.teachers:
+            self.teachers[key] = load_teacher(spec, album.classes, album.size, self.machine.device)
+            if self.machine.compile:
+                self.teachers[key].network.compile()
+        return self.teachers[key]
+
+    def silent(self) -> Bench:
+        """For a helper, which shows and logs nothing."""
+        return replace(self, progress=quiet, tell=lambda text: None, track=lambda values, step: None)
+
+    def pictures(self, album: Album) -> Pictures:
+        if album.digest not in self.loaded:
+            if len(self.loaded) > 4:  # the oldest set; validation images are asked for often and come back early
+                self.loaded.pop(next(iter(self.loaded)))
+            if note := album.note():
+                self.tell(note)
+            self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
+        return self.loaded[album.digest]
+
+    def check_teacher(self, teacher: Teacher, album: Album, recorded: bool = True, images: str = "validation images") -> float:
+        """Its top-1 on labelled images, percent; measured once, and told.  Raises DataError where its classes slipped.
+
+        ``recorded``: the images are such as the teacher's recorded accuracy speaks of; ``images`` says which they are.
+        """
+        key = (teacher.digest, album.digest)
+        if key not in self.accuracies:
+            counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(album), self.machine)
+            names = [info.folder for info in album.classes]
+            expected = teacher.accuracy if recorded else None
+            self.accuracies[key], doubt = check_order(counts, names, expected, teacher.source, images)
+            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(album.rows)} {images}")
+            if doubt:
+                self.tell(f"note: {doubt}")
+        return self.accuracies[key]
+
+    def judge(self, spec: str, data: ImageData, names: Sequence[str], s: Settings) -> Teacher:
+        """Who judges RDED's crops of these classes, measured on the middles of images that it will judge.
+
+        Raises ConfigError and DataError as ``load_teacher``, and DataError where its classes slipped.
+        """
+        infos = tuple(info for name in names for info in data.classes if info.folder == name)
+        size = method.judge_size(s)
+        teacher = load_teacher(spec, infos, size, self.machine.device)
+        each = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos)))
+        rows = [row for name in names for row in islice(readable(data, drawn(data, name, s.seed)), each)]
+        album = Album(data, tuple(rows), infos, size, validation_resize(size))
+        self.check_teacher(teacher, album, images="of the images whose crops it judges")
+        return teacher
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of a table: a set, a student, a protocol and a teacher, for any number of seeds."""
+
+    name: str  # for people and for paths: method, ipc, student ...
+    train: Album
+    validation: Album
+    student: str
+    protocol: ProtocolSettings
+    recipe: Recipe
+    teacher: Teacher | None
+    labels: Path | None = None  # stored labels; None: the teacher labels as the student learns
+    author: Mapping[str, str] | None = None  # network and digest of the teacher whose labels these are, stored or not
+
+    @property
+    def labelling(self) -> str:
+        """hard, online (each student sees its own batches) or stored (all students see the same)."""
+        return "hard" if self.protocol.labels == "hard" else "online" if self.labels is None else "stored"
+
+    @property
+    def labelled_by(self) -> str:
+        """For tables."""
+        return (self.author["network"] if self.author else "-") + " (stored)" * (self.labelling == "stored")
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the numbers, apart from the seed and the precision; not what tables show and call them."""
+        protocol = {key: value for key, value in identity(self.protocol).items() if key not in ("name", "report")}
+        return {
+            "set": self.train.digest,
+            "images": len(self.train.rows),
+            "classes": [info.folder for info in self.train.classes],
+            "validation": self.validation.digest,
+            "student": self.student,
+            "protocol": {**protocol, "resolved": _plain(self.recipe)},
+            "protocol_hash": fingerprint(protocol),
+            "teacher": dict(self.author) if self.author else None,
+            "labels": "online" if self.labels is None else fingerprint((self.labels / "labels.yaml").read_text()),
+        }
+
+
+def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, protocol: ProtocolSettings, teacher: str | None,
+              bench: Bench, ipc: int | None = None, labels: Path | None = None) -> Cell:  # fmt: skip
+    """A cell, with everything that can be refused refused: no training has begun yet.
+
+    Raises ConfigError for a student, size or batches that do not work, or a missing teacher; DataError where classes or images
+    are missing; StoreError where stored labels do not fit.
+    """
+    student, size = canonical(student), protocol.size or found.side
+    check_size(student, size)
+    train = set_pictures(found, ipc, size)
+    soft = protocol.labels == "soft"
+    if soft and not teacher and not labels:
+        raise ConfigError(f"protocol {protocol.name!r} needs a teacher (--teacher), stored labels, or protocol.labels = hard")
+    loaded = bench.teacher(teacher, train) if teacher and soft else None
+    recipe = resolve_recipe(
+        protocol,
+        classes=len(train.classes),
+        ipc=ipc or found.ipc,
+        factor=found.factor,
+        size=size,
+        student=student,
+        teacher=loaded.name if loaded else None,
+    )
+    check_batches(protocol, recipe.batch_size, len(train.rows))
+    validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
+    author = {"network": loaded.name, "digest": loaded.digest} if loaded else None
+    if labels and soft:
+        record = check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
+        author = author or {"network": record.get("network", record["teacher"][:8]), "digest": record["teacher"]}
+    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author)
+
+
+def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench, workers: Workers) -> None:
+    """Train every (cell, seed) that has no result yet, each in one process, several at a time; returns when all have one.
+
+    Results are written to ``out``, one folder for all or one for each cell.  A student whose loss stops being a number gets
+    a result that says so, and the others go on.
+    """
+    folders = [out] * len(cells) if isinstance(out, Path) else out
+    each = list(zip(cells, folders, strict=True))
+    todo = {result_file(folder, cell, seed, bench.machine): (cell, seed) for seed in seeds for cell, folder in each}
+    missing = [file for file in todo if not file.exists()]
+    for cell, _ in (todo[file] for file in missing):
+        if cell.teacher:
+            bench.check_teacher(cell.teacher, cell.validation)
+    at_once = students_at_once(bench.machine, len(todo))
+    if at_once > 1:  # read validation images once, before helpers copy this process
+        for album in {cell.validation.digest: cell.validation for cell, _ in (todo[file] for file in missing)}.values():
+            bench.pictures(album)
+
+    def train(bench: Bench, finished: Callable[[Path], object]) -> None:
+        with workers.share(missing, lambda file: file, finished, patience=math.inf) as left:
+            for file in left:
+                result = train_one(*todo[file], bench)
+                write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+                finished(file)
+
+    def finished(file: Path) -> None:
+        cell, seed = todo[file]
+        score = _read(file).get(cell.protocol.report)  # none: it failed
+        bench.track({f"{cell.name} top-1": score["top1"]} if score else {}, seed)
+        bar.update()
+
+    helpers = min(at_once, len(missing)) - 1
+    helping = helped(lambda: train(bench.silent(), lambda file: None), helpers) if at_once > 1 else nullcontext()
+    done = len(todo) - len(missing)
+    with bench.progress(total=len(todo), initial=done, desc="students", unit="student") as bar, helping:
+        train(bench, finished)
+
+
+def students_at_once(machine: Machine, students: int) -> int:
+    """How many of so many students are trained at a time: on a CPU one for each thread, where there are as many; else one.
+
+    Not how many are still missing decides: a student that is trained after a break has as many threads as before.
+    """
+    if machine.compile or not can_fork(machine.device.type):
+        return 1
+    if machine.at_once:
+        return min(students, machine.at_once)
+    threads = torch.get_num_threads()
+    return threads if students >= threads else 1
+
+
+def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
+    """One student; a teacher is measured on the validation images before it labels anything."""
+    known = bench.check_teacher(cell.teacher, cell.validation) if cell.teacher else None
+    train, validation = bench.pictures(cell.train), bench.pictures(cell.validation)
+    if cell.labels:
+        source = stored(cell.labels, train, cell.protocol, cell.recipe, cell.teacher.digest if cell.teacher else None)
+    else:
+        source = online(train, cell.protocol, cell.recipe, seed, cell.teacher)
+    result = {
+        "cell": cell.name,
+        "seed": seed,
+        "protocol": whole_name(cell.protocol),
+        "labels": cell.labelling,
+        "report": cell.protocol.report,
+        "identity": cell.identity,
+        "precision": bench.machine.precision,
+        "teacher_top1": known,
+        "validation_images": {"read": len(cell.validation.rows), "unreadable": len(cell.validation.unreadable)},
+    }
+    try:
+        outcome = evaluation.train_student(
+            cell.student, source, validation, cell.protocol, cell.recipe, seed, bench.machine, bench.progress
+        )
+    except Diverged as error:
+        return {**result, "failed": {"epoch": error.epoch, "reason": str(error)}}
+    return {**result, **outcome, "torch": torch.__version__}
+
+
+def result_file(out: Path, cell: Cell, seed: int, machine: Machine) -> Path:
+    key = fingerprint([cell.identity, machine.precision])
+    return out / f"{safe_name(cell.student.replace(':', '-'))}-{safe_name(cell.protocol.name)}-{key}" / f"seed-{seed}.json"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell's students together; ``failed`` maps a seed to what went wrong."""
+
+    cell: Cell
+    top1: Spread | None
+    top5: Spread | None
+    best: Spread | None  # top-1 of the best epoch, whatever the protocol reports
+    last: Spread | None
+    failed: dict[int, str]
+
+
+def gather(cells: Sequence[Cell], seeds: Sequence[int], out: Path, machine: Machine) -> list[Line]:
+    """Means and intervals of finished cells.  Raises StoreError where a result is missing or damaged."""
+    lines = []
+    for cell in cells:
+        results = {seed: _read(result_file(out, cell, seed, machine)) for seed in seeds}
+        failed = {seed: result["failed"]["reason"] for seed, result in results.items() if "failed" in result}
+        good = [result for seed, result in results.items() if seed not in failed]
+        report = cell.protocol.report
+        columns = [(report, "top1"), (report, "top5"), ("best", "top1"), ("last", "top1")]
+        spreads = [spread([result[epoch][key] for result in good]) if good else None for epoch, key in columns]
+        lines.append(Line(cell, spreads[0], spreads[1], spreads[2], spreads[3], failed))
+    return lines
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file}: {error}") from None
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return json.loads(json.dumps(recipe.__dict__))

@@ -1,0 +1,254 @@
+"""One student, one seed, one accuracy: train a fresh network on a distilled set and measure it on the validation images.
+
+The recipe is RDED's: KL divergence to the teacher's softmax at temperature T, AdamW, half a cosine.  The
+best epoch and the last one are both reported, always on the full validation set.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..data.albums import Pictures
+from ..data.images import Progress, quiet
+from ..machine.device import keep_freed_memory
+from ..scoring.diffusion import set_tf32
+from ..settings.sections import ProtocolSettings
+from .batches import Batch, Source
+from .networks import build, normalise, parameter_groups
+from .protocols import Recipe, rate_factor
+
+EVALUATION_BATCH = 500  # images at a time; without effect on results, up to rounding
+
+
+class Diverged(Exception):
+    """A loss that is no number any more; ``epoch`` counts from 0."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+        super().__init__(f"the loss is not a number in epoch {epoch}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a student is trained; nothing here is part of a protocol."""
+
+    device: torch.device
+    precision: str = "fp32"  # fp32, tf32, fp16 or bf16 (these two by autocast)
+    compile: bool = False
+    at_once: int | None = None  # students trained at a time on a CPU; None: as many as torch has threads, or one
+
+    def autocast(self) -> Any:
+        kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        return torch.autocast(self.device.type, kinds[self.precision]) if self.precision in kinds else nullcontext()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in percent on all validation images."""
+
+    epoch: int
+    top1: float
+    top5: float
+    per_class: tuple[float, ...]
+
+
+def train_student(student: str, source: Source, validation: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int,
+                  machine: Machine, progress: Progress = quiet) -> dict[str, Any]:  # fmt: skip
+    """Train one student and measure it; returns ``best``, ``last``, the curve, and seconds.
+
+    Raises Diverged where the loss stops being a number.
+    """
+    begin = time.monotonic()
+    keep_freed_memory()
+    set_tf32(machine.precision)
+    torch.manual_seed(seed)
+    network = build(student, len(validation.classes), recipe.size).to(machine.device).to(memory_format=torch.channels_last)
+    if machine.compile:
+        network.compile()
+    optimizer = make_optimizer(network, protocol, recipe)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
+    scores, curve, seen = [], [], 0
+    with progress(total=protocol.epochs, desc=f"student {student}, seed {seed}", unit="epoch", leave=False) as bar:
+        for epoch in range(protocol.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * rate_factor(protocol, epoch)
+            network.train()
+            steps = list(train_epoch(network, source(epoch), optimizer, protocol, recipe, machine, scaler))
+            seen += sum(step.images for step in steps)
+            loss = sum(float(step.loss) * step.images for step in steps) / sum(step.images for step in steps)
+            if not math.isfinite(loss):
+                raise Diverged(epoch)
+            curve.append(round(loss, 7))
+            if epoch in recipe.evaluated:
+                scores.append(measure(network, validation, machine, epoch))
+            bar.update()
+    best = max(scores, key=lambda score: (score.top1, -score.epoch))
+    return {
+        "best": _as_dict(best),
+        "last": _as_dict(scores[-1]),
+        "evaluations": [[score.epoch, score.top1, score.top5] for score in scores],
+        "loss": curve,
+        "images_seen": seen,
+        "seconds": round(time.monotonic() - begin, 2),
+    }
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one batch gave: its loss (over ``accumulate``), and how many images of it were classified rightly."""
+
+    loss: Tensor
+    right: Tensor
+    images: int
+
+
+def train_epoch(network: nn.Module, batches: Iterable[Batch], optimizer: torch.optim.Optimizer, protocol: ProtocolSettings,
+                recipe: Recipe, machine: Machine, scaler: torch.amp.GradScaler) -> Iterator[Step]:  # fmt: skip
+    """One pass (golden `rded_epoch`).  A last window of fewer than ``accumulate`` batches makes no step, as in RDED."""
+    for number, batch in enumerate(batches):
+        if number % protocol.accumulate == 0:
+            optimizer.zero_grad(set_to_none=True)
+        with machine.autocast():
+            if protocol.double_forward:
+                with torch.no_grad():
+                    network(batch.images if batch.unmixed is None else batch.unmixed)
+            output = network(batch.images)
+        output = output.float()
+        loss = batch_loss(output, batch, recipe.temperature, protocol.labels) / protocol.accumulate
+        scaler.scale(loss).backward()
+        if number % protocol.accumulate == protocol.accumulate - 1:
+            scaler.step(optimizer)
+            scaler.update()
+        yield Step(loss.detach(), (output.detach().argmax(1) == batch.labels).sum(), len(batch.labels))
+
+
+def batch_loss(output: Float[Tensor, "b classes"], batch: Batch, temperature: float, labels: str) -> Tensor:
+    """KL(teacher || student) at a temperature, without the usual factor T^2 (golden `rded_kl`); or cross-entropy."""
+    if labels == "soft":
+        assert batch.logits is not None
+        student, teacher = (F.log_softmax(logits / temperature, dim=1) for logits in (output, batch.logits))
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    own, other = (F.cross_entropy(output, target) for target in (batch.labels, batch.other))
+    return batch.share * own + (1 - batch.share) * other
+
+
+def make_optimizer(network: nn.Module, protocol: ProtocolSettings, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW or SGD, weight decay on matrices alone."""
+    groups = parameter_groups(network, recipe.weight_decay)
+    if protocol.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9)
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.999), fused=fused)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, pictures: Pictures, machine: Machine) -> Float[Tensor, "n classes"]:
+    """Logits of all pictures, on the CPU, in float32."""
+    parts = []
+    for pixels in pictures.pixels.split(EVALUATION_BATCH):
+        with machine.autocast():
+            parts.append(network(normalise(pixels.to(machine.device))).float().cpu())
+    return torch.cat(parts)
+
+
+def measure(network: nn.Module, pictures: Pictures, machine: Machine, epoch: int = 0) -> Score:
+    """Accuracy of a network on pictures (it is put in evaluation mode)."""
+    network.eval()
+    logits, labels = predict(network, pictures, machine), pictures.labels.cpu()
+    top1, top5 = accuracy(logits, labels)
+    right = (logits.argmax(1) == labels).double().numpy()
+    per_class = [100 * right[labels == k].mean() for k in range(len(pictures.classes))]
+    return Score(epoch, top1, top5, tuple(round(float(value), 3) for value in per_class))
+
+
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> tuple[float, float]:
+    """Top-1 and top-5 in percent (golden `rded_accuracy`); with fewer than five classes, the second is over all."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return tuple(round(100 * float(best[:, :k].any(1).double().mean()), 4) for k in (1, 5))  # type: ignore[return-value]
+
+
+def confusion(network: nn.Module, rows: Tensor, pictures: Pictures, machine: Machine) -> Int[np.ndarray, "n n"]:
+    """How often pictures of each class (row) are taken for each class (column) by outputs ``rows`` of a network."""
+    n = len(pictures.classes)
+    predicted = predict(network, pictures, machine)[:, rows.cpu()].argmax(1)
+    return torch.bincount(pictures.labels.cpu() * n + predicted, minlength=n * n).reshape(n, n).numpy()
+
+
+# ---- several students ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Accuracies of n students: mean, standard deviation, and half of the 95% t-interval of the mean, percent."""
+
+    n: int
+    mean: float
+    std: float | None
+    ci95: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + (f" ± {self.ci95:.1f}" if self.ci95 is not None else "")
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Raises ValueError for no values at all.  One value has no deviation and no interval."""
+    if not values:
+        raise ValueError("no student finished")
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return Spread(1, mean, None, None)
+    from scipy.stats import t
+
+    std = float(np.std(values, ddof=1))
+    return Spread(n, mean, std, float(t.ppf(0.975, n - 1) * std / math.sqrt(n)))
+
+
+def difference(ours: Spread, theirs: Spread) -> str:
+    """How much better ours is, points, with Welch's 95% interval where both have one."""
+    text = f"{ours.mean - theirs.mean:+.1f}"
+    if ours.std is None or theirs.std is None or not (ours.std or theirs.std):
+        return text
+    from scipy.stats import t
+
+    a, b = ours.std**2 / ours.n, theirs.std**2 / theirs.n
+    freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (theirs.n - 1))
+    return f"{text} ± {t.ppf(0.975, freedom) * math.sqrt(a + b):.1f}"
+
+
+def fairness(*, soft: float, random_soft: float, hard: float | None = None, full_hard: float | None = None,
+             plain: float | None = None, random_plain: float | None = None) -> dict[str, float]:  # fmt: skip
+    """DD-Ranking's scores (Li et al. 2025, w = gamma = 0.5), from top-1 accuracies in percent under the same protocol.
+
+    ``soft``, ``random_soft``: this set, and random images.  ``hard``: this set with hard labels; ``full_hard``: the whole
+    data set with hard labels.  ``plain``, ``random_plain``: both without augmentation.  Gives, as far as these are known,
+    IOR (improvement over random) and HLR (hard label recovery, lower is better) in points, LRS and ARS in percent.
+    """
+    scores = {"IOR": soft - random_soft}
+    if hard is not None and full_hard is not None:
+        scores["HLR"] = full_hard - hard
+        scores["LRS"] = _squash(0.5 * scores["IOR"] / 100 - 0.5 * scores["HLR"] / 100)
+    if plain is not None and random_plain is not None:
+        scores["ARS"] = _squash(0.5 * (soft - random_soft) / 100 + 0.5 * (plain - random_plain) / 100)
+    return scores
+
+
+def _squash(value: float) -> float:
+    return 100 * (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def _as_dict(score: Score) -> dict[str, Any]:
+    return {"epoch": score.epoch, "top1": score.top1, "top5": score.top5, "per_class": list(score.per_class)}

@@ -1,0 +1,266 @@
+"""`diffsel teacher`: train a network on a labelled folder, by torchvision's reference recipe, through accelerate.
+
+    OUT/  teacher.yaml          settings, data, classes      metrics.jsonl       one line per epoch
+          best.safetensors      by validation accuracy       last.safetensors    the last epoch
+          state.safetensors     weights, optimizer and epoch: what a stopped training goes on from
+
+Every epoch draws from generators keyed (seed, epoch) and (seed, epoch, image), so that going on gives what an
+uninterrupted training gives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from ..data.albums import Album, Pictures
+from ..data.images import ImageData, Progress, quiet
+from ..machine.device import keep_freed_memory
+from ..machine.files import is_unused, write_atomically
+from ..machine.processes import Track, Workers
+from ..runs.run import differences, dump_yaml, read_yaml
+from ..scoring.diffusion import set_tf32
+from ..settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
+from ..settings.sections import TrainingSettings
+from ..settings.settings import fingerprint, identity
+from .networks import build, canonical, check_size, normalise
+from .students import Machine, measure
+
+
+class Shown(Dataset):
+    """The images as one training sees them: item ``epoch * n + i`` is image i as it is cut in that epoch."""
+
+    def __init__(self, data: ImageData, settings: TrainingSettings, seed: int):
+        self.data, self.seed = data, seed
+        self.labels = {info.folder: i for i, info in enumerate(data.classes)}
+        self.transform = training_transform(settings)
+
+    def __len__(self) -> int:
+        return len(self.data.rows)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        epoch, index = divmod(item, len(self))
+        row = self.data.rows[index]
+        before = torch.get_rng_state()  # torch.manual_seed would do, but takes a millisecond
+        try:
+            torch.default_generator.manual_seed(int(fingerprint([self.seed, epoch, index]), 16) >> 1)
+            return self.transform(self.data.image(row)), self.labels[row.label]
+        finally:
+            torch.set_rng_state(before)
+
+
+class Order(Sampler[int]):
+    """The items of one epoch, shuffled by (seed, epoch)."""
+
+    def __init__(self, n: int, seed: int):
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(int(fingerprint([self.seed, self.epoch]), 16) >> 1)
+        return iter((torch.randperm(self.n, generator=generator) + self.epoch * self.n).tolist())
+
+
+def training_transform(t: TrainingSettings) -> v2.Transform:
+    """PIL picture -> uint8 (3, size, size), as torchvision's references cut it."""
+    middle = [v2.Resize(t.size), v2.CenterCrop(t.size)]
+    crop = {
+        "resized": [v2.RandomResizedCrop(t.size, scale=(t.min_scale, 1))],
+        "padded": [*middle, v2.RandomCrop(t.size, padding=max(1, t.size // 8))],
+        "none": middle,
+    }[t.crop]
+    return v2.Compose([*crop, *([v2.RandomHorizontalFlip()] if t.flip else []), v2.PILToTensor()])
+
+
+def rate(t: TrainingSettings, epoch: int) -> float:
+    """Learning rate of an epoch (from 0): linear warm-up, then a tenth at each third, or a cosine to 0."""
+    if epoch < t.warmup:
+        return t.learning_rate * (epoch + 1) / (t.warmup + 1)
+    if t.schedule == "cosine":
+        return t.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - t.warmup) / (t.epochs - t.warmup)))
+    return t.learning_rate * 0.1 ** (3 * epoch // t.epochs)
+
+
+def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: TrainingSettings, seed: int, workers: Workers,
+                  machine: Machine, loaders: int = 0, progress: Progress = quiet,
+                  track: Track = lambda values, step: None) -> dict[str, Any]:  # fmt: skip
+    """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.
+
+    Raises ConfigError for a network that cannot take the size, DataError for one image, SettingsDiffer for another's ``out``.
+    """
+    check_size(t.network, t.size)
+    if len(data.rows) < 2:
+        raise DataError(f"{data.root} holds {len(data.rows)} image; a teacher needs 2 or more")
+    keep_freed_memory()
+    set_tf32(machine.precision)
+    described = _describe(data, validation, t, seed, machine)
+    if workers.is_main:
+        _open_folder(out, described)
+    torch.manual_seed(seed)
+    network = build(t.network, len(data.classes), t.size).to(memory_format=torch.channels_last)
+    optimizer = _optimizer(network, t)
+    order = Order(len(data.rows), seed)
+    loader = DataLoader(Shown(data, t, seed), t.batch_size, sampler=order, num_workers=loaders, persistent_workers=loaders > 0,
+                        pin_memory=machine.device.type == "cuda",
+                        drop_last=len(data.rows) % t.batch_size == 1)  # fmt: skip  # BatchNorm cannot take one image
+    accelerator = workers.accelerator(machine.precision)
+    begun, best = _resume(out, network, optimizer, accelerator.scaler)
+    network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
+    if machine.compile:
+        network.compile()
+    line: dict[str, Any] = _metrics(out, begun)[-1] if begun else {}
+    with progress(total=t.epochs, initial=begun, desc=f"teacher {t.network}", unit="epoch") as bar:
+        for epoch in range(begun, t.epochs):
+            start, order.epoch = time.monotonic(), epoch
+            torch.manual_seed(seed + 1 + epoch)  # dropout
+            loss, top1 = _train_epoch(network, loader, optimizer, accelerator, t, epoch)
+            if not math.isfinite(loss):
+                raise ConfigError(f"the loss is no number in epoch {epoch}; lower training.learning_rate ({t.learning_rate})")
+            line = {"epoch": epoch, "rate": rate(t, epoch), "loss": round(loss, 5), "train_top1": round(top1, 3)}
+            if workers.is_main:
+                plain = accelerator.unwrap_model(network)
+                if validation:
+                    score = measure(plain, validation, Machine(accelerator.device, machine.precision), epoch)
+                    line |= {"top1": score.top1, "top5": score.top5}
+                line["seconds"] = round(time.monotonic() - start, 2)
+                track({key: value for key, value in line.items() if key != "epoch"}, epoch)
+                best = _save(out, plain, optimizer, accelerator.scaler, described, line, best, t)
+            bar.set_postfix({key: line[key] for key in ("loss", "top1") if key in line})
+            bar.update()
+    accelerator.wait_for_everyone()
+    return line
+
+
+def _train_epoch(network: nn.Module, loader: DataLoader, optimizer: Any, accelerator: Any, t: TrainingSettings,
+                 epoch: int) -> tuple[float, float]:  # fmt: skip
+    """Mean loss and top-1 in percent over the images, as they were while the network learned."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate(t, epoch)
+    network.train()
+    sums = torch.zeros(3, device=accelerator.device)
+    for pixels, labels in loader:
+        optimizer.zero_grad(set_to_none=True)
+        with accelerator.autocast():
+            output = network(normalise(pixels))
+        loss = F.cross_entropy(output.float(), labels, label_smoothing=t.label_smoothing)
+        accelerator.backward(loss)
+        optimizer.step()
+        right = (output.detach().argmax(1) == labels).sum()
+        sums += torch.stack([loss.detach() * len(labels), right, torch.tensor(len(labels), device=sums.device)])
+    total = accelerator.reduce(sums, "sum").tolist()
+    return total[0] / total[2], 100 * total[1] / total[2]
+
+
+def _optimizer(network: nn.Module, t: TrainingSettings) -> torch.optim.Optimizer:
+    if t.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
+    return torch.optim.AdamW(network.parameters(), lr=t.learning_rate, weight_decay=t.weight_decay)
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def is_trained(out: Path, data: ImageData, validation: Album, t: TrainingSettings, seed: int, machine: Machine) -> bool:
+    """Whether ``out`` holds this very teacher, trained to its end; no picture is decoded to tell.
+
+    Raises SettingsDiffer where a teacher of other images or settings lies there.
+    """
+    if not (out / "teacher.yaml").exists():
+        return False
+    _open_folder(out, _describe(data, validation, t, seed, machine))
+    if not (out / "state.safetensors").exists():
+        return False
+    with safe_open(out / "state.safetensors", framework="pt") as state:
+        return int(state.get_tensor("epoch")) >= t.epochs
+
+
+def _describe(data: ImageData, validation: Pictures | Album | None, t: TrainingSettings, seed: int,
+              machine: Machine) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides a teacher's weights, as teacher.yaml holds it."""
+    return {
+        "training": identity(t),
+        "seed": seed,
+        "precision": machine.precision,
+        "images": fingerprint([[row.path, row.label, row.digest] for row in data.rows]),
+        "validation": validation.digest if validation else None,
+        "classes": [info.folder for info in data.classes],
+    }
+
+
+def _open_folder(out: Path, described: dict[str, Any]) -> None:
+    file = out / "teacher.yaml"
+    if file.exists():
+        if found := differences(read_yaml(file), described):
+            raise SettingsDiffer(out, found)
+    elif not is_unused(out):
+        raise StoreError(f"{out} exists and is not a teacher; give a new or empty folder")
+    else:
+        write_atomically(file, dump_yaml(described))
+
+
+def _metrics(out: Path, epochs: int) -> list[dict[str, Any]]:
+    file = out / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()][:epochs] if file.exists() else []
+
+
+def _save(out: Path, network: nn.Module, optimizer: Any, scaler: torch.amp.GradScaler | None, described: dict[str, Any],
+          line: dict[str, Any], best: float, t: TrainingSettings) -> float:  # fmt: skip
+    """Write what an epoch gave; ``state`` last, since it says how far the training is.  Returns the best top-1 so far."""
+    epoch = line["epoch"]
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    about = {"network": canonical(t.network), "classes": described["classes"], "size": t.size, "epoch": epoch}
+    top1 = line.get("top1")
+    blob = save_safetensors(weights, {"diffsel": json.dumps(about | ({"accuracy": top1} if top1 is not None else {}))})
+    if top1 is None or top1 > best:
+        write_atomically(out / "best.safetensors", blob)
+    best = max(best, top1 if top1 is not None else best)
+    lines = [*_metrics(out, epoch), line]
+    write_atomically(out / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in lines).encode())
+    if epoch % t.save_every == t.save_every - 1 or epoch == t.epochs - 1:
+        write_atomically(out / "last.safetensors", blob)
+        state = {f"network.{name}": value for name, value in weights.items()} | _flat(optimizer)
+        state |= {f"scaler.{key}": torch.tensor(value) for key, value in (scaler.state_dict() if scaler else {}).items()}
+        write_atomically(
+            out / "state.safetensors", save_safetensors({**state, "epoch": torch.tensor(epoch + 1), "best": torch.tensor(best)})
+        )
+    return best
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    states = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{key}": torch.as_tensor(v).detach().cpu().contiguous()
+            for i, entry in states.items() for key, v in entry.items() if v is not None}  # fmt: skip
+
+
+def _resume(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
+            scaler: torch.amp.GradScaler | None) -> tuple[int, float]:  # fmt: skip
+    """Take up a stopped training: the epoch to go on with, and the best top-1 so far."""
+    file = out / "state.safetensors"
+    if not file.exists():
+        return 0, -1.0
+    state = load_safetensors(file.read_bytes())
+    network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".")
+            entries.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    if scaler and "scaler.scale" in state:  # of fp16
+        scaler.load_state_dict({key: state[f"scaler.{key}"].item() for key in scaler.state_dict()})
+    return int(state["epoch"]), float(state["best"])

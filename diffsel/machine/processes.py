@@ -1,0 +1,110 @@
+"""Who does what when several processes work on one run.  The only import of accelerate.
+
+Results never travel between processes: each writes whole files, and the fixed list of units is shared by claims
+(claims.py).  A unit whose file exists is done, so any number of processes, in any number of launches, started again any
+number of times, end with the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..settings.errors import StoreError
+from .claims import Shared
+
+T = TypeVar("T")
+Track = Callable[[Mapping[str, float], int], None]  # names and values, step
+
+
+class Workers:
+    """This process among its peers (one process unless started by ``accelerate launch``)."""
+
+    def __init__(self, cpu: bool = False):
+        from accelerate import PartialState
+
+        self._state = PartialState(cpu=cpu)
+        self._cpu = cpu
+
+    @cached_property
+    def device(self) -> str:
+        return str(self._state.device)
+
+    @property
+    def count(self) -> int:
+        return int(self._state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self._state.is_main_process)
+
+    @property
+    def index(self) -> int:
+        return int(self._state.process_index)
+
+    def share(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None,
+              patience: float | None = None) -> Shared[T]:  # fmt: skip
+        """Items that make a file each, one process at a time, among all processes of all launches (``with`` block).
+
+        ``patience`` infinite: an item is taken over only from a process that is gone.
+        """
+        return Shared(items, file_of, finished, len(items) * self.index // self.count, patience)
+
+    def accelerator(self, precision: str) -> Any:
+        """accelerate's Accelerator, for a training that all processes share (one batch split among them)."""
+        from accelerate import Accelerator
+        from accelerate.utils import DataLoaderConfiguration
+
+        mixed = "no" if precision in ("fp32", "tf32") else precision
+        return Accelerator(cpu=self._cpu, mixed_precision=mixed, dataloader_config=DataLoaderConfiguration(split_batches=True))
+
+    @staticmethod
+    def check_tracker(name: str) -> None:
+        """Raises StoreError where the library of a tracker is not installed."""
+        from accelerate.tracking import get_available_trackers
+
+        if name not in ["none", *map(str, get_available_trackers())]:
+            raise StoreError(f"compute.tracker = {name!r}: pip install {name}")
+
+    def tracker(self, name: str, folder: Path, config: Mapping[str, Any]) -> Track:
+        """What logs numbers to one of accelerate's trackers (tensorboard, wandb, trackio), on the main process.
+
+        Raises StoreError where its library is not installed.
+        """
+        if name == "none" or not self.is_main:
+            return lambda values, step: None
+        from accelerate import Accelerator
+
+        self.check_tracker(name)
+        accelerator = Accelerator(cpu=self._cpu, log_with=name, project_dir=folder)
+        plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
+        accelerator.init_trackers("diffsel", config=plain)
+
+        def track(values: Mapping[str, float], step: int) -> None:
+            accelerator.log(dict(values), step=step)
+            for each in accelerator.trackers:  # a process that is killed has lost nothing
+                if hasattr(each.tracker, "flush"):
+                    each.tracker.flush()
+
+        return track
+
+    def wait_for(self, files: Sequence[Path]) -> None:
+        """Wait until other processes have written these files: no collective operation, so none that can time out."""
+        missing = list(files)
+        while missing := [file for file in missing if not file.exists()]:
+            if self.count == 1:
+                raise StoreError(f"{missing[0]} is missing and no other process is there to write it")
+            time.sleep(0.2)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help; the device's cache is emptied if so."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    found = should_reduce_batch_size(error)
+    if found:
+        clear_device_cache(garbage_collection=True)
+    return found

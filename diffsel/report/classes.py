@@ -1,0 +1,274 @@
+"""One class of a report: its chosen pictures, the source of every tile, its clusters, its scores, what was passed over.
+
+Nothing is written, and no network is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from threadpoolctl import threadpool_limits
+
+from .. import method
+from ..runs.prompts import View
+from ..runs.session import Session
+from ..scoring.patches import Box
+from ..sets import selection
+from .charts import Histogram, evenly, histogram, tsne
+from .painting import CARD, MOSAIC, Painter
+
+IMAGES = 60  # distilled images shown of a set and class, at most
+PER_CLUSTER = 8  # patches shown of a cluster, nearest to its centre first
+PASSED = 8  # patches shown of the best and of the worst that were not chosen
+POINTS = 600  # of a class's t-SNE, at most
+
+
+@dataclass(frozen=True)
+class ShownSet:
+    """A distilled set: its folder, set.yaml, the lines of metadata.jsonl by class, and in what it differs from the report."""
+
+    path: Path
+    record: Mapping[str, Any]
+    images: Mapping[str, Sequence[Mapping[str, Any]]]
+    differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def method(self) -> str:
+        return str(self.record["selection"]["method"])
+
+
+@dataclass
+class Source:
+    """An image that gave a patch, or could have: the picture, its map, the box inside it, and why it was chosen or not."""
+
+    anchor: str
+    path: str
+    box: Box
+    size: tuple[int, int]  # (width, height) of the resized image, pixels; (0, 0): not known
+    score: float | None = None
+    judge: str = "score"
+    cluster: int | None = None
+    place: int | None = None
+    better: float | None = None  # share of the class's patches with a lower score
+    picture: str = ""
+    heat: str = ""
+    uses: list[tuple[str, str, int, int, str]] = field(default_factory=list)  # set, file, tile, rank, reason
+
+    @property
+    def outline(self) -> str:
+        """The box as CSS, in percent of the picture."""
+        (top, left, height, width), (across, down) = self.box, self.size
+        shares = {"top": top / down, "left": left / across, "height": height / down, "width": width / across}
+        return ";".join(f"{side}:{100 * share:.2f}%" for side, share in shares.items())
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    file: str
+    picture: str
+    factor: int
+    tiles: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cluster: its place by median score, that score, its size, the shown patches (picture, source or None, text)."""
+
+    rank: int
+    median: float
+    size: int
+    picked: int
+    patches: tuple[tuple[str, Source | None, str], ...]
+
+
+@dataclass
+class Pool:
+    """All patches of a class, as they were stored, and their clusters where they were embedded."""
+
+    label: str
+    rows: np.ndarray
+    boxes: np.ndarray
+    scores: Float[np.ndarray, " n"]
+    vectors: Float[np.ndarray, "n channels"] | None
+    clusters: selection.Clustering | None
+
+    @cached_property
+    def place(self) -> dict[tuple[int, Box], int]:
+        return {(int(row), _box(box)): i for i, (row, box) in enumerate(zip(self.rows, self.boxes, strict=True))}
+
+    @cached_property
+    def better(self) -> Float[np.ndarray, " n"]:
+        """Share of the patches with a lower score."""
+        return np.searchsorted(np.sort(self.scores), self.scores) / len(self.scores)
+
+
+@dataclass
+class ClassPart:
+    """What a class's section shows."""
+
+    number: int
+    folder: str
+    name: str
+    prompt: str = ""
+    images: int = 0
+    passed_over: list[tuple[str, str]] = field(default_factory=list)  # path, reason
+    patches: int = 0
+    quartiles: tuple[float, ...] = ()  # of the scores: lower, median, upper
+    chosen: int = 0
+    sets: list[tuple[ShownSet, list[Mosaic], int]] = field(default_factory=list)  # a set, images shown, images in all
+    sources: list[Source] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    best_left: list[Source] = field(default_factory=list)
+    worst_left: list[Source] = field(default_factory=list)
+    scores: Histogram | None = None
+    points: list[tuple[float, float, str, Source | None]] = field(default_factory=list)  # x, y, kind, source
+    card: str = ""
+    missing: dict[str, None] = field(default_factory=dict)  # why pictures are not shown
+
+    @property
+    def anchor(self) -> str:
+        return f"c{self.number}"
+
+    @property
+    def median(self) -> float | None:
+        return self.quartiles[1] if self.quartiles else None
+
+    @property
+    def words(self) -> str:
+        """What the class filter searches."""
+        return f"{self.name} {self.folder}".lower()
+
+
+def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, label: str) -> tuple[ClassPart, Pool | None]:
+    """Everything about one class; without a run, only what the sets themselves tell.
+
+    Raises StoreError where a map that should be there is missing or damaged.
+    """
+    part = ClassPart(number, label, label)
+    painter = Painter(session, label)
+    pool = _pool(session, label) if session else None
+    if session and pool:
+        part.name, part.prompt = session.classes[label].name, _prompt(session, label)
+        part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
+        part.passed_over = [(item.path, item.reason) for item in session.data.skipped if item.label == label]
+        part.quartiles = tuple(float(q) for q in np.quantile(pool.scores, (0.25, 0.5, 0.75))) if len(pool.scores) else ()
+    sources: dict[tuple[int, Box], Source] = {}
+    for shown in sets:
+        entries = shown.images.get(label, ())
+        mosaics = [_mosaic(shown, entry, part, sources, painter, pool) for entry in entries[:IMAGES]]
+        if entries:
+            part.sets.append((shown, mosaics, len(entries)))
+    if part.sets and part.sets[0][1]:
+        part.card = painter.of_set(part.sets[0][0].path, part.sets[0][1][0].file, CARD)
+    if session and pool and len(pool.scores):
+        _judge(part, pool, sources, painter, sets, session.settings.seed)
+    painter.load(row for row, _ in sources)
+    for (row, _), source in sources.items():
+        source.picture, source.heat = painter.source(row), painter.heat(row)
+    part.sources, part.missing = list(sources.values()), painter.missing
+    return part, pool
+
+
+def _prompt(session: Session, label: str) -> str:
+    """The text that was scored against the null prompt."""
+    if isinstance(session, View) and session.part and session.part.prompt:
+        return session.part.prompt[label]
+    return session.classes[label].prompt(session.settings.scoring.prompts[session.settings.patches.prompt])
+
+
+def _mosaic(shown: ShownSet, entry: Mapping[str, Any], part: ClassPart, sources: dict[tuple[int, Box], Source],
+            painter: Painter, pool: Pool | None) -> Mosaic:  # fmt: skip
+    tiles = []
+    for number, tile in enumerate(entry["tiles"]):
+        key = (int(tile["row"]), _box(tile["box"]))
+        source = sources.get(key) or _source(key, tile["source"], part, len(sources), painter, pool)
+        sources[key] = source
+        if source.score is None and tile["reason"] != "random":
+            source.score, source.judge = tile["score"], "teacher's score" if tile["reason"] == "loss" else "score"
+        if source.cluster is None:
+            source.cluster, source.place = tile["cluster"], tile["place"]
+        source.uses.append((shown.name, entry["file_name"], number, tile["rank"], tile["reason"]))
+        tiles.append(source)
+    picture = painter.of_set(shown.path, entry["file_name"], MOSAIC)
+    return Mosaic(entry["file_name"], picture, int(shown.record["factor"]), tuple(tiles))
+
+
+def _source(key: tuple[int, Box], path: str, part: ClassPart, number: int, painter: Painter, pool: Pool | None) -> Source:
+    source = Source(f"{part.anchor}-{number}", path, key[1], painter.size(key[0]))
+    place = pool.place.get(key) if pool else None
+    if pool and place is not None:
+        source.score, source.better = float(pool.scores[place]), float(pool.better[place])
+        if pool.clusters:
+            source.cluster, source.place = int(pool.clusters.cluster[place]), int(pool.clusters.place[place])
+    return source
+
+
+def _pool(session: Session, label: str) -> Pool:
+    """From the features where all are there, else from the maps alone, and then without clusters."""
+    s, units = session.settings, [unit for unit in session.units if unit.label == label]
+    if s.selection.method == "diffsel" and all(session.feature_file(unit).exists() for unit in units):
+        found = method.candidates(session, label)
+        with threadpool_limits(1):  # as selection does it: its sums depend on the number of threads
+            groups = selection.cluster(found.vectors, found.scores, s.selection, s.seed) if len(found.rows) else None
+        return Pool(label, found.rows, found.boxes, found.scores, found.vectors, groups)
+    boxes = [item for unit in units for item in session.boxes(unit)]
+    rows, places = np.array([row.row for row, _, _ in boxes]), np.array([box for _, box, _ in boxes]).reshape(-1, 4)
+    return Pool(label, rows, places, np.array([score for _, _, score in boxes], np.float64), None, None)
+
+
+def picked_of(pool: Pool, sets: Sequence[ShownSet]) -> Bool[np.ndarray, " n"]:
+    """Which patches are in one of these sets."""
+    tiles = (tile for shown in sets for entry in shown.images.get(pool.label, ()) for tile in entry["tiles"])
+    picked = np.zeros(len(pool.scores), bool)
+    picked[[i for tile in tiles if (i := pool.place.get((int(tile["row"]), _box(tile["box"])))) is not None]] = True
+    return picked
+
+
+def _judge(part: ClassPart, pool: Pool, sources: dict[tuple[int, Box], Source], painter: Painter,
+           sets: Sequence[ShownSet], seed: int) -> None:  # fmt: skip
+    """Clusters, scores, the layout, and what was passed over."""
+    picked = picked_of(pool, sets)
+    part.chosen, part.scores = int(picked.sum()), histogram(pool.scores, picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))
+    keys = list(pool.place)
+    left = [i for i in np.argsort(-pool.scores, kind="stable") if not picked[i]]
+    for place in [*left[:PASSED], *left[PASSED:][-PASSED:]]:
+        row = painter.rows[keys[place][0]]
+        if keys[place] not in sources:
+            sources[keys[place]] = _source(keys[place], row.path, part, len(sources), painter, pool)
+    part.best_left = [sources[keys[i]] for i in left[:PASSED]]
+    part.worst_left = [sources[keys[i]] for i in left[PASSED:][-PASSED:]]
+    if pool.clusters is None or pool.vectors is None:
+        return
+    shown = [np.flatnonzero(pool.clusters.cluster == rank) for rank in range(len(pool.clusters.median))]
+    nearest = [members[np.argsort(pool.clusters.place[members])] for members in shown]
+    painter.load(keys[i][0] for members in nearest for i in members[:PER_CLUSTER])
+    for rank, members in enumerate(nearest):
+        patches = tuple((painter.patch(*keys[i]), sources.get(keys[i]), painter.rows[keys[i][0]].path)
+                        for i in members[:PER_CLUSTER])  # fmt: skip
+        median = float(pool.clusters.median[rank])
+        part.groups.append(Group(rank, median, len(members), int(picked[members].sum()), patches))
+    chosen = evenly(len(keys), POINTS, [int(i) for i in np.flatnonzero(picked)])
+    places = tsne(pool.vectors[chosen], seed)
+    if places is not None:
+        top = pool.clusters.cluster[chosen] <= max([g.rank for g in part.groups if g.picked], default=-1)
+        kinds = np.where(picked[chosen], "picked", np.where(top, "top", "left"))
+        part.points = sorted(
+            ((float(x), float(y), str(kind), sources.get(keys[i]))
+             for (x, y), kind, i in zip(places, kinds, chosen, strict=True)),
+            key=lambda point: point[2] == "picked",
+        )  # fmt: skip
+
+
+def _box(values: Iterable[int]) -> Box:
+    top, left, height, width = (int(v) for v in values)
+    return top, left, height, width

@@ -1,0 +1,272 @@
+"""`diffsel report`: a run or a set as HTML that needs nothing but a browser.
+
+One file where all fits into ``limit`` bytes; else an overview and numbered pages beside it, each below the limit:
+
+    report.html   summary, scores, accuracies, all classes as cards, cost, settings      report-2.html ...   the classes
+
+Texts from the data (class and file names, prompts, settings) are escaped by the templates; the page's own rules for
+the browser (Content-Security-Policy) let it run only the script that belongs to it, and fetch nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..data.images import Progress, quiet
+from ..machine.files import write_atomically
+from ..sets.suspects import Suspect, suspects
+from ..settings.errors import ConfigError
+from .accuracies import accuracies, result_folders
+from .charts import Scale, histogram, tsne
+from .classes import ClassPart, Pool, Source, class_part, picked_of
+from .opening import Opened, clock, costs, open_target, settings_of, size
+from .painting import Painter
+
+LIMIT = 16_000_000  # bytes of a file, by default
+CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart
+POINTS_IN_LAYOUT = 1500
+RANKED = 12  # classes in the ranking; of more, the best and the worst half of these
+EXTRA_ROWS = 200  # shown of a further section
+SUSPECTS = 24  # images shown whose label fits least
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further section of the report: a table of images, each linking to its picture, map and box.
+
+    ``rows`` are (path, class folder, score), in the order to be shown; the report shows the first 200 and says so.
+    ``columns`` are their three headings.
+    """
+
+    title: str
+    lead: str
+    rows: Sequence[tuple[str, str, float]]
+    columns: tuple[str, str, str] = ("image", "class", "score")
+
+
+@dataclass
+class Gathered:
+    """What the overview needs of all classes, kept while their sections are written."""
+
+    parts: list[tuple[ClassPart, str]] = field(default_factory=list)  # and the file that holds its section, "" for this one
+    scores: list[np.ndarray] = field(default_factory=list)
+    picked: list[np.ndarray] = field(default_factory=list)
+    layout: list[tuple[ClassPart, np.ndarray, np.ndarray]] = field(default_factory=list)  # class, vectors, picked
+    missing: dict[str, int] = field(default_factory=dict)  # why pictures are not shown -> in how many classes
+    suspects: list[Suspect] = field(default_factory=list)  # the most suspect of all classes so far
+
+    def suspect(self, found: Sequence[Suspect]) -> None:
+        self.suspects = sorted([*self.suspects, *found], key=lambda each: (each.statistic, each.row))[:SUSPECTS]
+
+
+def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (), run: Path | None = None,
+                 results: Sequence[Path] = (), extras: Sequence[Extra] = (), limit: int = LIMIT,
+                 progress: Progress = quiet) -> list[Path]:  # fmt: skip
+    """Write the report on a RUN or SET to ``out`` (default TARGET-report.html, beside it); returns its files.
+
+    Files of an earlier, longer report of this name are removed.  Raises StoreError for a target that is neither or is
+    damaged, ConfigError for an ``out`` that is no HTML file or a folder of results that is not there.
+    """
+    out = out or target.resolve().with_name(target.resolve().name + "-report.html")
+    if out.suffix != ".html" or out.is_dir():
+        raise ConfigError(f"--out {out}: must be a file that ends in .html")
+    opened = open_target(target, sets, run)
+    found = accuracies(result_folders(opened.sets, results), opened.sets, progress)
+    book = Book(out, opened, limit)
+    names = opened.classes
+    coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}
+    with progress(total=len(names), desc="writing the report", unit="class") as bar:
+        for number, label in enumerate(names):
+            part, pool = class_part(opened.session, opened.sets, number, label)
+            book.add(part, pool, label in coloured)
+            if opened.session:
+                book.gathered.suspect(suspects(opened.session, label))
+            bar.update()
+    extras = [*extras, *([_suspects(book.gathered)] if opened.session else [])]
+    overview: dict[str, Any] = {
+        "accuracies": found,
+        "costs": costs(opened, found.own),
+        "settings": settings_of(opened),
+        "extras": [_extra(opened, book, number, extra) for number, extra in enumerate(extras)],
+        "skipped": list(opened.session.data.skipped) if opened.session else [],
+        **_charts(opened, book.gathered),
+    }
+    return book.close(overview)
+
+
+class Book:
+    """The report's files: class sections gather on a page, which is written when the next one would not fit."""
+
+    def __init__(self, out: Path, opened: Opened, limit: int):
+        self.out, self.opened, self.limit = out, opened, limit
+        self.templates = _templates()
+        whole = opened.target.resolve()
+        self.title = (whole.parent.name, whole.name)
+        self.gathered = Gathered()
+        self.scale = Scale()
+        self.sections: list[tuple[ClassPart, str]] = []
+        self.held = 0
+        self.files: list[Path] = []
+        around = {"number": 10**6, "first": quote(out.name), "before": quote(out.name) * 2, "after": quote(out.name) * 2}
+        self.frame = len(self.render("page.html.j2", page=around, sections=[]).encode())  # bytes of a page without classes
+
+    def add(self, part: ClassPart, pool: Pool | None, in_layout: bool) -> None:
+        found = self.gathered
+        if pool and len(pool.scores):
+            if not found.scores:
+                self.scale = Scale.of(pool.scores)
+            picked = picked_of(pool, self.opened.sets)
+            found.scores.append(pool.scores)
+            found.picked.append(picked)
+            if in_layout and pool.vectors is not None:
+                chosen = np.linspace(0, len(picked) - 1, min(len(picked), POINTS_IN_LAYOUT // CLASSES_IN_LAYOUT)).astype(int)
+                found.layout.append((part, pool.vectors[chosen], picked[chosen]))
+        for reason in part.missing:
+            found.missing[reason] = found.missing.get(reason, 0) + 1
+        text = self.render("class.html.j2", part=part)
+        room = self.limit - self.frame
+        if len(text.encode()) > room:
+            raise ConfigError(
+                f"class {part.folder!r} alone takes {size(len(text))}, over the {size(self.limit)} of a file; raise --page-size"
+            )
+        if self.held + len(text.encode()) > room:
+            self._turn(more=True)
+        self.sections.append((part, text))
+        self.held += len(text.encode())
+
+    def close(self, overview: dict[str, Any]) -> list[Path]:
+        """Write what is left, and the overview: around the sections where all fits, else as a file of its own."""
+        found = self.gathered
+        if not self.files:
+            whole = [(part, "") for part, _ in self.sections]
+            text = self._overview(overview, whole, self.sections)
+            if len(text.encode()) <= self.limit:
+                return self._finish(text)
+        self._turn(more=False)
+        text = self._overview(overview, found.parts, [])
+        if len(text.encode()) > self.limit:  # cards without pictures
+            for part, _ in found.parts:
+                part.card = ""
+            text = self._overview(overview, found.parts, [])
+        return self._finish(text)
+
+    def render(self, template: str, **values: Any) -> str:
+        return self.templates.get_template(template).render(
+            scale=self.scale, opened=self.opened, title=self.title, clock=clock, size=size, version=version("diffsel"), **values
+        )
+
+    def _overview(self, overview: dict[str, Any], parts: Sequence[tuple[ClassPart, str]],
+                  sections: Sequence[tuple[ClassPart, str]]) -> str:  # fmt: skip
+        return self.render("page.html.j2", parts=parts, page=None, sections=[text for _, text in sections],
+                           gathered=self.gathered, files=len(self.files), ranking=_ranking(parts), **overview)  # fmt: skip
+
+    def _page(self, number: int) -> Path:
+        return self.out if number == 1 else self.out.with_name(f"{self.out.stem}-{number}.html")
+
+    def _turn(self, more: bool) -> None:
+        """Write the sections held as the next numbered page."""
+        number = len(self.files) + 2
+        around = {"first": quote(self.out.name), "before": quote(self._page(number - 1).name),
+                  "after": quote(self._page(number + 1).name) if more else ""}  # fmt: skip
+        kept = [part for part, _ in self.sections]
+        text = self.render("page.html.j2", page=around | {"number": number},
+                           sections=[text for _, text in self.sections])  # fmt: skip
+        write_atomically(self._page(number), text.encode())
+        self.files.append(self._page(number))
+        self.gathered.parts += [(_as_card(part), quote(self._page(number).name)) for part in kept]
+        self.sections, self.held = [], 0
+
+    def _finish(self, text: str) -> list[Path]:
+        write_atomically(self.out, text.encode())
+        number = len(self.files) + 2
+        while (old := self._page(number)).exists() and b"diffsel report" in old.read_bytes()[:2000]:
+            old.unlink()
+            number += 1
+        return [self.out, *self.files]
+
+
+def _as_card(part: ClassPart) -> ClassPart:
+    """What the overview shows of a class whose section is written: thousands of them are held."""
+    return ClassPart(part.number, part.folder, part.name, part.prompt, part.images, part.passed_over, part.patches,
+                     part.quartiles, part.chosen, card=part.card)  # fmt: skip
+
+
+def _ranking(parts: Sequence[tuple[ClassPart, str]]) -> list[dict[str, Any] | None]:
+    """Classes by median score, with their quartiles as percent of the way along the axis; None stands for those left out."""
+    found = sorted((one for one in parts if one[0].quartiles), key=lambda one: -one[0].quartiles[1])
+    if len(found) < 2:
+        return []
+    shown = [*found] if len(found) <= RANKED else [*found[: RANKED // 2], *found[-RANKED // 2 :]]
+    low, high = min(part.quartiles[0] for part, _ in shown), max(part.quartiles[2] for part, _ in shown)
+    span = (high - low) / 96 or 1.0
+    rows: list[dict[str, Any] | None] = []
+    for part, file in shown:
+        places = {name: 2 + (q - low) / span for name, q in zip(("low", "mid", "high"), part.quartiles, strict=True)}
+        rows.append({"part": part, "file": file, **places})
+    return rows if len(shown) == len(found) else [*rows[: RANKED // 2], None, *rows[RANKED // 2 :]]
+
+
+def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:
+    """The histogram of all scores, and the layout of a dozen classes together: (x, y, colour, picked) of each patch."""
+    if not found.scores:
+        return {"all_scores": None, "layout": [], "layout_classes": []}
+    bars = histogram(np.concatenate(found.scores), np.concatenate(found.picked), 60)
+    points: list[tuple[float, float, int, bool]] = []
+    if len(found.layout) > 1 and opened.session:
+        places = tsne(np.concatenate([vectors for _, vectors, _ in found.layout]), opened.session.settings.seed)
+        colours = np.concatenate([np.full(len(picked), i) for i, (_, _, picked) in enumerate(found.layout)])
+        chosen = np.concatenate([picked for _, _, picked in found.layout])
+        if places is not None:
+            points = [(float(x), float(y), int(c), bool(p)) for (x, y), c, p in zip(places, colours, chosen, strict=True)]
+            points.sort(key=lambda point: point[3])
+    return {"all_scores": bars, "layout": points, "layout_classes": [part for part, _, _ in found.layout]}
+
+
+def _suspects(found: Gathered) -> Extra:
+    lead = (
+        f"The {len(found.suspects)} images whose label fits least: how much it lowers the loss, over the whole image; below "
+        "zero it raises the loss.  “diffsel suspects” lists all, “select --drop-suspects” leaves the worst out."
+    )
+    return Extra(
+        "Label suspects", lead, [(s.path, s.label, s.statistic) for s in found.suspects], ("image", "label", "statistic")
+    )
+
+
+def _extra(opened: Opened, book: Book, number: int, extra: Extra) -> tuple[Extra, list[tuple[Source, str, float]], int]:
+    """A further section's first rows with their sources: pictures and maps; the outline is the whole image."""
+    rows: list[tuple[Source, str, float]] = []
+    if not opened.session:
+        return extra, rows, len(extra.rows)
+    by_path = {row.path: row for row in opened.session.data.rows}
+    painters: dict[str, Painter] = {}
+    for place, (path, label, score) in enumerate(extra.rows[:EXTRA_ROWS]):
+        row = by_path[path]
+        painter = painters.setdefault(label, Painter(opened.session, label))
+        painter.load([row.row])
+        width, height = painter.size(row.row)
+        source = Source(f"x{number}-{place}", path, (0, 0, height, width), (width, height), score, extra.columns[2])
+        source.picture, source.heat = painter.source(row.row), painter.heat(row.row)
+        rows.append((source, opened.session.classes[label].name, score))
+    return extra, rows, len(extra.rows)
+
+
+def _templates() -> Environment:
+    """The templates, everything escaped; the style and the script stand in them as they are."""
+    env = Environment(loader=PackageLoader("diffsel", "assets/report"), autoescape=True, undefined=StrictUndefined,
+                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    folder = files("diffsel") / "assets" / "report"
+    script = (folder / "script.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    env.globals |= {"style": (folder / "style.css").read_text(encoding="utf-8"), "script": script, "script_digest": digest}
+    return env

@@ -1,0 +1,90 @@
+"""The pictures of a report: images, patches and heat maps as small WebP data URIs.  Each image is read once."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.images import Row
+from ..runs.session import Session
+from ..scoring.patches import Box
+from ..settings.errors import DataError
+from .text import heat
+
+SOURCE, MOSAIC, PATCH, CARD = 208, 168, 60, 96  # longest sides of pictures, pixels
+
+
+class Painter:
+    """Pictures and maps of one class's images; each image is read once."""
+
+    def __init__(self, session: Session | None, label: str):
+        self.session, self.label = session, label
+        self.missing: dict[str, None] = {}  # why pictures are not shown
+        self._pictures: dict[int, Image.Image | None] = {}
+        self._maps: dict[int, np.ndarray] = {}
+        self.rows: dict[int, Row] = {}
+        if session:
+            self.rows = {row.row: row for row in session.data.of_class(label)}
+
+    def load(self, rows: Iterable[int]) -> None:
+        """Read these images, in threads; one that cannot be read is passed over, and the report says why."""
+        if not self.session:
+            return
+        todo = [row for row in dict.fromkeys(rows) if row in self.rows and row not in self._pictures]
+        with ThreadPoolExecutor(self.session.settings.compute.workers) as pool:
+            self._pictures |= dict(zip(todo, pool.map(self._read, todo), strict=True))
+
+    def _read(self, row: int) -> Image.Image | None:
+        assert self.session
+        try:
+            return Image.fromarray(self.session.data.pixels(self.rows[row]))
+        except DataError as error:
+            self.missing[str(error).removeprefix(f"{self.rows[row].path}: ")] = None
+            return None
+
+    def source(self, row: int) -> str:
+        picture = self._pictures.get(row)
+        return as_uri(picture, SOURCE) if picture else ""
+
+    def patch(self, row: int, box: Box) -> str:
+        picture, (top, left, height, width) = self._pictures.get(row), box
+        return as_uri(picture.crop((left, top, left + width, top + height)), PATCH, 78) if picture else ""
+
+    def size(self, row: int) -> tuple[int, int]:
+        return self.session.data.size(self.rows[row]) if self.session and row in self.rows else (0, 0)
+
+    def heat(self, row: int) -> str:
+        """The image's map in colours, enlarged only as far as a browser needs for a smooth picture."""
+        if not self._maps and self.session:
+            for unit in (unit for unit in self.session.units if unit.label == self.label):
+                tensors, extra = self.session.maps(unit)
+                self._maps |= {r: self.session.image_map(tensors, self.rows[r]) for r in extra["rows"]}
+        if row not in self._maps:
+            return ""
+        cells = self._maps[row]
+        times = max(2, -(-64 // max(cells.shape)))
+        return as_uri(Image.fromarray(heat(cells, cells.shape[0] * times, cells.shape[1] * times)), SOURCE, 80)
+
+    def of_set(self, folder: Path, file: str, side: int) -> str:
+        """A distilled image."""
+        try:
+            with Image.open(folder / file) as picture:
+                return as_uri(picture.convert("RGB"), side, 80)
+        except OSError as error:
+            self.missing[f"{folder.name}/{file}: {error.strerror or 'not an image any more'}"] = None
+            return ""
+
+
+def as_uri(picture: Image.Image, side: int, quality: int = 74) -> str:
+    """A picture, its longest side at most ``side`` pixels, as a WebP data URI."""
+    shrunk = picture.copy()
+    shrunk.thumbnail((side, side), Image.Resampling.BICUBIC)
+    blob = io.BytesIO()
+    shrunk.save(blob, "WEBP", quality=quality if max(shrunk.size) > 40 else 92, method=2)
+    return "data:image/webp;base64," + base64.b64encode(blob.getvalue()).decode()

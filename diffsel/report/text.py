@@ -1,0 +1,223 @@
+"""What a person looks at: a data set described, one image followed through a run, pictures of maps and boxes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from threadpoolctl import threadpool_limits
+
+from .. import method
+from ..data.images import EXTENSIONS, ImageData, Row, ignored_files
+from ..data.pixels import Pixels
+from ..evaluation.cells import Line
+from ..evaluation.protocols import changes, starred
+from ..evaluation.students import difference
+from ..machine.files import read_lines
+from ..runs.session import Session
+from ..scoring.patches import Box
+from ..sets import selection
+from ..settings.errors import DataError, StoreError
+from ..settings.settings import Settings
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
+    """Aligned columns: numbers to the right, text to the left."""
+    cells = [list(header), *[[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]]
+    right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip() for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def accuracy_table(lines: Sequence[Line]) -> str:
+    """Top-1 and top-5 in percent with 95% intervals; below it, where protocols differ from what their names say, what
+    students of stored labels share, and what failed."""
+    rows = [
+        [
+            line.cell.name,
+            line.cell.labelled_by,
+            line.cell.student,
+            starred(line.cell.protocol),
+            line.top1.n if line.top1 else 0,
+            str(line.top1 or "-"),
+            "-" if line.top1 is None or line.top1.std is None else f"{line.top1.std:.2f}",
+            str(line.top5 or "-"),
+            str(line.best or "-"),
+            str(line.last or "-"),
+        ]
+        for line in lines
+    ]
+    header = ["set", "teacher", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
+    failed = [f"{line.cell.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
+    notes = [f"{starred(p)} is {p.name} with {changes(p)}" for p in (line.cell.protocol for line in lines) if changes(p)]
+    if any(line.cell.labels for line in lines):
+        notes.append("stored: all students see the same batches; they and the interval differ by initialisation alone")
+    return "\n".join([table(rows, header), *dict.fromkeys(notes), *failed])
+
+
+def over_random(lines: Sequence[Line], random: Sequence[bool]) -> str:
+    """How much better the students of each set are than those of random images; empty without such a line.
+
+    ``random``: which lines are of random images.  Compared are lines of one student and as many images of the same classes.
+    """
+
+    def alike(line: Line) -> tuple:
+        return line.cell.student, len(line.cell.train.rows), tuple(info.folder for info in line.cell.train.classes)
+
+    bases = [line for line, is_base in zip(lines, random, strict=True) if is_base]
+    rows = [
+        [line.cell.name, line.cell.student, difference(line.top1, base.top1), base.cell.name]
+        for line, is_base in zip(lines, random, strict=True)
+        for base in bases
+        if not is_base and alike(line) == alike(base) and line.top1 and base.top1
+    ]
+    return "\n" + table(rows, ["set", "student", "top-1 over random ± 95%", "random"]) if rows else ""
+
+
+def describe_data(data: ImageData, settings: Settings) -> str:
+    """All that was understood of a data set, for `diffsel inspect`."""
+    counts = Counter(row.label for row in data.rows)
+    lost = Counter(item.label for item in data.skipped)
+    template = settings.scoring.prompts[0]
+    rows = [
+        [i, ascii(c.folder)[1:-1], c.prompt(template), counts[c.folder], lost[c.folder]] for i, c in enumerate(data.classes)
+    ]
+    sides = [min(row.width, row.height) for row in data.rows]
+    sizes = {data.size(row) for row in data.rows}
+    lines = [
+        table(rows, ["class", "folder", "prompt", "images", "passed over"]),
+        "",
+        f"{len(data.rows)} images in {len(data.classes)} classes ({min(counts.values())} to {max(counts.values())} each); "
+        f"{len(data.skipped)} passed over by their headers (the rest is decoded when it is scored)",
+        f"shortest sides {min(sides)} to {max(sides)} pixels, median {median(sides):g}; "
+        f"{sum(side < settings.data.image_size for side in sides)} are enlarged to {settings.data.image_size}",
+        f"{len(sizes)} different sizes after resizing",
+        f"null prompt: {settings.scoring.null_prompt!r}",
+    ]
+    if ignored := ignored_files(data):
+        found = ", ".join(f"{count} {ascii(extension)[1:-1]}" for extension, count in ignored)
+        lines.append(f"files beside them that are not taken for images: {found}; taken are {' '.join(sorted(EXTENSIONS))}")
+    lines += [f"passed over: {ascii(item.path)[1:-1]}: {item.reason}" for item in data.skipped[:20]]
+    if len(data.skipped) > 20:
+        lines.append(f"... and {len(data.skipped) - 20} more")
+    return "\n".join(lines)
+
+
+def trace_image(session: Session, image: str, sets: Sequence[Path]) -> str:
+    """One image's way through a run, line by line.  Raises DataError where the image is not in the run."""
+    row = _find(session, image)
+    unit = next(u for u in session.units if row in u.rows)
+    width, height = session.data.size(row)
+    prompt = session.classes[row.label].prompt(session.settings.scoring.prompts[session.settings.patches.prompt])
+    lines = [
+        f"row      {row.row}: {row.path}, class {row.label!r}, {row.width} x {row.height} pixels, digest {row.digest[:12]}",
+        f"resized  {width} x {height} pixels; prompt {prompt!r}",
+    ]
+    tensors, extra = session.maps(unit)
+    if row.row not in extra["rows"]:
+        reason = next(s["reason"] for s in extra["skipped"] if s["path"] == row.path)
+        return "\n".join([*lines, f"map      none: passed over: {reason}"])
+    cells = session.image_map(tensors, row)
+    lines.append(
+        f"map      maps/{unit.name}.safetensors, {cells.shape[0]} x {cells.shape[1]} cells, "
+        f"{session.settings.patches.estimator}: {cells.min():+.3g} to {cells.max():+.3g}, mean {cells.mean():+.3g}"
+    )
+    lines += [
+        f"box      {list(box)} (top, left, height, width), score {score:+.4g}"
+        for owner, box, score in session.boxes(unit)
+        if owner == row
+    ]
+    lines += _trace_cluster(session, row.label, row.row)
+    tiles = [line for folder in sets for line in _trace_tiles(folder, row.path)]
+    return "\n".join([*lines, *(tiles or [f"tile     in none of {len(sets)} set(s) looked at"])])
+
+
+def _find(session: Session, image: str) -> Row:
+    rows = session.data.rows
+    found = [r for r in rows if str(r.row) == image or r.path == image] or [r for r in rows if r.path.endswith(image)]
+    if len(found) != 1:
+        what = "no image" if not found else f"{len(found)} images, such as {found[0].path} and {found[1].path},"
+        raise DataError(f"{what} in {session.run.path} match(es) {image!r}; give a row number (0 to {len(rows) - 1}) or a path")
+    return found[0]
+
+
+def _trace_cluster(session: Session, label: str, row: int) -> list[str]:
+    try:
+        pool = method.candidates(session, label)
+    except StoreError as error:
+        return [f"vector   none: {error}"]
+    s = session.settings
+    if s.selection.method == "diffsel-noclusters":
+        order = np.argsort(-pool.scores, kind="stable")
+        return [
+            f"rank     {int(np.flatnonzero(order == i)[0])} of {len(order)} by score" for i in np.flatnonzero(pool.rows == row)
+        ]
+    with threadpool_limits(1):  # as selection does it: its sums depend on the number of threads
+        groups = selection.cluster(pool.vectors, pool.scores, s.selection, s.seed)
+    return [
+        f"vector   {pool.vectors.shape[1]} numbers, begins {np.array2string(pool.vectors[i][:4], precision=3)}\n"
+        f"cluster  {groups.cluster[i]} of {len(groups.median)} (median score {groups.median[groups.cluster[i]]:+.4g}), "
+        f"place {groups.place[i]} of {int((groups.cluster == groups.cluster[i]).sum())}, distance {groups.distance[i]:.4g}"
+        for i in np.flatnonzero(pool.rows == row)
+    ]
+
+
+def _trace_tiles(folder: Path, path: str) -> list[str]:
+    return [
+        f"tile     {folder / entry['file_name']}, tile {number}, rank {tile['rank']}, picked by {tile['reason']}"
+        for entry in read_lines(folder / "metadata.jsonl")
+        for number, tile in enumerate(entry["tiles"])
+        if tile["source"] == path
+    ]
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def heat(cells: Float[np.ndarray, "h w"], height: int, width: int) -> Pixels:
+    """A map as colours at image size: deep blue through teal to yellow, smallest to largest value."""
+    span = float(np.ptp(cells)) or 1.0
+    levels = Image.fromarray(((cells - cells.min()) / span).astype(np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    anchors = np.array([[26, 18, 74], [40, 90, 140], [44, 160, 130], [150, 205, 70], [253, 231, 37]], np.float64)
+    where = np.clip(np.asarray(levels), 0, 1) * (len(anchors) - 1)
+    return np.stack([np.interp(where, range(len(anchors)), anchors[:, c]) for c in range(3)], -1).astype(np.uint8)
+
+
+def with_boxes(pixels: Pixels, boxes: Sequence[tuple[Box, str]], scale: int) -> Image.Image:
+    """An enlarged picture with coloured outlines."""
+    picture = Image.fromarray(pixels).resize((pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    for (top, left, height, width), colour in boxes:
+        corner = (left * scale, top * scale, (left + width) * scale - 1, (top + height) * scale - 1)
+        draw.rectangle(corner, outline=colour, width=max(2, scale // 2 + 1))
+    return picture
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str, gap: int = 10) -> Image.Image:
+    """Captioned rows of pictures on one white page."""
+    font, small = ImageFont.load_default(22), ImageFont.load_default(15)
+    width = max(sum(p.width + gap for p in pictures) for _, pictures in rows) + gap
+    width = max(width, int(font.getlength(title)) + 2 * gap, *(int(small.getlength(caption)) + 2 * gap for caption, _ in rows))
+    height = 50 + sum(26 + max(p.height for p in pictures) + gap for _, pictures in rows)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((gap, 12), title, fill="#111111", font=font)
+    y = 50
+    for caption, pictures in rows:
+        draw.text((gap, y), caption, fill="#444444", font=small)
+        x, y = gap, y + 26
+        for picture in pictures:
+            page.paste(picture, (x, y))
+            x += picture.width + gap
+        y += max(p.height for p in pictures) + gap
+    return page

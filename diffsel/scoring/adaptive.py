@@ -1,0 +1,73 @@
+"""Which images need more draws: those that can still be selected, and whose score or box is not settled yet.
+
+A pass may give every image a few draws and then, round by round, double the draws of the undecided ones alone (a race, as
+in best-arm identification).  What is compared are an image's best patch scores, draw by draw, so that every bound comes
+from the image's own scatter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from ..settings.sections import PatchSettings, ScoringSettings
+from .patches import estimate, patch_scores
+
+DrawMaps = Float[np.ndarray, "n 2 h w"]  # D and G of each draw of an image
+
+
+def undecided(
+    maps: Sequence[DrawMaps], sizes: Sequence[tuple[int, int]], patches: PatchSettings, scoring: ScoringSettings
+) -> NDArray[np.bool_]:
+    """Images of one class that deserve more draws; ``sizes`` are their (height, width) in pixels.
+
+    Let k = ``adaptive_keep`` x images.  An image is out if its upper bound lies below the k-th largest lower bound, and in
+    if its lower bound lies above all upper bounds but k - 1.  In between it is undecided; so is an image that is not out
+    and whose best patch does not lead the best one elsewhere by ``adaptive_z`` standard errors of their difference.
+    """
+    scores = [_draw_scores(m, size, patches, scoring) for m, size in zip(maps, sizes, strict=True)]
+    found = [_leader(s, size, patches) for s, size in zip(scores, sizes, strict=True)]
+    mean, error, clear = (np.array(column) for column in zip(*found, strict=True))
+    z, k = scoring.adaptive_z, min(len(maps), max(1, math.ceil(scoring.adaptive_keep * len(maps))))
+    low, high = mean - z * error, mean + z * error
+    out = high < np.sort(low)[-k]
+    surely_in = low > np.sort(high)[-k - 1] if k < len(maps) else np.ones(len(maps), bool)
+    return ~out & (~surely_in | (clear < z))
+
+
+def _draw_scores(
+    maps: DrawMaps, size: tuple[int, int], patches: PatchSettings, scoring: ScoringSettings
+) -> Float[np.ndarray, "n rows cols"]:
+    """Patch scores of each draw alone; estimates are linear in the maps, so their mean is the score of the mean map.
+
+    Neighbouring patches differ little: a coarse stride is enough to see whether another place competes.
+    """
+    single = scoring.model_copy(update={"bins": 1, "draws": 1})
+    every = patches.model_copy(update={"t_range": None})
+    stride = max(patches.stride, min(size) // 32)
+    return np.stack(
+        [patch_scores(estimate(d[None], g[None], every, single), *size, patches.patch_size or 0, stride)[0] for d, g in maps]
+    )
+
+
+def _leader(scores: Float[np.ndarray, "n rows cols"], size: tuple[int, int], patches: PatchSettings) -> tuple[float, ...]:
+    """Mean and standard error of the best patch's score, and its lead over the best patch that is half a patch away or
+    more, in standard errors (infinite where there is none)."""
+    n, total = len(scores), scores.mean(0)
+    row, col = np.unravel_index(int(total.argmax()), total.shape)
+    best = scores[:, row, col]
+    error = float(best.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    step = max(patches.stride, min(size) // 32)
+    away = (patches.patch_size or max(size)) / 2 / step
+    rows, cols = np.ogrid[: total.shape[0], : total.shape[1]]
+    far = (abs(rows - row) >= away) | (abs(cols - col) >= away)
+    if not far.any():
+        return float(total[row, col]), error, math.inf
+    far_row, far_col = np.unravel_index(int(np.where(far, total, -np.inf).argmax()), total.shape)
+    lead = best - scores[:, far_row, far_col]
+    spread = lead.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    return float(total[row, col]), error, float(lead.mean() / spread) if spread > 0 else math.inf

@@ -1,0 +1,203 @@
+"""One draw at a time: keyed noise, noisy latents, what the model predicts, and the losses of it.
+
+A draw is one (timestep, noise) of one image.  It depends on (seed, image, draw number) alone, never on its neighbours in a
+batch, and every forward has the same number of samples, so that the bytes of its losses do not either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.pixels import Pixels
+from ..settings.sections import ScoringSettings
+from .diffusion import Diffusion
+
+T = TypeVar("T")
+Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
+LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
+
+
+def is_latent(picture: Picture) -> bool:
+    return picture.dtype == np.float32
+
+
+def latent_shape(model: Diffusion, picture: Picture) -> tuple[int, ...]:
+    """(channels, h, w) of a picture's latent; each halving of the VAE rounds down."""
+    if is_latent(picture):
+        return picture.shape
+    return latent_size(model, *picture.shape[:2])
+
+
+def latent_size(model: Diffusion, height: int, width: int) -> tuple[int, int, int]:
+    """As ``latent_shape``, of a picture of that many pixels."""
+    return model.channels, height // model.cell, width // model.cell
+
+
+def draw_losses(
+    model: Diffusion,
+    latents: Float[Tensor, "images 4 h w"],
+    keys: Sequence[str],
+    items: Sequence[tuple[int, int]],
+    words: Float[Tensor, "prompts tokens width"],
+    settings: ScoringSettings,
+    seed: int,
+    batch_size: int,
+    losses: LossRows | None = None,
+    apart: bool = False,
+) -> Iterator[tuple[tuple[int, int], Float[np.ndarray, "rows h w"]]]:
+    """``losses`` (by default ``all_losses``) of each (image, draw) in ``items``, in their order, in float32.
+
+    One batch is under way on the device while the one before is taken in.
+    """
+    rows_of = losses or all_losses
+
+    def launch(chunk: Sequence[tuple[int, int]]) -> tuple[Sequence[tuple[int, int]], Tensor, Callable[[], None]]:
+        drawn = [draw_noise(keys[i], d, tuple(latents.shape[1:]), settings, seed, model.steps) for i, d in chunk]
+        noise = to_device(torch.stack([eps for _, eps in drawn]), model.device)
+        t = to_device(torch.tensor([t for t, _ in drawn]), model.device)
+        which = to_device(torch.tensor([i for i, _ in chunk]), model.device)
+        noisy = model.add_noise(latents[which], noise, t)
+        predicted = predict_all(model, noisy, t, words, batch_size)
+        return chunk, *to_host(torch.stack(rows_of(noise, predicted), 1))
+
+    size = batch_size if apart else max(1, batch_size // len(words))
+    for chunk, rows, arrived in one_behind(launch(part) for part in padded(items, size)):
+        arrived()
+        yield from dict(zip(chunk, rows.numpy(), strict=True)).items()  # without the filling
+
+
+def all_losses(noise: Float[Tensor, "b 4 h w"], predicted: Sequence[Float[Tensor, "b 4 h w"]]) -> list[Float[Tensor, "b h w"]]:
+    """D of each label prompt, then G of each, then the null prompt's loss; the null prompt's prediction comes first."""
+    null, *label = predicted
+    maps = [differential_and_gap(noise, null, b) for b in label]
+    return [d for d, _ in maps] + [g for _, g in maps] + [(null - noise).square().mean(1)]
+
+
+def plain_losses(
+    noise: Float[Tensor, "b 4 h w"], predicted: Sequence[Float[Tensor, "b 4 h w"]]
+) -> list[Float[Tensor, "b h w"]]:
+    """Each prompt's loss."""
+    return [(b - noise).square().mean(1) for b in predicted]
+
+
+def differential_and_gap(
+    noise: Float[Tensor, "b 4 h w"], null: Float[Tensor, "b 4 h w"], label: Float[Tensor, "b 4 h w"]
+) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
+    """One draw's D and G.  (b - eps)^2 - (a - eps)^2 is written as (b - a)(b + a - 2 eps): no large numbers cancel."""
+    step = label - null
+    return (step * (label + null - 2 * noise)).mean(1), step.square().mean(1)
+
+
+def predict_all(
+    model: Diffusion, noisy: Float[Tensor, "b 4 h w"], t: Tensor, words: Float[Tensor, "p tokens width"], batch_size: int
+) -> tuple[Float[Tensor, "b 4 h w"], ...]:
+    """Noise predicted with each prompt, null and label prompts in the same forward."""
+    b, p = len(noisy), len(words)
+    parts = zip(
+        noisy.repeat(p, 1, 1, 1).split(batch_size),
+        t.repeat(p).split(batch_size),
+        words.repeat_interleave(b, 0).split(batch_size),
+        strict=True,
+    )
+    return torch.cat([model.predict_noise(*part) for part in parts]).split(b)
+
+
+def draw_noise(
+    key: str, draw: int, shape: tuple[int, ...], settings: ScoringSettings, seed: int, steps: int
+) -> tuple[int, Float[Tensor, "4 h w"]]:
+    """Draw number ``draw`` of an image: a timestep in [t_min, t_max) and standard normal noise.
+
+    A function of (seed, key, draw) alone: the draws of a shorter pass are the first ones of a longer.  Draws go to the
+    bins in turn; inside a bin the timesteps are a van der Corput sequence with a random shift, so that the first 2, 4,
+    8 ... of a bin lie one in each equal part of it (stratified at any number of draws).
+    """
+    bin_, turn = draw % settings.bins, draw // settings.bins
+    shift = torch.rand((), generator=keyed_generator(seed, key, "t", bin_), dtype=torch.float64).item()
+    place = (bin_ + (van_der_corput(turn) + shift) % 1) / settings.bins
+    t = int((settings.t_min + (settings.t_max - settings.t_min) * place) * steps)
+    return min(t, steps - 1), torch.randn(shape, generator=keyed_generator(seed, key, "draw", draw))
+
+
+def van_der_corput(n: int) -> float:
+    """The binary digits of ``n`` mirrored at the point: 0, 1/2, 1/4, 3/4, 1/8 ..."""
+    return int(f"{n:b}"[::-1], 2) / 2 ** n.bit_length()
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """A CPU generator seeded by a hash of ``key``: the noise of an item is the same in any batch, process or device.
+
+    torch's CPU generator (mt19937) takes only the lower 32 bits of a seed, so among the 15 million draws of a large data
+    set some 26,000 pairs share their noise.  They are draws of different images, so no map averages the same noise twice
+    (two of the 12 draws of one image collide in 66 of 2**32 cases); the stored bytes depend on these seeds, so they stay.
+    """
+    seed = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
+
+
+def as_images(pixels: Sequence[Pixels], device: torch.device) -> Float[Tensor, "b 3 height width"]:
+    """uint8 HWC to float [-1, 1] BCHW."""
+    return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def padded(items: Sequence, size: int) -> Iterator[list]:
+    """Runs of exactly ``size`` items; the last is filled up by repeating its last item."""
+    for start in range(0, len(items), size):
+        part = list(items[start : start + size])
+        yield part + part[-1:] * (size - len(part))
+
+
+def encode(
+    model: Diffusion, bucket: Sequence[tuple[str, Picture]], settings: ScoringSettings, seed: int, batch_size: int
+) -> Float[Tensor, "b 4 h w"]:
+    """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
+    # Photographs come in many sizes: larger batches would mostly be filling, where a batch costs more than its overhead.
+    size = min(batch_size, 2 if model.device.type == "cpu" else 8)
+    kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
+    found = {i: torch.from_numpy(latent).to(model.device) for i, latent in kept.items()}
+    for shape in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
+        same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == shape]
+        for chunk in padded(same, size):
+            noise = None
+            if settings.posterior == "sample":
+                keyed = [keyed_generator(seed, bucket[i][0], "posterior") for i in chunk]
+                noise = torch.stack(
+                    [torch.randn(latent_shape(model, bucket[i][1]), generator=g) for i, g in zip(chunk, keyed, strict=True)]
+                )
+            latents = model.encode(as_images([bucket[i][1] for i in chunk], model.device), noise)
+            found |= dict(zip(chunk, latents, strict=True))
+    return torch.stack([found[i] for i in range(len(bucket))])
+
+
+# ---- to and from the device ------------------------------------------------------------------------------------------
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory to a GPU, so that nobody waits for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """A copy on the CPU that is under way, and what waits for its arrival."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), lambda: None
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event.synchronize
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Each item after the next one was made."""
+    last: list[T] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last

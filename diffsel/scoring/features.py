@@ -1,0 +1,147 @@
+"""Patches -> vectors (paper 3.2): DIFT, the activation of a U-Net block on the noised patch, or CLIP image features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.pixels import Pixels
+from ..settings.errors import ConfigError
+from ..settings.sections import FeatureSettings
+from .diffusion import Diffusion
+from .draws import as_images, keyed_generator, padded
+from .patches import Box
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What a vector is made from: the image's key and pixels, and the box inside it."""
+
+    key: str
+    pixels: Pixels
+    box: Box
+
+
+def embed_patches(
+    model: Diffusion, patches: Sequence[Patch], prompt: str, settings: FeatureSettings, seed: int, batch_size: int
+) -> Iterator[tuple[int, Vector]]:
+    """The vector of each patch, unit length, float32, as (position in ``patches``, vector), size by size.
+
+    ``prompt`` is the class's label prompt.  A patch's noise is keyed by its image and box.  Raises ConfigError.
+    """
+    if settings.kind == "clip":
+        yield from _embed_clip(patches, settings, model.device, batch_size)
+        return
+    whole = settings.pooling == "box"
+    words = model.embed_prompts([prompt])
+    for shape in sorted({_view(p, whole).shape[:2] for p in patches}):
+        places = [i for i, p in enumerate(patches) if _view(p, whole).shape[:2] == shape]
+        for chunk in padded(places, batch_size):
+            feature = _dift(model, [patches[i] for i in chunk], words, settings, seed)
+            vectors = unit([pool(f, patches[i], whole) for f, i in zip(feature, chunk, strict=True)])
+            yield from dict(zip(chunk, vectors, strict=True)).items()
+
+
+def _view(patch: Patch, whole: bool) -> Pixels:
+    top, left, height, width = patch.box
+    return patch.pixels if whole else patch.pixels[top : top + height, left : left + width]
+
+
+@torch.inference_mode()
+def _dift(
+    model: Diffusion, patches: Sequence[Patch], words: Float[Tensor, "1 tokens width"], settings: FeatureSettings, seed: int
+) -> Float[Tensor, "b channels fh fw"]:
+    """Up-block activations at the DIFT step, averaged over the ensemble of noises."""
+    whole = settings.pooling == "box"
+    latents = model.encode(as_images([_view(p, whole) for p in patches], model.device))
+    t = torch.full((len(patches),), int(settings.timestep * model.steps), device=model.device)
+    total: Float[Tensor, "b channels fh fw"] | None = None
+    for member in range(settings.ensemble):
+        noise = torch.stack([
+            torch.randn(latents.shape[1:], generator=keyed_generator(seed, p.key, () if whole else p.box, "dift", member))
+            for p in patches
+        ])  # fmt: skip
+        noisy = model.add_noise(latents, noise.to(model.device), t)
+        feature = model.features(noisy, t, words.expand(len(patches), -1, -1), settings.up_block)
+        total = feature if total is None else total + feature
+    assert total is not None  # ensemble >= 1
+    return total / settings.ensemble
+
+
+def pool(feature: Float[Tensor, "channels fh fw"], patch: Patch, whole: bool) -> Float[Tensor, " channels"]:
+    """Spatial mean of a patch's feature map; of a whole image's map, over the cells that the box covers."""
+    if whole:
+        (top, left, height, width), (fh, fw), (h, w) = patch.box, feature.shape[1:], patch.pixels.shape[:2]
+        rows = slice(top * fh // h, max((top + height) * fh // h, top * fh // h + 1))
+        cols = slice(left * fw // w, max((left + width) * fw // w, left * fw // w + 1))
+        feature = feature[:, rows, cols]
+    return feature.mean((1, 2))
+
+
+def unit(vectors: Sequence[Float[Tensor, " channels"]]) -> Float[np.ndarray, "b channels"]:
+    """L2-normalised, float32."""
+    return torch.nn.functional.normalize(torch.stack(list(vectors)).float(), dim=1).cpu().numpy()
+
+
+# ---- CLIP, the ablation's alternative (paper Tab. 5) -----------------------------------------------------------------
+
+
+@cache
+def _load_clip(name: str, device: torch.device):
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    try:
+        clip = CLIPVisionModelWithProjection.from_pretrained(name, use_safetensors=True)
+        return clip.eval().requires_grad_(False).to(device), CLIPImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"features.clip_model = {name!r}: {error}") from None
+
+
+def clip_digest(name: str) -> str:
+    """A hash of the weights behind ``features.clip_model``, which a folder or a hub id may change.  Raises ConfigError."""
+    state = hashlib.blake2b(digest_size=16)
+    for key, tensor in _load_clip(name, torch.device("cpu"))[0].state_dict().items():
+        state.update(f"{key} {tuple(tensor.shape)};".encode())
+        state.update(tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+@torch.inference_mode()
+def _embed_clip(
+    patches: Sequence[Patch], settings: FeatureSettings, device: torch.device, batch_size: int
+) -> Iterator[tuple[int, Vector]]:
+    clip, prepare = _load_clip(settings.clip_model, device)
+    for chunk in padded(range(len(patches)), batch_size):
+        views = [np.ascontiguousarray(_view(patches[i], whole=False)) for i in chunk]
+        inputs = prepare(images=views, return_tensors="pt", input_data_format="channels_last").to(device)
+        yield from dict(zip(chunk, unit(list(clip(**inputs).image_embeds)), strict=True)).items()
+
+
+def random_clip(folder: Path) -> None:
+    """Write a small image encoder of CLIP's architecture with random weights (seed 0), for where no weights can be had.
+
+    It shows that the ablation's path works; its vectors are those of an untrained network.
+    """
+    if (folder / "model.safetensors").exists():
+        return
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CLIPVisionConfig(hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
+                                  num_attention_heads=4, image_size=32, patch_size=8)  # fmt: skip
+        network = CLIPVisionModelWithProjection(config)
+    sides = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=sides).save_pretrained(folder)
+    network.save_pretrained(folder)

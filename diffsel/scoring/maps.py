@@ -1,0 +1,198 @@
+"""Images -> loss maps and gap maps (paper 3.1): where in an image is its class?
+
+With z_t the noisy latent, ``a`` the noise predicted with the null prompt and ``b`` with a label prompt,
+
+    differential map   D = E[ mean_c (b - eps)^2 - mean_c (a - eps)^2 ]     negative where the words help
+    gap map            G = E[ mean_c (a - b)^2 ]                           the same expectation as -D, far less noise
+
+over draws (t, eps), which draws.py makes; every prompt of a draw sees the same noise.  Maps stay at latent size, averaged
+within each timestep bin, so that one pass serves every patch size, timestep range, estimator and prompt comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.pixels import Pixels
+from ..settings.sections import PatchSettings, ScoringSettings
+from .adaptive import undecided
+from .diffusion import Diffusion
+from .draws import LossRows, Picture, all_losses, draw_losses, encode, latent_shape, plain_losses
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What is kept of one image; h x w latent cells, P prompts, B timestep bins."""
+
+    differential: Float[np.ndarray, "P B h w"]  # float16, D above: conditional minus null loss
+    gap: Float[np.ndarray, "P B h w"]  # float16, G above
+    null: Float[np.ndarray, "B h w"]  # float32, the null prompt's loss, so that a prompt added later needs no new one
+    draws: int  # how many (timestep, noise) pairs they are the mean of
+    latent: Float[Tensor, "4 h w"]  # of the picture, on the model's device
+
+    def tensors(self, row: int) -> dict[str, NDArray[np.generic]]:
+        return {f"{row}.{name}": getattr(self, name) for name in ("differential", "gap", "null")}
+
+
+def score_images(
+    model: Diffusion,
+    images: Sequence[tuple[str, Picture]],
+    prompts: Sequence[str],
+    settings: ScoringSettings,
+    seed: int,
+    batch_size: int,
+    apart: bool = False,
+) -> Iterator[tuple[int, Maps]]:
+    """Maps of each image, as (position in ``images``, Maps), size by size.
+
+    ``images`` are (key, uint8 (H, W, 3)) or (key, latent); the key names the image's noise, whatever batch it falls in.
+    Every forward has the same number of samples (the last is filled up), so that an image's bytes do not depend on its
+    neighbours; ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
+    """
+    words = _embed(model, [settings.null_prompt, *prompts], apart)
+    for place, sums in _add_up(model, images, words, settings, seed, batch_size, all_losses, apart):
+        yield place, sums.maps()
+
+
+def label_losses(
+    model: Diffusion,
+    images: Sequence[tuple[str, Picture]],
+    prompts: Sequence[str],
+    settings: ScoringSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, Float[np.ndarray, "P B h w"]]]:
+    """Losses E[mean_c (b - eps)^2] of each image under ``prompts`` alone, in float32: with a null loss that was kept,
+    their difference is D, without the null prompt's forwards.  Arguments, noise and order as for ``score_images`` with
+    its prompts ``apart``."""
+    words = _embed(model, prompts, apart=True)
+    for place, sums in _add_up(model, images, words, settings, seed, batch_size, plain_losses, apart=True):
+        yield place, sums.mean()
+
+
+def _embed(model: Diffusion, prompts: Sequence[str], apart: bool) -> Float[Tensor, "prompts tokens width"]:
+    return torch.cat([model.embed_prompts([prompt]) for prompt in prompts]) if apart else model.embed_prompts(list(prompts))
+
+
+def score_class(
+    model: Diffusion,
+    images: Sequence[tuple[str, Pixels]],
+    prompts: Sequence[str],
+    settings: ScoringSettings,
+    patches: PatchSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, Maps]]:
+    """Maps of images of one class: all with as many draws, or adaptively, as ``settings`` say."""
+    if settings.adaptive_draws:
+        return score_adaptively(model, images, prompts, settings, patches, seed, batch_size)
+    return score_images(model, images, prompts, settings, seed, batch_size)
+
+
+def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
+    """U-Net samples that scoring takes (adaptively: at least): each draw once with every prompt and once with the null one."""
+    return images * settings.draws * (1 + prompts)
+
+
+def filled_forwards(shapes: Iterable[tuple[int, ...]], prompts: int, settings: ScoringSettings, batch_size: int) -> int:
+    """As ``forwards``, of a unit whose latents have these ``shapes``, with what fills up the last batch of each shape."""
+    size = max(1, batch_size // (1 + prompts))  # draws in a batch, as in draw_losses
+    batches = sum(math.ceil(images * settings.draws / size) for images in Counter(shapes).values())
+    return batches * size * (1 + prompts)
+
+
+class _Sums:
+    """One image's draws, added up bin by bin in float32, in the order of the draws."""
+
+    def __init__(self, settings: ScoringSettings, latent: Tensor):
+        self.bins, self.draws, self.latent = settings.bins, 0, latent
+        self.total: NDArray[np.float32] | None = None  # (rows, bins, h, w)
+
+    def add(self, losses: Float[np.ndarray, "rows h w"]) -> None:
+        if self.total is None:
+            self.total = np.zeros((len(losses), self.bins, *losses.shape[1:]), np.float32)
+        self.total[:, self.draws % self.bins] += losses
+        self.draws += 1
+
+    def mean(self) -> Float[np.ndarray, "rows bins h w"]:
+        assert self.total is not None  # at least one draw
+        return self.total / np.float32(self.draws // self.bins)
+
+    def maps(self) -> Maps:
+        """Of rows as ``all_losses`` gives them."""
+        mean = self.mean()
+        prompts = len(mean) // 2
+        differential, gap = mean[:prompts].astype(np.float16), mean[prompts:-1].astype(np.float16)
+        return Maps(differential, gap, mean[-1], self.draws, self.latent)
+
+
+@torch.inference_mode()
+def _add_up(
+    model: Diffusion,
+    images: Sequence[tuple[str, Picture]],
+    words: Float[Tensor, "prompts tokens width"],
+    settings: ScoringSettings,
+    seed: int,
+    batch_size: int,
+    losses: LossRows,
+    apart: bool,
+) -> Iterator[tuple[int, _Sums]]:
+    """All draws of each image, latent shape by latent shape.  Draws run through images in turn: few are unfinished."""
+    cells = [latent_shape(model, pixels) for _, pixels in images]
+    for shape in sorted(set(cells)):
+        places = [place for place, cell in enumerate(cells) if cell == shape]
+        bucket = [images[place] for place in places]
+        latents = encode(model, bucket, settings, seed, batch_size)
+        items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
+        keys = [key for key, _ in bucket]
+        sums: dict[int, _Sums] = {}
+        for (i, d), part in draw_losses(model, latents, keys, items, words, settings, seed, batch_size, losses, apart):
+            sums.setdefault(i, _Sums(settings, latents[i])).add(part)
+            if d == settings.draws - 1:
+                yield places[i], sums.pop(i)
+
+
+@torch.inference_mode()
+def score_adaptively(
+    model: Diffusion,
+    images: Sequence[tuple[str, Pixels]],
+    prompts: Sequence[str],
+    settings: ScoringSettings,
+    patches: PatchSettings,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[int, Maps]]:
+    """As ``score_images``, of images of one class: round after round the undecided ones (racing.py) get twice the draws.
+
+    Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
+    """
+    words = model.embed_prompts([settings.null_prompt, *prompts])
+    cells = [latent_shape(model, pixels) for _, pixels in images]
+    buckets = {shape: [i for i, cell in enumerate(cells) if cell == shape] for shape in sorted(set(cells))}
+    latents = {shape: encode(model, [images[i] for i in b], settings, seed, batch_size) for shape, b in buckets.items()}
+    sums = [_Sums(settings, latents[cell][buckets[cell].index(i)]) for i, cell in enumerate(cells)]
+    seen: list[list[np.ndarray]] = [[] for _ in images]
+    left = list(range(len(images)))
+    for count in settings.rounds():
+        for shape, bucket in buckets.items():
+            items = [(j, d) for j, i in enumerate(bucket) if i in set(left) for d in range(sums[i].draws, count)]
+            keys = [images[i][0] for i in bucket]
+            found = draw_losses(model, latents[shape], keys, items, words, settings, seed, batch_size)
+            for (j, _), losses in found:
+                sums[bucket[j]].add(losses)
+                seen[bucket[j]].append(losses[[patches.prompt, len(prompts) + patches.prompt]])
+        if count < settings.rounds()[-1]:
+            maps = [np.stack(draws) for draws in seen]
+            more = undecided(maps, [pixels.shape[:2] for _, pixels in images], patches, settings)
+            yield from ((i, sums[i].maps()) for i in left if not more[i])
+            left = [i for i in left if more[i]]
+    yield from ((i, sums[i].maps()) for i in left)

@@ -1,0 +1,204 @@
+"""Selection -> SET: one picture (or 2 x 2 mosaic) per distilled image, and where every tile came from.
+
+    SET/ <class>/00000.png ...   metadata.jsonl (one line per picture)   set.yaml (settings, class order)   README.md
+
+torchvision's ImageFolder and the datasets library's imagefolder load it with the same labels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from ..data.images import ImageData, Progress, Row, quiet
+from ..data.pixels import resized_size
+from ..machine.files import APPEARED, safe_name, whole_folder, write_atomically
+from ..runs.run import differences, dump_yaml, read_yaml
+from ..settings.errors import SettingsDiffer, StoreError
+from ..settings.sections import AssemblySettings
+from .selection import Pick, tile_rank
+
+RDED_MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
+RDED_STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+SUFFIX = {"png": ".png", "jpeg": ".jpg"}
+
+
+# Words in a path from which the datasets library guesses a split; a class may bear them (CIFAR-100 has "train").
+SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|test|testing|eval|evaluation|val|valid|validation|dev)(?![a-z])", re.I)
+
+FILES = ("metadata.jsonl", "README.md", "set.yaml")  # what lies beside the class folders
+
+
+def class_folder(label: str) -> str:
+    """The folder of a class: its name, made harmless; no word of it reads as a split, and it is none of a set's files."""
+    if label in FILES:
+        return f"%{ord(label[0]):02X}{label[1:]}"
+    return SPLIT_WORD.sub(lambda word: f"%{ord(word[0][0]):02X}{word[0][1:]}", safe_name(label))
+
+
+def tile_sides(size: int, factor: int) -> list[int]:
+    """Sides of the tiles along one side of a mosaic; where ``size`` does not divide, the first ones are a pixel larger."""
+    return [size // factor + (i < size % factor) for i in range(factor)]
+
+
+def cut(picture: Image.Image, pick: Pick, shortest: int, height: int, width: int) -> Image.Image:
+    """A pick's box out of the original picture, resampled once (antialiased bicubic) to ``height`` x ``width``.
+
+    The box is in pixels of the resized image; resizing first and cropping then gives the same up to rounding, but a
+    second resampling for a smaller tile would blur.
+    """
+    box = _in_original(picture, pick, shortest)
+    if box == (0, 0, width, height) == (0, 0, *picture.size):
+        return picture
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def cut_as_rded(picture: Image.Image, pick: Pick, shortest: int, side: int, height: int, width: int) -> Image.Image:
+    """As RDED makes a tile: antialiased bilinear crop to ``side`` pixels, nearest to ``height`` x ``width``, bytes cut off.
+
+    Its normalisation and back costs a rounding, after which cutting off loses a whole step of brightness here and there.
+    """
+    box = _in_original(picture, pick, shortest)
+    bands = [band.convert("F").resize((side, side), Image.Resampling.BILINEAR, box=box) for band in picture.split()]
+    values = np.stack([np.asarray(band, np.float32) / np.float32(255) for band in bands])
+    tile = values[:, nearest(side, height)][:, :, nearest(side, width)]
+    return Image.fromarray(rded_bytes((tile - RDED_MEAN) / RDED_STD))
+
+
+def _in_original(picture: Image.Image, pick: Pick, shortest: int) -> tuple[float, float, float, float]:
+    """A pick's box (left, top, right, bottom) in pixels of the picture before it was resized."""
+    full_width, full_height = resized_size(picture.width, picture.height, shortest)
+    across, down = picture.width / full_width, picture.height / full_height
+    top, left, height, width = pick.box
+    return left * across, top * down, min((left + width) * across, picture.width), min((top + height) * down, picture.height)
+
+
+def nearest(length: int, size: int) -> Int[np.ndarray, " size"]:
+    """Source of each of ``size`` positions, as torch's nearest interpolation counts (golden `rded_mix_images`)."""
+    return np.floor(np.arange(size, dtype=np.float32) * np.float32(length / size)).astype(np.int64)
+
+
+def rded_bytes(normalised: Float[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Normalised values back to bytes, fractions cut off (golden `rded_selector`: saved_u8)."""
+    values = (normalised / (np.float32(1) / RDED_STD) + RDED_MEAN).astype(np.float32)
+    return (values.transpose(1, 2, 0) * np.float32(255)).astype(np.uint8)
+
+
+def mosaic(tiles: Sequence[Image.Image], size: int, factor: int) -> Image.Image:
+    """``factor`` x ``factor`` tiles, row by row, on one square picture."""
+    sides = tile_sides(size, factor)
+    starts = [sum(sides[:i]) for i in range(factor)]
+    picture = Image.new("RGB", (size, size))
+    for number, tile in enumerate(tiles):
+        row, col = divmod(number, factor)
+        picture.paste(tile, (starts[col], starts[row]))
+    return picture
+
+
+def assemble(
+    out: Path,
+    selection: Mapping[str, Sequence[Pick]],
+    data: ImageData,
+    settings: AssemblySettings,
+    record: Mapping[str, Any],
+    progress: Progress = quiet,
+) -> None:
+    """Write SET, all at once: ``record["ipc"]`` pictures a class of ``record["factor"]`` tiles a side.
+
+    ``record`` is everything that decided its bytes, and becomes set.yaml.
+
+    Raises DataError where a source image is gone or was edited since it was scored, and as ``check_set``.
+    """
+    try:
+        _write_set(out, selection, data, settings, record, progress)
+    except OSError as error:
+        if error.errno not in APPEARED:
+            raise
+        check_set(out, record)  # another launch was first: with the same set, or it is refused
+
+
+def _write_set(out: Path, selection: Mapping[str, Sequence[Pick]], data: ImageData, settings: AssemblySettings,
+               record: Mapping[str, Any], progress: Progress) -> None:  # fmt: skip
+    ipc, factor = record["ipc"], record["factor"]
+    by_row = {row.row: row for row in data.rows}
+    folders = sorted(class_folder(label) for label in selection)
+    lines = []
+    pictures = [(label, image) for label in selection for image in range(ipc)]
+    with whole_folder(out) as part, progress(total=len(pictures), desc=f"assembling ipc {ipc}", unit="image") as bar:
+        for label, image in pictures:
+            picks = [selection[label][tile_rank(image, tile, ipc)] for tile in range(factor**2)]
+            name = f"{class_folder(label)}/{image:05d}{SUFFIX[settings.format]}"
+            write_atomically(part / name, _render(picks, by_row, data, settings, factor))
+            tiles = [_tile(pick, by_row[pick.row]) for pick in picks]
+            lines.append({"file_name": name, "label": folders.index(class_folder(label)), "class": label, "tiles": tiles})
+            bar.update()
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(part / "metadata.jsonl", text.encode())
+        write_atomically(part / "README.md", _card(data, selection, ipc, settings, factor, record).encode())
+        write_atomically(part / "set.yaml", dump_yaml(record))
+
+
+def check_set(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether this very set lies at ``out`` already.  Raises SettingsDiffer for another set, StoreError for anything else."""
+    if not out.exists():
+        return False
+    if not (out / "set.yaml").exists():
+        if out.is_dir() and not any(out.iterdir()):
+            return False
+        raise StoreError(f"{out} exists and is not a distilled set; give a new folder")
+    found = differences(read_yaml(out / "set.yaml"), json.loads(json.dumps(record)))
+    if found:
+        raise SettingsDiffer(out, found)
+    return True
+
+
+def _render(picks: Sequence[Pick], by_row: Mapping[int, Row], data: ImageData, settings: AssemblySettings,
+            factor: int) -> bytes:  # fmt: skip
+    sides = tile_sides(settings.size, factor)
+    tiles = []
+    for number, pick in enumerate(picks):
+        row, col = divmod(number, factor)
+        picture, shortest = data.image(by_row[pick.row]), data.settings.image_size
+        if settings.resample == "rded":
+            tiles.append(cut_as_rded(picture, pick, shortest, settings.size // factor, sides[row], sides[col]))
+        else:
+            tiles.append(cut(picture, pick, shortest, sides[row], sides[col]))
+    buffer = io.BytesIO()
+    subsampling = 2 if settings.resample == "rded" else 0
+    options = {"quality": settings.quality, "subsampling": subsampling} if settings.format == "jpeg" else {}
+    mosaic(tiles, settings.size, factor).save(buffer, settings.format.upper(), **options)
+    return buffer.getvalue()
+
+
+def _tile(pick: Pick, row: Row) -> dict[str, Any]:
+    tile = asdict(pick)
+    del tile["label"]
+    return {"source": row.path, "digest": row.digest, **tile, "box": list(pick.box)}
+
+
+def _card(data: ImageData, selection: Mapping[str, Sequence[Pick]], ipc: int, settings: AssemblySettings, factor: int,
+          record: Mapping[str, Any]) -> str:  # fmt: skip
+    names = {c.folder: c.name for c in data.classes}
+    classes = "\n".join(f"{i}. `{ascii(label)[1:-1]}`: {ascii(names[label])[1:-1]}" for i, label in enumerate(selection))
+    body = dump_yaml({"selected with": dict(record)}).decode()
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    tiles = f"{factor} x {factor} patches" if factor > 1 else "one patch"
+    return (
+        "---\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n- diffsel\n---\n\n"
+        "# Distilled image set\n\n"
+        f"{ipc} images per class, {len(selection)} classes, {settings.size} x {settings.size} pixels, {tiles} each, "
+        "selected from real images by diffsel.\n\n"
+        "`metadata.jsonl` gives, for every image, each tile's source file, box (top, left, height, width in pixels of the "
+        "resized source), score, cluster and rank.  `label` is the position among the sorted class folders, as "
+        "torchvision's ImageFolder counts; the class order of the source is:\n\n"
+        f"{classes}\n\n## Settings\n\n{indented}\n## Licence\n\nThat of the source images; fill in before sharing.\n"
+    )

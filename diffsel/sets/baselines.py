@@ -1,0 +1,122 @@
+"""Random images and RDED: the same Selection by other means, without Stable Diffusion.
+
+Both draw images of a class by a hash of their names and cut square boxes out of them at random.  `random` takes the first
+ones; `rded` looks at ``pool`` images, keeps of several crops of each the one that a teacher finds easiest to name as its
+class, and then the images whose crop is easiest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..data.images import ImageData, Progress, Row, quiet
+from ..data.views import Views, draw_crops, view
+from ..evaluation.networks import normalise
+from ..evaluation.teachers import Teacher
+from ..settings.errors import UnreadableImage
+from ..settings.sections import BaselineSettings
+from .selection import Pick, too_few
+
+SQUARE = (1.0, 1.0)
+IMAGES_AT_ONCE = 50  # of a class, before the teacher
+
+
+def drawn(data: ImageData, label: str, seed: int) -> list[Row]:
+    """The images of a class in random order, which depends on the seed and their names alone."""
+
+    def key(row: Row) -> bytes:
+        return hashlib.sha256(f"{seed}/drawn/{label}/{row.path}".encode()).digest()
+
+    return sorted(data.of_class(label), key=key)
+
+
+def readable(data: ImageData, rows: Iterable[Row]) -> Iterator[Row]:
+    """Those that can be decoded: an index knows only that an image's head can be read."""
+    for row in rows:
+        with contextlib.suppress(UnreadableImage):
+            data.image(row)
+            yield row
+
+
+def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, count: int) -> Int[np.ndarray, "n 4"]:
+    """``count`` random square boxes of an image, as RDED's MultiRandomCrop draws them; the whole middle where asked."""
+    width, height = data.size(row)
+    if settings.whole:
+        side = min(width, height)
+        return np.array([[(height - side) // 2, (width - side) // 2, side, side]] * count)
+    rng = np.random.default_rng([seed, *bytes.fromhex(row.digest)])
+    return draw_crops(rng, count, height, width, (settings.min_scale, 1.0), SQUARE)
+
+
+def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: BaselineSettings, seed: int) -> list[Pick]:
+    """``ipc * factor^2`` random boxes of a class, one of each image.  Raises SelectionError if it has fewer images."""
+    need = ipc * factor**2
+    pool = list(islice(readable(data, drawn(data, label, seed)), need))
+    if len(pool) < need:
+        raise too_few(label, len(pool), ipc, factor)
+    boxes = [boxes_of(data, row, settings, seed, 1)[0] for row in pool]
+    return [_pick(label, rank, row, box, 0.0, "random") for rank, (row, box) in enumerate(zip(pool, boxes, strict=True))]
+
+
+def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int, settings: BaselineSettings, seed: int,
+                teacher: Teacher, size: int, progress: Progress = quiet) -> list[Pick]:  # fmt: skip
+    """RDED's choice for a class: output ``target`` of ``teacher`` judges crops of ``size // factor`` pixels, zero-padded.
+
+    ``score`` of a pick is minus its cross-entropy.  Raises SelectionError where the pool is too small.
+    """
+    need, pool = ipc * factor**2, list(islice(readable(data, drawn(data, label, seed)), settings.pool))
+    if len(pool) < need:
+        raise too_few(label, len(pool), ipc, factor)
+    boxes = [boxes_of(data, row, settings.model_copy(update={"whole": False}), seed, settings.crops) for row in pool]
+    device, losses = teacher.rows.device, []
+    with progress(total=len(pool), desc=f"RDED {label}", unit="image") as bar:
+        for start in range(0, len(pool), IMAGES_AT_ONCE):
+            part = slice(start, start + IMAGES_AT_ONCE)
+            crops = [
+                _crops(data.pixels(row), box, size // factor, device) for row, box in zip(pool[part], boxes[part], strict=True)
+            ]
+            images = pad(normalise(torch.cat(crops)), size)
+            losses.append(crop_losses(teacher.logits(images), target).reshape(-1, settings.crops))
+            bar.update(len(crops))
+    best, loss = best_crops(torch.cat(losses))
+    order = torch.argsort(loss, stable=True)[:need].tolist()
+    return [_pick(label, rank, pool[i], boxes[i][int(best[i])], -float(loss[i]), "loss") for rank, i in enumerate(order)]
+
+
+def _crops(pixels: np.ndarray, boxes: np.ndarray, side: int, device: torch.device) -> Float[Tensor, "n 3 side side"]:
+    n = len(boxes)
+    image = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].expand(n, -1, -1, -1)
+    still = np.zeros((n, 1), np.int64)
+    return view(image, Views(boxes, np.zeros(n, bool), still, still), side)
+
+
+def pad(crops: Float[Tensor, "n 3 c c"], size: int) -> Float[Tensor, "n 3 size size"]:
+    """Zeros around crops, which stay in the middle (RDED pads normalised values)."""
+    before = (size - crops.shape[-1]) // 2
+    after = size - crops.shape[-1] - before
+    return F.pad(crops, (before, after, before, after))
+
+
+def crop_losses(logits: Float[Tensor, "n classes"], target: int) -> Float[Tensor, " n"]:
+    """Cross-entropy of each crop with its class."""
+    return F.cross_entropy(logits.float(), torch.full((len(logits),), target, device=logits.device), reduction="none").cpu()
+
+
+def best_crops(losses: Float[Tensor, "images crops"]) -> tuple[Int[Tensor, " images"], Float[Tensor, " images"]]:
+    """Which crop of each image has the lowest loss, and that loss (golden `rded_selector`)."""
+    loss, best = losses.min(dim=1)
+    return best, loss
+
+
+def _pick(label: str, rank: int, row: Row, box: Sequence[int], score: float, reason: str) -> Pick:
+    top, left, height, width = (int(v) for v in box)
+    return Pick(label, rank, row.row, (top, left, height, width), score, None, None, None, reason)  # type: ignore[arg-type]

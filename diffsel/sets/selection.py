@@ -1,0 +1,149 @@
+"""Patches -> Selection (paper 3.2 and B.1): cluster each class, rank clusters and patches, pick.
+
+Clusters are ranked by the median score of their patches, best first; patches inside one by distance to its centroid,
+nearest first.  The top N clusters give q = factor^2 * IPC // N patches each; what is still missing is filled with
+unused patches by score.  Ties go to the lower row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from joblib import Parallel, delayed
+
+from ..scoring.patches import Box
+from ..settings.errors import SelectionError
+from ..settings.sections import SelectionSettings
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The patches of one class: n of them, in order of row (and of score within an image)."""
+
+    label: str
+    rows: Int[np.ndarray, " n"]
+    boxes: Int[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    vectors: Float[np.ndarray, "n channels"]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One selected patch.  ``rank`` is its place in the class's selection, from 0."""
+
+    label: str
+    rank: int
+    row: int
+    box: Box
+    score: float
+    cluster: int | None  # 0 is the best cluster; None: no clustering took place
+    place: int | None  # rank inside the cluster, 0 is nearest to the centroid
+    distance: float | None
+    reason: Literal["cluster", "score", "random", "loss"]  # for its place in a top cluster, or to fill up by score; baselines
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """``cluster`` and ``place`` of each patch (n,), its ``distance`` to the centroid, and each cluster's ``median`` score."""
+
+    cluster: Int[np.ndarray, " n"]
+    place: Int[np.ndarray, " n"]
+    distance: Float[np.ndarray, " n"]
+    median: Float[np.ndarray, " k"]
+
+
+def cluster(vectors: Float[np.ndarray, "n channels"], scores: Float[np.ndarray, " n"], settings: SelectionSettings,
+            seed: int) -> Clustering:  # fmt: skip
+    """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than K."""
+    from sklearn.cluster import KMeans
+
+    points = np.ascontiguousarray(vectors, dtype=np.float64)
+    k = min(settings.clusters, len(np.unique(points, axis=0)))
+    fit = KMeans(k, n_init=settings.restarts, random_state=seed % 2**32).fit(points)
+    distance = np.linalg.norm(points - fit.cluster_centers_[fit.labels_], axis=1)
+    return rank_clusters(fit.labels_, distance, scores)
+
+
+def rank_clusters(
+    labels: Int[np.ndarray, " n"], distance: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
+) -> Clustering:
+    """Number clusters by descending median score (ties: the one with the lowest row first), patches by distance."""
+    names = np.unique(labels)
+    medians = np.array([np.median(scores[labels == name]) for name in names])
+    first = np.array([np.flatnonzero(labels == name)[0] for name in names])
+    order = np.lexsort((first, -medians))
+    ranked = np.empty(len(labels), np.int64)
+    place = np.empty(len(labels), np.int64)
+    for rank, name in enumerate(names[order]):
+        members = np.flatnonzero(labels == name)
+        ranked[members] = rank
+        place[members[np.argsort(distance[members], kind="stable")]] = np.arange(len(members))
+    return Clustering(ranked, place, distance, medians[order])
+
+
+def select_class(candidates: Candidates, ipc: int, factor: int, settings: SelectionSettings, seed: int) -> list[Pick]:
+    """The ``ipc * factor^2`` patches of one class, best first.  Raises SelectionError if the class has fewer."""
+    need = ipc * factor**2
+    n = len(candidates.rows)
+    if n < need:
+        raise too_few(candidates.label, n, ipc, factor)
+    clustering, chosen = None, []
+    if settings.method == "diffsel":
+        clustering = cluster(candidates.vectors, candidates.scores, settings, seed)
+        share = need // settings.top_clusters
+        top = np.flatnonzero((clustering.cluster < settings.top_clusters) & (clustering.place < share))
+        chosen = list(top[np.lexsort((clustering.place[top], clustering.cluster[top]))])
+    by_score = np.argsort(-candidates.scores, kind="stable")
+    fill = by_score[~np.isin(by_score, chosen)][: need - len(chosen)]
+    return [
+        Pick(
+            label=candidates.label,
+            rank=rank,
+            row=int(candidates.rows[i]),
+            box=tuple(int(v) for v in candidates.boxes[i]),  # type: ignore[arg-type]
+            score=float(candidates.scores[i]),
+            cluster=None if clustering is None else int(clustering.cluster[i]),
+            place=None if clustering is None else int(clustering.place[i]),
+            distance=None if clustering is None else float(clustering.distance[i]),
+            reason="cluster" if rank < len(chosen) else "score",
+        )
+        for rank, i in enumerate([*chosen, *fill])
+    ]
+
+
+def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:
+    tiles = f"{factor} x {factor} patches" if factor > 1 else "one patch"
+    most = f"ipc {have // factor**2} is the most it can give" if have >= factor**2 else "it cannot give a single image"
+    other = f", or lower --factor: with 1, ipc {have} is" if factor > 1 and have else ""
+    return SelectionError(
+        f"class {label!r} has {have} patches, but ipc {ipc} with {tiles} an image needs {ipc * factor**2}; "
+        f"{most} (or raise --per-image{other})"
+    )
+
+
+def select(classes: Iterable[Candidates], ipc: int, factor: int, settings: SelectionSettings, seed: int,
+           jobs: int = 1) -> Mapping[str, list[Pick]]:  # fmt: skip
+    """Picks of every class.  Each class runs on one thread, ``jobs`` classes at a time; the picks do not depend on it.
+
+    ``classes`` is asked for a few classes at a time, so that it may read them one by one.
+    """
+    tasks = (delayed(_one_thread)(c, ipc, factor, settings, seed) for c in classes)
+    return dict(Parallel(n_jobs=jobs, pre_dispatch="2*n_jobs", max_nbytes=None)(tasks))
+
+
+def _one_thread(candidates: Candidates, ipc: int, factor: int, settings: SelectionSettings, seed: int
+                ) -> tuple[str, list[Pick]]:  # fmt: skip
+    """K-means sums in an order that depends on its thread count, so it always gets one."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return candidates.label, select_class(candidates, ipc, factor, settings, seed)
+
+
+def tile_rank(image: int, tile: int, ipc: int) -> int:
+    """Rank of the patch in tile ``tile`` of distilled image ``image``: dealt as RDED does, so a mosaic mixes clusters."""
+    return tile * ipc + image

@@ -1,0 +1,72 @@
+"""Label suspects: images whose label raises the model's loss, read off the stored maps at no cost.
+
+The statistic of an image is the mean of -D over the whole image (loss without the label minus loss with it; paper 3.1):
+negative where the words of the label make the prediction worse.  The whole image, not the best patch: of any image the
+best patch is a lucky one, and the sum over all cells has the most draws behind it (RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, dataclass, fields
+
+import numpy as np
+from jaxtyping import Float
+
+from ..runs.session import Session
+from ..scoring.patches import chosen_bins
+from ..settings.sections import SelectionSettings
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One scored image; ``rank`` 0 is the most suspect of its class, the one with the lowest ``statistic``."""
+
+    label: str
+    rank: int
+    statistic: float  # mean of -D, in units of the noise's variance; negative: the label raises the loss
+    row: int
+    path: str
+
+
+def suspects(session: Session, label: str) -> list[Suspect]:
+    """Every scored image of a class, most suspect first (ties: the lower row).  Raises StoreError where one is not scored."""
+    bins = chosen_bins(session.settings.patches, session.settings.scoring)
+    prompt, found = session.settings.patches.prompt, []
+    for unit in (unit for unit in session.units if unit.label == label):
+        tensors, extra = session.maps(unit)
+        scored = set(extra["rows"])
+        for row in (row for row in unit.rows if row.row in scored):
+            found.append((statistic(tensors[f"{row.row}.differential"][prompt][bins]), row.row, row.path))
+    return [Suspect(label, rank, *each) for rank, each in enumerate(sorted(found))]
+
+
+def statistic(differential: Float[np.ndarray, "B h w"]) -> float:
+    """Mean of -D over the timestep bins and the whole image: how much the label lowers the loss."""
+    return -float(differential.mean(dtype=np.float64))
+
+
+def left_out(session: Session, label: str, drawn: Collection[int]) -> set[int]:
+    """Of the ``drawn`` rows of a class those that `select --drop-suspects` and `--drop-below` leave out."""
+    s = session.settings.selection
+    if s.drop_suspects is None and s.drop_below is None:
+        return set()
+    found = [each for each in suspects(session, label) if each.row in drawn]
+    below = set() if s.drop_below is None else {each.row for each in found if each.statistic < s.drop_below}
+    return {each.row for each in found[: share_of(len(found), s)]} | below
+
+
+def share_of(images: int, settings: SelectionSettings) -> int:
+    """How many of a class's images ``drop_suspects`` leaves out: rounded down."""
+    return int(images * (settings.drop_suspects or 0) + 1e-9)
+
+
+def as_csv(found: Sequence[Suspect]) -> str:
+    """class, rank, statistic, row, path: one line an image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *(field.name for field in fields(Suspect)[1:])])
+    writer.writerows(astuple(each) for each in found)
+    return text.getvalue()

@@ -1,0 +1,45 @@
+"""Every error that a user may meet.  Its message alone must tell what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class DiffselError(Exception):
+    """Every foreseeable error; the command line shows its message and nothing else."""
+
+
+class ConfigError(DiffselError, ValueError):
+    """A setting that cannot be used; the message names it and says what would be right."""
+
+
+class DataError(DiffselError, ValueError):
+    """Images or classes that cannot be used; the message names the file or folder and what would be right."""
+
+
+class UnreadableImage(DataError):
+    """One file that is no image, or a broken one: it is listed and passed over."""
+
+
+class StoreError(DiffselError, RuntimeError):
+    """A run or set on disk that cannot be used as asked; the message names the file or the settings that differ."""
+
+
+class SettingsDiffer(StoreError):
+    """A store holds results of other settings; ``differences`` maps each setting to (stored, asked)."""
+
+    def __init__(self, where: Path, differences: Mapping[str, tuple[Any, Any]]):
+        self.differences = dict(differences)
+        lines = "".join(f"\n  {key}: stored {_short(old)}, asked {_short(new)}" for key, (old, new) in self.differences.items())
+        super().__init__(f"{where} was made with other settings; use another folder, or ask for the stored ones:{lines}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+class SelectionError(DiffselError, ValueError):
+    """A class that cannot give as many images as asked; the message names it and its limit."""

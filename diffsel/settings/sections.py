@@ -1,0 +1,271 @@
+"""The sections of the settings, one class each, and the errors that a user may meet.
+
+Each field has its unit and its source.  Sections are frozen and refuse unknown keys.  A field marked ``execution``
+changes only how fast a result is computed (to rounding), so it is no part of a fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+Estimator = Literal["differential", "gap", "combined"]
+Method = Literal["diffsel", "diffsel-noclusters", "rded", "random"]
+EXECUTION: dict[str, Any] = {"execution": True}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataSettings(Section):
+    """Which images take part, and at what size the model sees them."""
+
+    image_size: int = Field(256, ge=8, description="Shortest side after resizing, pixels; aspect is kept (paper A.1).")
+    classes: tuple[str, ...] | None = Field(None, description="Only these classes, in this order (folder names).")
+    classes_sha256: str | None = Field(None, description="Hash of the class list, checked where given (presets).")
+    class_file: str | None = Field(None, description="classes.yaml: folder -> name, wnid, words. Default: DATA's own.")
+    images_per_class: int | None = Field(None, ge=1, description="Seeded cap; 300 come near the full set (Fig. 7).")
+    split: str = Field("train", description="Split of a `datasets` data set.")
+    max_pixels: int = Field(178_956_970, ge=1, description="Larger images are passed over and listed, pixels.")
+    max_aspect: float = Field(8.0, ge=1, description="Images with longer side / shorter side above this are passed over.")
+
+    @model_validator(mode="after")
+    def _same_list(self) -> Self:
+        if self.classes_sha256 and self.classes and hash_classes(self.classes) != self.classes_sha256:
+            raise ValueError(f"data.classes does not match classes_sha256 (it hashes to {hash_classes(self.classes)})")
+        if self.classes and len(set(self.classes)) != len(self.classes):
+            raise ValueError("data.classes names a class twice")
+        return self
+
+
+class ModelSettings(Section):
+    """Which diffusion model predicts the noise."""
+
+    model: str = Field(SD15, description="Hub id, a folder in diffusers layout, or `demo` (the embedded checkpoint).")
+    revision: str | None = Field(None, description="Hub branch, tag or commit.")
+
+
+class ComputeSettings(Section):
+    """Where and how fast; only ``precision`` changes results beyond rounding."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...", json_schema_extra=EXECUTION)
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = Field(
+        "auto", description="Of the networks; auto: fp32, on a GPU without TF32. Losses are always subtracted in fp32."
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="U-Net samples per forward, default 16 on a CPU, 64 on a GPU; halved when memory runs out.",
+        json_schema_extra=EXECUTION,
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the U-Net, students and teachers: a minute to start, then faster.",
+        json_schema_extra=EXECUTION,
+    )
+    students_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="Students trained at a time on a CPU, a thread each; default as many as threads, if there are; 1: in turn.",
+        json_schema_extra=EXECUTION,
+    )
+    keep_latents: bool = Field(
+        False,
+        description="Store latents too (16 KB an image of 256 px): prompts added later need neither images nor VAE.",
+        json_schema_extra=EXECUTION,
+    )
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="Where accelerate logs speed, losses and accuracies while they come.", json_schema_extra=EXECUTION
+    )
+    workers: int = Field(4, ge=1, description="Threads that read and decode images.", json_schema_extra=EXECUTION)
+
+
+class ScoringSettings(Section):
+    """Loss maps and gap maps (paper 3.1)."""
+
+    prompts: tuple[str, ...] = Field(("An image of {label}.",), min_length=1, description="Label prompt template(s).")
+    null_prompt: str = Field("An image of .", description="Prompt without the label.")
+    t_min: float = Field(0.1, ge=0, lt=1, description="Lower end of the timesteps, share of the training steps (A.1).")
+    t_max: float = Field(0.7, gt=0, le=1, description="Upper end of the timesteps, share of the training steps (A.1).")
+    bins: int = Field(3, ge=1, description="Equal parts of [t_min, t_max] whose maps are stored apart.")
+    draws: int = Field(12, ge=1, description="(timestep, noise) pairs per image, stratified; a multiple of bins.")
+    adaptive_draws: int | None = Field(
+        None, ge=1, description="Draws at most of an image that is still undecided, by doubling; default: draws (all alike)."
+    )
+    adaptive_keep: float = Field(
+        0.25, gt=0, le=1, description="Adaptive: share of a unit (<= 256 images of a class) that selection may want."
+    )
+    adaptive_z: float = Field(1.0, gt=0, description="Adaptive: width of the bounds, standard errors.")
+    posterior: Literal["mean", "sample"] = Field("mean", description="VAE latent: posterior mean, or a keyed sample.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.t_min >= self.t_max:
+            raise ValueError(f"scoring.t_min ({self.t_min}) must lie below scoring.t_max ({self.t_max})")
+        if self.draws % self.bins:
+            near = max(self.bins, round(self.draws / self.bins) * self.bins)
+            raise ValueError(f"scoring.draws ({self.draws}) must be a multiple of scoring.bins ({self.bins}), say {near}")
+        if self.adaptive_draws is not None and (self.draws < 2 or not self._doubles_to(self.adaptive_draws)):
+            raise ValueError(
+                f"scoring.adaptive_draws ({self.adaptive_draws}) must be scoring.draws ({self.draws}, at least 2) times a "
+                f"power of 2, say {max(2, self.draws) * 4}"
+            )
+        if len(set(self.prompts)) != len(self.prompts):
+            raise ValueError("scoring.prompts names a prompt twice")
+        return self
+
+    def _doubles_to(self, most: int) -> bool:
+        return most % self.draws == 0 and (most // self.draws).bit_count() == 1
+
+    def rounds(self) -> list[int]:
+        """Draws that an image has after each round."""
+        counts = [self.draws]
+        while counts[-1] < (self.adaptive_draws or self.draws):
+            counts.append(2 * counts[-1])
+        return counts
+
+    def bin_edges(self) -> list[float]:
+        return [self.t_min + (self.t_max - self.t_min) * i / self.bins for i in range(self.bins + 1)]
+
+
+class PatchSettings(Section):
+    """How stored maps become patch scores and boxes; read at selection time, no U-Net needed."""
+
+    patch_size: int | None = Field(
+        None,
+        ge=0,
+        description="Side, pixels of the resized image; default 7/8 of image_size (224 of 256, B.2); 0: whole image.",
+    )
+    stride: int = Field(1, ge=1, description="Step between candidate patches, pixels; the last one is always included.")
+    per_image: int = Field(1, ge=1, description="Best non-overlapping patches kept of each image.")
+    estimator: Estimator = Field(
+        "combined", description="differential: the paper's -D; gap: G; combined: (1-w) G - w blur(D), see RESULTS.md."
+    )
+    weight: float = Field(0.25, ge=0, le=1, description="w of the combined estimator (measured: RESULTS.md).")
+    blur: float = Field(
+        0.125, ge=0, le=1, description="Blur of D in the combined estimator: deviation, share of the map's shorter side."
+    )
+    prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
+    t_range: tuple[float, float] | None = Field(None, description="Only the stored bins inside this range (Tab. 6).")
+
+
+class FeatureSettings(Section):
+    """The vector of a patch (paper 3.2)."""
+
+    kind: Literal["dift", "clip"] = Field("dift", description="U-Net activation, or CLIP image features (Tab. 5).")
+    timestep: float = Field(0.16, gt=0, lt=1, description="DIFT step, share of the training steps (A.1; Fig. 6).")
+    up_block: int = Field(1, ge=0, description="Up block of the U-Net whose output is taken.")
+    ensemble: int = Field(1, ge=1, description="Noises averaged per patch (DIFT uses 8).")
+    pooling: Literal["crop", "box"] = Field("crop", description="Crop the patch first, or pool inside the box.")
+    clip_model: str = Field("openai/clip-vit-large-patch14", description="Hub id or folder, for kind = clip.")
+
+
+class SelectionSettings(Section):
+    """Clusters, ranks and picks (paper 3.2, B.1)."""
+
+    method: Method = Field(
+        "diffsel", description="diffsel with or without clusters (Tab. 5), or a baseline, which needs no scoring pass."
+    )
+    clusters: int = Field(32, ge=1, description="K of K-means, per class (Fig. 8).")
+    top_clusters: int = Field(10, ge=1, description="N best clusters that give patches (Fig. 8).")
+    restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
+    images: int | None = Field(None, ge=1, description="Choose among this many scored images a class, drawn by seed (Fig. 7).")
+    drop_suspects: float | None = Field(
+        None, gt=0, lt=1, description="Share of each class left out: the images whose label fits least."
+    )
+    drop_below: float | None = Field(None, description="Images whose suspect statistic is lower are left out (0: raised loss).")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.method in ("random", "rded") and (self.drop_suspects or self.drop_below is not None):
+            raise ValueError(f"selection.drop_suspects and drop_below need a scoring pass; they must not go with {self.method}")
+        return self
+
+
+class BaselineSettings(Section):
+    """What the methods `random` and `rded` choose from (RDED's synthesize/)."""
+
+    pool: int = Field(300, ge=1, description="Images a class that are looked at, drawn with the seed (RDED's mipc).")
+    crops: int = Field(5, ge=1, description="rded: random crops of each image, of which the teacher keeps the best.")
+    min_scale: float = Field(0.08, gt=0, le=1, description="Smallest crop, share of the image's area.")
+    whole: bool = Field(False, description="random: whole images (their middle square) instead of random crops.")
+
+
+class AssemblySettings(Section):
+    """Pictures of the distilled set (paper B.1, B.2)."""
+
+    size: int = Field(224, ge=8, description="Side of a distilled image, pixels.")
+    factor: int = Field(
+        0,
+        ge=0,
+        description="Patches per mosaic side; 0: 2 at IPC <= 10 and for rded, else or in small classes 1.",
+    )
+    format: Literal["png", "jpeg"] = Field("png", description="File format of the distilled images.")
+    quality: int = Field(95, ge=1, le=100, description="JPEG quality, for format = jpeg.")
+    resample: Literal["bicubic", "rded"] = Field(
+        "bicubic", description="Antialiased bicubic once, or as RDED: bilinear crop, nearest to the tile, bytes cut off."
+    )
+
+    def factor_at(self, ipc: int, method: Method = "diffsel") -> int:
+        """Tiles per side: as set; else 2 at IPC <= 10 (paper 3.2), and for RDED at any IPC, as its scripts have it."""
+        return self.factor or (2 if ipc <= 10 or method == "rded" else 1)
+
+
+class TrainingSettings(Section):
+    """How `diffsel teacher` trains a network (torchvision's reference recipe for ResNets by default)."""
+
+    network: str = Field("resnet18", description="conv3 ... conv6, resnet18, resnet18_modified, ..., or timm:NAME.")
+    size: int = Field(224, ge=8, description="Side of the network's input, pixels.")
+    epochs: int = Field(90, ge=1, description="Passes over the images.")
+    batch_size: int = Field(256, ge=2, description="Images a step, over all processes.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov-free momentum, or AdamW.")
+    learning_rate: float = Field(0.1, gt=0, description="At the start, after the warm-up.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="For optimizer = sgd.")
+    weight_decay: float = Field(1e-4, ge=0, description="On every parameter.")
+    schedule: Literal["step", "cosine"] = Field("step", description="Divide the rate by 10 at each third, or cosine to 0.")
+    warmup: int = Field(0, ge=0, description="Epochs of linear warm-up.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+    crop: Literal["resized", "padded", "none"] = Field(
+        "resized", description="RandomResizedCrop, a crop of the image padded by 1/8 (CIFAR), or the middle."
+    )
+    min_scale: float = Field(0.08, gt=0, le=1, description="Smallest crop for crop = resized, share of the area.")
+    flip: bool = Field(True, description="Mirror half of the images; off where left and right differ (digits).")
+    save_every: int = Field(1, ge=1, description="Epochs between checkpoints that a stopped training goes on from.")
+
+
+class ProtocolSettings(Section):
+    """How a student is trained on a distilled set, and how it is measured (RDED's validation/)."""
+
+    name: str = Field("rded-fixed", description="For tables; the settings themselves are hashed into every result.")
+    labels: Literal["soft", "hard"] = Field("soft", description="Of the teacher on the mixed batch, or the class itself.")
+    size: int | None = Field(None, ge=8, description="Side of the student's input, pixels; default: that of the set's images.")
+    epochs: int = Field(300, ge=1, description="Passes over the distilled set.")
+    batch_size: int | None = Field(None, ge=2, description="Default: RDED's table by ipc and number of classes.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, betas 0.9 and 0.999; or SGD, momentum 0.9.")
+    learning_rate: float | None = Field(None, gt=0, description="Default: RDED's table by student; 0.1 for sgd.")
+    weight_decay: float | None = Field(None, ge=0, description="On weights of 2 dimensions or more; default 0.01, sgd 1e-4.")
+    schedule: Literal["half-cosine", "linear"] = Field(
+        "half-cosine", description="0.5 (1 + cos(pi e / 2E)), which ends at half the rate; or linear to 0."
+    )
+    temperature: float | None = Field(None, gt=0, description="Of the softmaxes in the KL loss; default 20, for mixup 4.")
+    mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="Beta(1, 1) for cutmix, Beta(0.8, 0.8) for mixup.")
+    crop: bool = Field(True, description="RandomResizedCrop, scale (1 / factor, 1).")
+    flip: bool = Field(True, description="Mirror half of the images; off where left and right differ (digits).")
+    shuffle: bool = Field(True, description="ShufflePatches: shuffle the columns, then the rows of a mosaic.")
+    accumulate: int = Field(1, ge=1, description="Batches per step (gradient accumulation).")
+    evaluate_every: int = Field(10, ge=1, description="Epochs between evaluations in the last fifth; the last one always.")
+    report: Literal["best", "last"] = Field("last", description="Which epoch the tables show; results hold both.")
+    val_images_per_class: int | None = Field(None, ge=1, description="RDED reads the first 50 files only; default: all.")
+    double_forward: bool = Field(
+        False, description="RDED's extra forward in train mode (for mixup of the unmixed batch), which updates BatchNorm twice."
+    )
+    drop_remainder: bool = Field(False, description="RDED's ShufflePatches drops what does not divide by the factor.")
+
+
+def hash_classes(classes: tuple[str, ...]) -> str:
+    """sha256 of the folder names joined by newlines, order included."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""Settings: all sections together, from flags and YAML files; a wrong key or value is answered with what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from .errors import ConfigError
+from .sections import (
+    EXECUTION,
+    AssemblySettings,
+    BaselineSettings,
+    ComputeSettings,
+    DataSettings,
+    FeatureSettings,
+    ModelSettings,
+    PatchSettings,
+    ProtocolSettings,
+    ScoringSettings,
+    Section,
+    SelectionSettings,
+    TrainingSettings,
+)
+
+
+def default_patch(image_size: int) -> int:
+    """7/8 of the shorter side: the paper's 224 of 256 pixels."""
+    return image_size * 7 // 8
+
+
+class Settings(Section):
+    """All sections; what a YAML settings file may hold."""
+
+    seed: int = Field(0, ge=0, description="Seeds the image cap, the noise, K-means and random baselines.")
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    compute: ComputeSettings = ComputeSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    patches: PatchSettings = PatchSettings()
+    features: FeatureSettings = FeatureSettings()
+    selection: SelectionSettings = SelectionSettings()
+    baseline: BaselineSettings = BaselineSettings()
+    assembly: AssemblySettings = AssemblySettings()
+    training: TrainingSettings = TrainingSettings()
+    protocol: ProtocolSettings = ProtocolSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.patches.patch_size is None:
+            sized = self.patches.model_copy(update={"patch_size": default_patch(self.data.image_size)})
+            object.__setattr__(self, "patches", sized)
+        elif self.patches.patch_size > self.data.image_size:
+            raise ValueError(
+                f"patches.patch_size ({self.patches.patch_size}) must not exceed data.image_size "
+                f"({self.data.image_size}); 0 means the whole image"
+            )
+        if self.patches.patch_size and self.patches.patch_size < 8:
+            raise ValueError(f"patches.patch_size ({self.patches.patch_size}) must be 0 or at least 8 pixels")
+        if self.assembly.factor > self.assembly.size // 8:
+            raise ValueError(f"assembly.factor ({self.assembly.factor}) must leave tiles of at least 8 pixels")
+        if self.patches.prompt >= len(self.scoring.prompts):
+            raise ValueError(
+                f"patches.prompt is {self.patches.prompt}, but only {len(self.scoring.prompts)} prompts are scored"
+            )
+        return self
+
+
+def load_settings(files: list[Path], flags: Mapping[str, Any] | None = None, base: Mapping[str, Any] | None = None) -> Settings:
+    """``base``, over it YAML files (later ones win), over them flags ``{"section.field": value}``.
+
+    A run.yaml is a settings file too: what RUN was made with, apart from what belongs to its machine.
+    Raises ConfigError naming the file, the key and the nearest valid one.
+    """
+    merged: dict[str, Any] = {}
+    _merge(merged, base or {})
+    for file in files:
+        try:
+            part = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"settings file {file}: {error}") from None
+        if not isinstance(part, dict):
+            raise ConfigError(f"settings file {file}: expected sections such as `scoring:`, found {type(part).__name__}")
+        if {"format", "identity", "settings"} <= part.keys():  # a run.yaml
+            part = without_execution(part["settings"])
+        try:
+            resolve(part, alone=True)
+        except ConfigError as error:
+            raise ConfigError(f"settings file {file}: {error}") from None
+        _merge(merged, part)
+    for key, value in (flags or {}).items():
+        *section, field = key.split(".")
+        _merge(merged, {section[0]: {field: value}} if section else {field: value})
+    return resolve(merged)
+
+
+def resolve(values: Mapping[str, Any], alone: bool = False) -> Settings:
+    """Settings from nested values.  Raises ConfigError.
+
+    ``alone``: one file of several, in which keys and types must be right; rules between fields wait for the others.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        errors = [each for each in error.errors() if not alone or each["type"] != "value_error"]
+        if errors:
+            raise ConfigError("; ".join(_explain(each) for each in errors)) from None
+        return Settings()
+
+
+def identity(section: Section) -> dict[str, Any]:
+    """A section as plain values, without the fields that change only speed."""
+    skip = {k for k, f in type(section).model_fields.items() if f.json_schema_extra == EXECUTION}
+    return section.model_dump(mode="json", exclude=skip)
+
+
+def without_execution(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings without those that belong to the machine they were recorded on."""
+    return {**values, "compute": {"precision": values["compute"]["precision"]}}
+
+
+def fingerprint(values: Any) -> str:
+    """16 hex digits that stand for these plain values (dictionary order does not matter)."""
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _merge(base: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = Settings.model_fields.get(str(error["loc"][0])) if len(error["loc"]) > 1 else None
+        valid = list(section.annotation.model_fields if section else Settings.model_fields)  # type: ignore[union-attr]
+        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
+        return f"unknown setting {where!r}; {hint}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where} = {error['input']!r}: {message}" if where and "must" not in message else message

@@ -1,0 +1,274 @@
+"""A table as a product: every combination of data set, classes, method, ipc, teacher, student and protocol, each once.
+
+OUT/  runs/DATASET/               one scoring pass a data set, for the diffsel methods
+      sets/DATASET+SUBSET+METHOD+ipcN[+TEACHER+HASH]/   distilled sets
+      results/                    one JSON a student (experiment.py)
+      table.txt, table.csv        what is printed
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from .. import method
+from ..data.albums import Opener, open_set
+from ..data.images import Progress, quiet
+from ..evaluation.cells import Bench, Cell, Line, gather, make_cell, run_cells
+from ..evaluation.networks import canonical, check_size
+from ..evaluation.protocols import starred, whole_name
+from ..evaluation.students import Machine, fairness
+from ..machine.files import safe_name, write_atomically
+from ..machine.processes import Workers
+from ..report import text as report
+from ..runs.session import start
+from ..settings.errors import ConfigError
+from ..settings.sections import Method, ProtocolSettings
+from ..settings.settings import Settings, default_patch, fingerprint, load_settings
+
+
+def _all_classes() -> dict[str, tuple[str, ...] | None]:
+    return {"all": None}
+
+
+def _default_protocol() -> dict[str, dict[str, Any]]:
+    return {"rded-fixed": {}}
+
+
+STRICT = ConfigDict(extra="forbid")
+
+
+@checked(frozen=True, config=STRICT)
+class Source:
+    """A data set: its training and validation images, and settings that only it needs (`data.image_size: 32`)."""
+
+    train: str
+    val: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+@checked(frozen=True, config=STRICT)
+class Matrix:
+    """The axes of a table; a cell is one value of each.  A class subset is a name and its classes; none: all."""
+
+    datasets: dict[str, Source]
+    methods: tuple[Method, ...]
+    ipc: tuple[Annotated[int, Field(ge=1)], ...]
+    teachers: tuple[str, ...]
+    students: tuple[str, ...]
+    classes: dict[str, tuple[str, ...] | None] = Field(default_factory=_all_classes)
+    protocols: dict[str, dict[str, Any]] = Field(default_factory=_default_protocol)
+    seeds: int = Field(default=5, ge=1)
+    # data set -> class subset -> student -> top-1 of training on all of it with hard labels, percent (for HLR)
+    full: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination."""
+
+    dataset: str
+    subset: str
+    method: str
+    ipc: int
+    teacher: str
+    student: str
+    protocol: str
+
+    @property
+    def name(self) -> str:
+        """What a person reads."""
+        return f"{self.dataset} {self.subset} {self.method} ipc {self.ipc}"
+
+    @property
+    def set_name(self) -> str:
+        """Sets of RDED depend on who judges the crops; the others do not.  ``+`` is in no safe name."""
+        parts = [self.dataset, self.subset, self.method, f"ipc{self.ipc}"]
+        if self.method == "rded":
+            parts += [Path(self.teacher).name, fingerprint(self.teacher)[:8]]  # many teachers are called best.safetensors
+        return "+".join(map(safe_name, parts))
+
+
+def read_matrix(file: Path) -> Matrix:
+    """Raises ConfigError naming the file, the key, and what would be right."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return TypeAdapter(Matrix).validate_python(values)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        axes = ", ".join(Matrix.__dataclass_fields__)
+        raise ConfigError(f"{file}: {where}: {first['msg']} (axes: {axes})") from None
+
+
+def points(matrix: Matrix) -> list[Point]:
+    axes = (matrix.datasets, matrix.classes, matrix.methods, matrix.ipc, matrix.teachers, matrix.students, matrix.protocols)
+    return [Point(*values) for values in product(*axes)]  # type: ignore[arg-type]
+
+
+def settings_of(settings: Settings, extra: Mapping[str, Any]) -> Settings:
+    """The settings of a data set: the common ones and its own.  Raises ConfigError."""
+    base = settings.model_dump(mode="json")
+    if settings.patches.patch_size == default_patch(settings.data.image_size):
+        base["patches"]["patch_size"] = None  # it follows the data set's own image_size
+    return load_settings([], None, _merged(base, extra))
+
+
+def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, workers: Workers,
+               progress: Progress = quiet, tell: Any = print) -> str:  # fmt: skip
+    """Make the sets that are missing, train the students that are missing; returns the table."""
+    bench = Bench(machine, progress, tell if workers.is_main else lambda text: None)
+    images = Opener(progress)
+    protocols = {name: _protocol(name, values, settings) for name, values in matrix.protocols.items()}
+    own, val = {}, {}
+    for name, source in matrix.datasets.items():
+        own[name] = settings_of(settings, source.settings)
+        val[name] = images.validation(source.val, own[name])
+    sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
+    for student, side in product(matrix.students, sorted(sides)):
+        check_size(canonical(student), side)
+    folders = {point.set_name: point for point in points(matrix)}
+    for name, point in folders.items():
+        make_set(point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, bench, images)
+    sets = {name: open_set(out / "sets" / name) for name in folders}
+    cells: dict[Point, Cell] = {
+        point: make_cell(point.name, sets[point.set_name], val[point.dataset], point.student, protocols[point.protocol],
+                         point.teacher, bench)
+        for point in points(matrix)
+    }  # fmt: skip
+    unique = {_key(cell): cell for cell in cells.values()}  # hard labels: one for all teachers
+    seeds = range(settings.seed, settings.seed + matrix.seeds)
+    run_cells(list(unique.values()), seeds, out / "results", bench, workers)
+    if not workers.is_main:
+        return ""
+    found = dict(zip(unique, gather(list(unique.values()), seeds, out / "results", machine), strict=True))
+    lines = {point: found[_key(cell)] for point, cell in cells.items()}
+    text = "\n\n".join(
+        part for part in (report.accuracy_table(list(found.values())), *pivots(lines), scores(lines, matrix)) if part
+    )
+    write_atomically(out / "table.txt", (text + "\n").encode())
+    write_atomically(out / "table.csv", as_csv(list(found.values())).encode())
+    return text + "\n"
+
+
+def _key(cell: Cell) -> tuple[str, str, str]:
+    return cell.name, cell.protocol.name, str(cell.identity)
+
+
+def pivots(lines: Mapping[Point, Line]) -> list[str]:
+    """Teachers down, students across (paper Tab. 3 and 8), wherever there are several of both."""
+    groups: dict[Point, dict[tuple[str, str], Line]] = {}
+    for point, line in lines.items():
+        groups.setdefault(replace(point, teacher="", student=""), {})[point.teacher, point.student] = line
+    texts = []
+    for group, cells in groups.items():
+        teachers, students = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
+        if len(teachers) > 1 and len(students) > 1:
+            rows = [[Path(t).name, *(str(cells[t, s].top1 or "-") for s in students)] for t in teachers]
+            protocol = starred(next(iter(cells.values())).cell.protocol)
+            texts.append(f"{group.name}, {protocol}\n" + report.table(rows, ["teacher \\ student", *students]))
+    return texts
+
+
+def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
+    """DD-Ranking's scores of every soft-labelled cell, as far as the other cells of the table give them.
+
+    All terms of a line are of the epoch (best or last) that its protocol reports.
+    """
+    rows = []
+    for point, line in lines.items():
+        protocol = line.cell.protocol
+        if point.method == "random" or protocol.labels == "hard" or _is_plain(protocol):
+            continue
+        others = {other.protocol: lines[other] for other in lines if replace(other, protocol=point.protocol) == point}
+        hard = next((one for one in others.values() if one.cell.protocol.labels == "hard"), None)
+        plain = next((name for name, one in others.items() if _is_plain(one.cell.protocol)), None)
+        base = replace(point, method="random")
+        known = {
+            "soft": line,
+            "random_soft": lines.get(base),
+            "hard": hard,
+            "plain": others.get(plain or ""),
+            "random_plain": lines.get(replace(base, protocol=plain or "")),
+        }
+        tops = {name: getattr(one, protocol.report) for name, one in known.items() if one}
+        means = {name: top1.mean for name, top1 in tops.items() if top1}
+        if {"soft", "random_soft"} <= means.keys():
+            full = matrix.full.get(point.dataset, {}).get(point.subset, {}).get(point.student)
+            found = fairness(**means, full_hard=full)
+            columns = [f"{found[key]:.1f}" if key in found else "-" for key in ("IOR", "HLR", "LRS", "ARS")]
+            rows.append([point.name, point.student, starred(protocol), *columns])
+    head = "Fairness scores of DD-Ranking: improvement over random, hard-label recovery (points), robust scores (percent)\n"
+    return head + report.table(rows, ["set", "student", "protocol", "IOR", "HLR", "LRS", "ARS"]) if rows else ""
+
+
+def _is_plain(protocol: ProtocolSettings) -> bool:
+    """Soft labels without augmentation, as DD-Ranking's augmentation-robust score asks for."""
+    return protocol.labels == "soft" and protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
+
+
+def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, bench: Bench,
+             images: Opener) -> None:  # fmt: skip
+    """The distilled set of a point, where it is missing.
+
+    Raises StoreError where the set or the run that is there was made of other images, by another model or teacher.
+    """
+    train, names = matrix.datasets[point.dataset].train, matrix.classes[point.subset]
+    s = s.model_copy(update={"selection": s.selection.model_copy(update={"method": point.method})})
+    if point.method in ("random", "rded"):
+        if workers.is_main:
+            data = images.training(train, s)
+            judge = bench.judge(point.teacher, data, method.known_classes(data, names), s) if point.method == "rded" else None
+            method.select_baseline(data, point.ipc, folder, s, names, judge, bench.progress)
+    else:
+        session = start(train, run, s, bench.progress)
+        method.check_set(session, point.ipc, folder, names)
+        if not (folder / "set.yaml").exists():  # else it is this very set
+            method.score(session)
+            method.embed(session)
+            method.select(session, point.ipc, folder, names)
+    workers.wait_for([folder / "set.yaml"])
+
+
+def as_csv(lines: list[Line]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["cell", "student", "protocol", "n", "top1", "std", "ci95", "top5", "best_top1", "last_top1"])
+    for line in lines:
+        one, values = line.cell, [line.top1, line.top5, line.best, line.last]
+        means = [round(value.mean, 4) if value else "" for value in values]
+        std, ci95 = (line.top1.std, line.top1.ci95) if line.top1 else ("", "")
+        writer.writerow(
+            [one.name, one.student, whole_name(one.protocol), line.top1.n if line.top1 else 0, means[0], std, ci95, *means[1:]]
+        )
+    return text.getvalue()
+
+
+def _protocol(name: str, values: Mapping[str, Any], settings: Settings) -> ProtocolSettings:
+    base = settings.protocol.model_dump(mode="json")
+    return load_settings([], None, {"protocol": {**base, "name": name, **values}}).protocol
+
+
+def _merged(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """``extra`` as "section.field: value"."""
+    for key, value in extra.items():
+        section, _, name = key.partition(".")
+        if name:
+            if not isinstance(base.get(section), dict):
+                sections = ", ".join(known for known, values in base.items() if isinstance(values, dict))
+                raise ConfigError(f"settings of a data set: {key!r}: {section!r} is no section (sections: {sections})")
+            base[section] = {**base[section], name: value}
+        else:
+            base[section] = value
+    return base
