@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from .data.images import ImageData, Progress, Row, Skipped, quiet
+from .data.images import ImageData, Row, Skipped
 from .evaluation.teachers import Teacher
 from .machine.claims import ahead
+from .machine.formats import read_extra, read_unit, write_unit
+from .machine.progress import Progress, quiet
 from .runs import run as store
 from .runs.session import Session, start
 from .scoring import features
@@ -74,11 +76,11 @@ def score(session: Session) -> None:
             extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": draws}
             extra["skipped"] = [asdict(item) for item in skipped]
             if s.compute.keep_latents:  # first: a unit whose maps are there is done
-                store.write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
-            store.write_unit(run.map_file(unit), run.mark, tensors, extra)
+                write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
+            write_unit(run.map_file(unit), run.mark, tensors, extra)
             session.log("images_scored", len(pictures))
     if session.workers.is_main:
-        extras = {unit.name: store.read_extra(run.map_file(unit)) for unit in session.units}
+        extras = {unit.name: read_extra(run.map_file(unit)) for unit in session.units}
         store.write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])
         session.counts["images passed over"] = len(store.read_skipped(run.path))
         new = [draws for name, extra in extras.items() if name not in before for draws in extra["draws"]]
@@ -103,7 +105,7 @@ def embed(session: Session) -> None:
                 **_columns(boxes),
                 "vector": np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32),
             }
-            store.write_unit(session.feature_file(unit), session.feature_mark, tensors, {"label": unit.label})
+            write_unit(session.feature_file(unit), session.feature_mark, tensors, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))
             session.log("patches_embedded", len(boxes))
@@ -215,7 +217,7 @@ def _unit_patches(session: Session, unit: store.Unit) -> dict[str, np.ndarray]:
     file = session.feature_file(unit)
     if not file.exists():
         raise StoreError(f"{session.run.path}: {unit.name} has no features for these settings yet; run `diffsel embed`")
-    return store.read_unit(file, session.feature_mark)[0]
+    return read_unit(file, session.feature_mark)[0]
 
 
 def _columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:

@@ -41,9 +41,9 @@ from diffsel.data.classes import ClassInfo
 from diffsel.evaluation.batches import Source, epochs_at_once, online, relabel, stored
 from diffsel.evaluation.networks import MEAN, STD, build
 from diffsel.evaluation.protocols import rate_factor, resolve_recipe
-from diffsel.evaluation.students import Machine, make_optimizer, measure, spread, train_epoch, train_student
+from diffsel.evaluation.students import make_optimizer, measure, spread, train_epoch, train_student
 from diffsel.evaluation.teachers import Teacher
-from diffsel.machine.device import keep_freed_memory
+from diffsel.machine.device import Machine, keep_freed_memory
 from diffsel.settings.sections import ProtocolSettings
 from diffsel.studies import scenes
 

@@ -22,10 +22,11 @@ import numpy as np
 import psutil
 
 from diffsel import method
-from diffsel.cli.flags import progress
 from diffsel.data.classes import ClassInfo, imagenet_wnids
 from diffsel.data.images import ImageData, Row
+from diffsel.machine.formats import write_unit
 from diffsel.machine.processes import Workers
+from diffsel.machine.progress import progress
 from diffsel.report.text import table
 from diffsel.runs import run as store
 from diffsel.runs.session import Session, look
@@ -54,7 +55,7 @@ def make_store(out: Path, classes: int, images: int) -> None:
     with progress(False)(total=len(rows), desc="making the store", unit="patch") as bar:
         for unit in session.units:
             if not session.feature_file(unit).exists():
-                store.write_unit(session.feature_file(unit), session.feature_mark, columns(unit), {"label": unit.label})
+                write_unit(session.feature_file(unit), session.feature_mark, columns(unit), {"label": unit.label})
             bar.update(len(unit.rows))
 
 

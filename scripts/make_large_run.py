@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from diffsel import method
-from diffsel.cli.flags import progress
 from diffsel.data.classes import imagenet_wnids
+from diffsel.machine.formats import write_unit
+from diffsel.machine.progress import progress
 from diffsel.report.page import write_report
 from diffsel.runs import run as store
 from diffsel.runs.session import Session, start
@@ -88,7 +89,7 @@ def fill(session: Session, unit: store.Unit) -> None:
             tensors[f"{row.row}.differential"] = (-gap[None] + rng.normal(0, 1e-4, gap.shape)).astype(np.float16)
             tensors[f"{row.row}.null"] = np.zeros(gap.shape, np.float32)
         rows = [row.row for row in unit.rows]
-        store.write_unit(scored, session.run.mark, tensors, {"label": unit.label, "rows": rows, "skipped": []})
+        write_unit(scored, session.run.mark, tensors, {"label": unit.label, "rows": rows, "skipped": []})
     if not vectors.exists():
         boxes = session.boxes(unit)
         centres = rng.standard_normal((6, CHANNELS))
@@ -99,7 +100,7 @@ def fill(session: Session, unit: store.Unit) -> None:
             "score": np.array([score for _, _, score in boxes]),
             "vector": (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32),
         }
-        store.write_unit(vectors, session.feature_mark, columns, {"label": unit.label})
+        write_unit(vectors, session.feature_mark, columns, {"label": unit.label})
 
 
 if __name__ == "__main__":

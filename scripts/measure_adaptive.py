@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from diffsel.machine.device import pick_device
 from diffsel.report.text import table
 from diffsel.scoring.adaptive import undecided
-from diffsel.scoring.diffusion import Diffusion, locate, pick_device
+from diffsel.scoring.diffusion import Diffusion, locate
 from diffsel.scoring.draws import draw_losses, encode
 from diffsel.scoring.features import Patch, embed_patches
 from diffsel.scoring.patches import Box, best_boxes, estimate

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from diffsel.cli.flags import progress
 from diffsel.data.images import open_data
+from diffsel.machine.device import pick_device
+from diffsel.machine.progress import progress
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import Diffusion, locate, pick_device
+from diffsel.scoring.diffusion import Diffusion, locate
 from diffsel.scoring.draws import as_images, differential_and_gap, keyed_generator, predict_all
 from diffsel.scoring.patches import Box, estimate, patch_scores
 from diffsel.sets.suspects import statistic

@@ -27,8 +27,9 @@ from diffsel.data.classes import ClassInfo
 from diffsel.data.pixels import Pixels
 from diffsel.evaluation.networks import normalise
 from diffsel.evaluation.teachers import Teacher, load_teacher
+from diffsel.machine.device import pick_device
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import Diffusion, locate, pick_device
+from diffsel.scoring.diffusion import Diffusion, locate
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes
 from diffsel.sets.suspects import statistic

@@ -37,8 +37,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffsel.cli.flags import progress
 from diffsel.data.images import Row, open_data
+from diffsel.machine.progress import progress
 from diffsel.settings.sections import DataSettings
 from diffsel.studies import scenes
 

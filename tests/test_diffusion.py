@@ -11,15 +11,8 @@ import torch
 from conftest import TINY
 
 from diffsel.data.pixels import resized_size
-from diffsel.scoring.diffusion import (
-    Diffusion,
-    check_prompts,
-    check_up_block,
-    content_hash,
-    locate,
-    pick_device,
-    pick_precision,
-)
+from diffsel.machine.device import pick_device, pick_precision
+from diffsel.scoring.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ModelSettings
 from diffsel.settings.settings import resolve

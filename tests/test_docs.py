@@ -17,7 +17,7 @@ import yaml
 from conftest import small_values
 from PIL import Image
 
-from diffsel.runs.run import RECOVER
+from diffsel.machine.formats import RECOVER
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -31,8 +31,9 @@ from diffsel.evaluation.batches import online, plan_epoch, relabel, show, stored
 from diffsel.evaluation.cells import Bench, gather, make_cell, result_file, run_cells, students_at_once
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import resolve_recipe
-from diffsel.evaluation.students import Machine, difference, fairness, spread, train_student
+from diffsel.evaluation.students import difference, fairness, spread, train_student
 from diffsel.evaluation.teachers import load_teacher
+from diffsel.machine.device import Machine
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings, ProtocolSettings
 from diffsel.settings.settings import resolve

@@ -22,8 +22,8 @@ from diffsel.data.albums import open_set
 from diffsel.data.images import open_data
 from diffsel.evaluation.batches import label_identity
 from diffsel.evaluation.cells import Bench, make_cell
-from diffsel.evaluation.students import Machine
 from diffsel.evaluation.teachers import Teacher
+from diffsel.machine.device import Machine
 from diffsel.runs.run import open_run
 from diffsel.runs.session import look
 from diffsel.settings.settings import fingerprint, load_settings, resolve, without_execution

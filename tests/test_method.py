@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsel import method
-from diffsel.runs.run import read_skipped, read_unit
+from diffsel.machine.formats import read_unit
+from diffsel.runs.run import read_skipped
 from diffsel.runs.session import Session, resume, start
 from diffsel.scoring import features
 from diffsel.scoring.diffusion import Diffusion

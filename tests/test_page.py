@@ -21,17 +21,17 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from diffsel import method
 from diffsel.data.albums import open_set, set_pictures
 from diffsel.data.images import open_data
+from diffsel.machine.formats import read_unit, write_unit
 from diffsel.method import distill, select_baseline
 from diffsel.report import accuracies as page_accuracy
 from diffsel.report import opening as page_run
-from diffsel.report import page
 from diffsel.report.charts import Scale, evenly, histogram, tsne
-from diffsel.report.classes import ShownSet
+from diffsel.report.classes import ShownSet, class_part
 from diffsel.report.opening import open_target, read_set
 from diffsel.report.page import Extra, write_report
 from diffsel.report.text import trace_image
 from diffsel.runs import prompts
-from diffsel.runs.run import forwards_taken, read_unit, write_unit
+from diffsel.runs.run import forwards_taken
 from diffsel.runs.session import start
 from diffsel.sets import selection
 from diffsel.sets.suspects import suspects
@@ -164,7 +164,7 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
     """The page clusters anew; the set's own record of each tile must agree."""
     opened = page_run.open_target(work / "run")
     for number, label in enumerate(opened.classes):
-        part, pool = page.class_part(opened.session, opened.sets, number, label)
+        part, pool = class_part(opened.session, opened.sets, number, label)
         assert pool is not None
         medians = [group.median for group in part.groups]
         assert medians == sorted(medians, reverse=True)
@@ -264,7 +264,7 @@ def test_a_prompts_set_is_shown_with_its_own_prompts_maps(tmp_path: Path, folder
     for unit in view.units:
         for name, values in view.maps(unit)[0].items():
             np.testing.assert_array_equal(opened.session.maps(unit)[0][name], values)
-    part, pool = page.class_part(opened.session, opened.sets, 0, "cat")
+    part, pool = class_part(opened.session, opened.sets, 0, "cat")
     assert part.prompt == "A sketch of cat."
     assert pool
     assert pool.scores.tolist() == method.candidates(view, "cat").scores.tolist()
@@ -343,7 +343,7 @@ def test_a_set_finds_its_run_or_does_without(work: Path, tmp_path: Path) -> None
     assert page_run.open_target(work / "run" / "ipc1").session is not None
     random = page_run.open_target(work / "random")
     assert random.session is not None  # same images
-    part, _ = page.class_part(random.session, random.sets, 0, HOSTILE[0])
+    part, _ = class_part(random.session, random.sets, 0, HOSTILE[0])
     assert {use[4] for source in part.sources for use in source.uses} == {"random"}
     assert all(source.picture and source.heat for source in part.sources)
     (work / "run" / "ipc1").rename(tmp_path / "alone")

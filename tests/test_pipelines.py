@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import GOLDEN, TINY, draw
 
-from diffsel.data.images import quiet
+from diffsel.machine.progress import quiet
 from diffsel.settings.errors import ConfigError
 from diffsel.studies import cases as scales
 from diffsel.studies import figures as gallery
@@ -56,7 +56,7 @@ def test_a_pipeline_is_short_and_only_lists(file: Path) -> None:
     assert f"accelerate launch pipelines/{file.name}" in doc
     assert "Cost" in doc
     assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef)] == ["cells"]
-    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {"diffsel.studies.study"}
+    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {"diffsel.studies.cases", "diffsel.studies.study"}
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.While | ast.ClassDef | ast.For)]
 
 

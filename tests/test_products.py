@@ -14,7 +14,7 @@ from conftest import TINY, draw
 from diffsel.data.albums import Opener
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.networks import build
-from diffsel.evaluation.students import Machine
+from diffsel.machine.device import Machine
 from diffsel.machine.processes import Workers
 from diffsel.settings.errors import StoreError
 from diffsel.studies import making as products

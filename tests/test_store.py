@@ -13,6 +13,8 @@ from safetensors import safe_open
 from diffsel.data.classes import ClassInfo
 from diffsel.data.images import ImageData, Row, Skipped
 from diffsel.machine import files
+from diffsel.machine.files import safe_name
+from diffsel.machine.formats import read_unit, write_unit
 from diffsel.runs import run as store
 from diffsel.settings.errors import SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings
@@ -28,12 +30,12 @@ def data(count: int = 3, label: str = "cat") -> ImageData:
 
 def test_a_unit_comes_back_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "maps" / "cat-000.safetensors"
-    store.write_unit(file, "mark", TENSORS, {"rows": [1, 2]})
-    tensors, extra = store.read_unit(file, "mark")
+    write_unit(file, "mark", TENSORS, {"rows": [1, 2]})
+    tensors, extra = read_unit(file, "mark")
     assert extra == {"rows": [1, 2]}
     assert all(np.array_equal(tensors[k], TENSORS[k]) and tensors[k].dtype == TENSORS[k].dtype for k in TENSORS)
     again = tmp_path / "again.safetensors"
-    store.write_unit(again, "mark", dict(reversed(TENSORS.items())), {"rows": [1, 2]})
+    write_unit(again, "mark", dict(reversed(TENSORS.items())), {"rows": [1, 2]})
     assert again.read_bytes() == file.read_bytes()
     assert os.listdir(tmp_path / "maps") == ["cat-000.safetensors"]
 
@@ -41,7 +43,7 @@ def test_a_unit_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "flip", "header", "empty"])
 def test_a_damaged_unit_is_named(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "cat-000.safetensors"
-    store.write_unit(file, "mark", TENSORS, {})
+    write_unit(file, "mark", TENSORS, {})
     blob = bytearray(file.read_bytes())
     if damage == "cut":
         blob = blob[:-3]
@@ -53,17 +55,17 @@ def test_a_damaged_unit_is_named(tmp_path: Path, damage: str) -> None:
         blob = bytearray()
     file.write_bytes(blob)
     with pytest.raises(StoreError, match=r"cat-000.safetensors is damaged.*check RUN --remove` removes it"):
-        store.read_unit(file, "mark")
+        read_unit(file, "mark")
 
 
 def test_a_unit_of_other_settings_is_refused(tmp_path: Path) -> None:
-    store.write_unit(tmp_path / "u.safetensors", "mark", TENSORS, {})
+    write_unit(tmp_path / "u.safetensors", "mark", TENSORS, {})
     with pytest.raises(StoreError, match="other settings"):
-        store.read_unit(tmp_path / "u.safetensors", "another")
+        read_unit(tmp_path / "u.safetensors", "another")
 
 
 def test_another_program_can_read_a_unit(tmp_path: Path) -> None:
-    store.write_unit(tmp_path / "u.safetensors", "mark", TENSORS, {"rows": [0]})
+    write_unit(tmp_path / "u.safetensors", "mark", TENSORS, {"rows": [0]})
     with safe_open(tmp_path / "u.safetensors", framework="pt") as file:
         assert sorted(file.keys()) == ["a", "b"]
         assert json.loads(file.metadata()["diffsel"])["fingerprint"] == "mark"
@@ -126,12 +128,12 @@ NAMES = [
 
 
 def test_safe_names_stay_in_their_folder_and_differ(tmp_path: Path) -> None:
-    safe = [store.safe_name(name) for name in NAMES]
+    safe = [safe_name(name) for name in NAMES]
     assert len(set(safe)) == len(NAMES)
     for name in safe:
         (tmp_path / f"{name}").mkdir()
         assert (tmp_path / name).resolve().parent == tmp_path.resolve()
         assert not name.startswith(("-", "."))
         assert len(name.encode()) <= 120
-    assert store.safe_name("tabby cat") == "tabby cat"
-    assert store.safe_name("n01440764") == "n01440764"
+    assert safe_name("tabby cat") == "tabby cat"
+    assert safe_name("n01440764") == "n01440764"

@@ -12,7 +12,7 @@ from conftest import draw, small_values
 from PIL import Image
 
 from diffsel import method
-from diffsel.runs import run as store
+from diffsel.machine.formats import read_yaml, write_unit
 from diffsel.runs.session import Session, resume, start
 from diffsel.sets.suspects import as_csv, left_out, suspects
 from diffsel.settings.errors import ConfigError, SelectionError
@@ -44,7 +44,7 @@ def made(tmp_path_factory) -> Session:
                 f"{row.row}.null": np.ones((3, 8, 8), np.float32),
             }
         extra = {"label": unit.label, "rows": [row.row for row in unit.rows], "skipped": []}
-        store.write_unit(session.run.map_file(unit), session.run.mark, tensors, extra)
+        write_unit(session.run.map_file(unit), session.run.mark, tensors, extra)
     return session
 
 
@@ -87,7 +87,7 @@ def test_select_leaves_them_out_and_says_so_in_the_set(made: Session, tmp_path: 
     assert method.select(session, 3, tmp_path / "set", ["cat"])
     lines = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
     assert {tile["row"] for line in lines for tile in line["tiles"]} == {0, 1, 2}
-    assert store.read_yaml(tmp_path / "set" / "set.yaml")["selection"]["drop_suspects"] == 0.4
+    assert read_yaml(tmp_path / "set" / "set.yaml")["selection"]["drop_suspects"] == 0.4
     with pytest.raises(SelectionError, match="class 'cat' has 3 patches"):
         method.check_set(session, 4, tmp_path / "four", ["cat"])
 

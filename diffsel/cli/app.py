@@ -12,11 +12,12 @@ from typing import Annotated
 
 import typer
 
+from ..machine.progress import progress
 from ..settings.errors import ConfigError, DiffselError
 from ..settings.settings import Settings
 from . import evaluation as cli_evaluation
 from . import looking as cli_study
-from .flags import Classes, DataArg, Ipcs, Quiet, RunArg, RunOut, Strict, finish, progress, settings_flags, split_names
+from .flags import Classes, DataArg, Ipcs, Quiet, RunArg, RunOut, Strict, finish, settings_flags, split_names
 
 app = typer.Typer(
     help="Distil a labelled image data set into a few images per class, by Stable Diffusion driven patch selection.",

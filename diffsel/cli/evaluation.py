@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.sections import ProtocolSettings
 from ..settings.settings import Settings
-from .flags import DataArg, Quiet, progress, settings_flags
+from .flags import DataArg, Quiet, settings_flags
 
 SetArg = Annotated[Path, typer.Argument(metavar="SET", help="A distilled set, or any folder of class folders.")]
 Val = Annotated[str, typer.Option("--val", metavar="VAL", help="Validation images: folder of class folders, or data set id.")]

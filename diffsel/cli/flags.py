@@ -98,18 +98,6 @@ def _plain(name: str, value: Any) -> Any:
 # ---- around a command ------------------------------------------------------------------------------------------------
 
 
-def progress(quiet: bool) -> Any:
-    """Bars on the main process only, and only where a person looks."""
-    import os
-    from functools import partial
-
-    from tqdm import tqdm
-
-    hidden = quiet or os.environ.get("RANK", "0") != "0"
-    every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
-    return partial(tqdm, disable=hidden, dynamic_ncols=True, mininterval=every, file=sys.stderr)
-
-
 def finish(opened: Session, strict: bool, last: str) -> None:
     """The summary; with ``strict``, exit 1 if an image was passed over."""
     from ..runs.run import read_skipped

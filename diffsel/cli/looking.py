@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
 from .evaluation import beside, refuse_unused
-from .flags import Quiet, RunArg, progress, settings_flags
+from .flags import Quiet, RunArg, settings_flags
 
 if TYPE_CHECKING:
     from ..data.images import ImageData

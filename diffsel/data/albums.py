@@ -16,13 +16,14 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ..runs.run import read_yaml
+from ..machine.formats import read_yaml
+from ..machine.progress import Progress, quiet
 from ..sets.assembly import class_folder
 from ..settings.errors import DataError
 from ..settings.sections import DataSettings
 from ..settings.settings import Settings, fingerprint, identity
 from .classes import ClassInfo, refuse_shared
-from .images import ImageData, Progress, Row, Skipped, is_datasets_folder, open_data, quiet
+from .images import ImageData, Row, Skipped, is_datasets_folder, open_data
 from .pixels import resized_size
 
 

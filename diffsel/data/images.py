@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
 from .classes import ClassInfo, Listing, class_table
@@ -31,8 +31,6 @@ EXTENSIONS = set(
     ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm .jp2".split(),  # noqa: SIM905
 )
 SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "dev"}
-Progress = Callable[..., tqdm]  # makes a progress bar: (total=, desc=, unit=)
-quiet = partial(tqdm, disable=True)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.albums import Pictures
-from ..data.images import Progress, quiet
 from ..data.views import Mix, Views, apply_mix, draw_mix, draw_views, epoch_generator, view
-from ..machine.files import is_unused, write_atomically
-from ..runs.run import differences, dump_yaml, read_unit, read_yaml, write_unit
+from ..machine.files import write_atomically
+from ..machine.formats import differences, dump_yaml, is_unused, read_unit, read_yaml, write_unit
+from ..machine.progress import Progress, quiet
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.sections import ProtocolSettings
 from ..settings.settings import fingerprint

@@ -22,12 +22,13 @@ import torch
 
 from .. import method
 from ..data.albums import Album, DistilledSet, Pictures, set_pictures, validation_pictures
-from ..data.images import ImageData, Progress, quiet
+from ..data.images import ImageData
+from ..machine.device import Machine, pick_precision
 from ..machine.files import safe_name, write_atomically
 from ..machine.helpers import can_fork, helped
 from ..machine.processes import Track, Workers
+from ..machine.progress import Progress, quiet
 from ..runs.session import device_of
-from ..scoring.diffusion import pick_precision
 from ..sets.baselines import drawn, readable
 from ..settings.errors import ConfigError, StoreError
 from ..settings.sections import ProtocolSettings
@@ -36,7 +37,7 @@ from . import students as evaluation
 from .batches import check_labels, online, stored
 from .networks import canonical, check_size
 from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
-from .students import Diverged, Machine, Spread, spread
+from .students import Diverged, Spread, spread
 from .teachers import Teacher, check_order, load_teacher
 
 JUDGED = (5, 500)  # images on which RDED's judge is measured: at least so many of a class, and about so many in all

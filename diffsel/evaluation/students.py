@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.albums import Pictures
-from ..data.images import Progress, quiet
-from ..machine.device import keep_freed_memory
-from ..scoring.diffusion import set_tf32
+from ..machine.device import Machine, keep_freed_memory, set_tf32
+from ..machine.progress import Progress, quiet
 from ..settings.sections import ProtocolSettings
 from .batches import Batch, Source
 from .networks import build, normalise, parameter_groups
@@ -37,20 +35,6 @@ class Diverged(Exception):
     def __init__(self, epoch: int):
         self.epoch = epoch
         super().__init__(f"the loss is not a number in epoch {epoch}")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a student is trained; nothing here is part of a protocol."""
-
-    device: torch.device
-    precision: str = "fp32"  # fp32, tf32, fp16 or bf16 (these two by autocast)
-    compile: bool = False
-    at_once: int | None = None  # students trained at a time on a CPU; None: as many as torch has threads, or one
-
-    def autocast(self) -> Any:
-        kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        return torch.autocast(self.device.type, kinds[self.precision]) if self.precision in kinds else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from ..data.albums import Album, Pictures
-from ..data.images import ImageData, Progress, quiet
-from ..machine.device import keep_freed_memory
-from ..machine.files import is_unused, write_atomically
+from ..data.images import ImageData
+from ..machine.device import Machine, keep_freed_memory, set_tf32
+from ..machine.files import write_atomically
+from ..machine.formats import differences, dump_yaml, is_unused, read_yaml
 from ..machine.processes import Track, Workers
-from ..runs.run import differences, dump_yaml, read_yaml
-from ..scoring.diffusion import set_tf32
+from ..machine.progress import Progress, quiet
 from ..settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
 from ..settings.sections import TrainingSettings
 from ..settings.settings import fingerprint, identity
 from .networks import build, canonical, check_size, normalise
-from .students import Machine, measure
+from .students import measure
 
 
 class Shown(Dataset):

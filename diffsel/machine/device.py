@@ -1,22 +1,100 @@
-"""Memory that a process frees and soon asks for again stays with the process.
-
-Every step of a training allocates and frees tensors of many megabytes.  glibc gives such blocks back to the system at
-once, and gets them again page by page, each filled with zeros: on a CPU that took a quarter to a half of a step.
-"""
+"""Where networks compute: devices, precisions, copies to and fro, and the memory that a process keeps."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
+from ..settings.errors import ConfigError
+
+T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 2**30  # bytes; larger blocks still come from the system, and go back to it
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises ConfigError for a device that is unknown or not there."""
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"compute.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """``auto`` is fp32: bfloat16 gives up to 8 % of the images another best patch (RESULTS.md)."""
+    if name in ("fp16", "tf32") and device.type == "cpu":
+        raise ConfigError(f"compute.precision = {name!r} needs a GPU; use fp32 or bf16 on a CPU")
+    return "fp32" if name == "auto" else name
+
+
+def set_tf32(precision: str) -> None:
+    """``tf32``: matrix products and convolutions of float32 numbers may drop 13 of their 23 bits; else none does.
+
+    Said for both, since torch leaves it off for the one and on for the other.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a student is trained; nothing here is part of a protocol."""
+
+    device: torch.device
+    precision: str = "fp32"  # fp32, tf32, fp16 or bf16 (these two by autocast)
+    compile: bool = False
+    at_once: int | None = None  # students trained at a time on a CPU; None: as many as torch has threads, or one
+
+    def autocast(self) -> Any:
+        kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        return torch.autocast(self.device.type, kinds[self.precision]) if self.precision in kinds else nullcontext()
+
+
+# ---- to and from the device ------------------------------------------------------------------------------------------
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory to a GPU, so that nobody waits for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """A copy on the CPU that is under way, and what waits for its arrival."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), lambda: None
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event.synchronize
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Each item after the next one was made."""
+    last: list[T] = []
+    for item in items:
+        yield from last
+        last = [item]
+    yield from last
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 def keep_freed_memory() -> bool:
     """Let glibc's malloc keep what is freed (mallopt(3)), in this process from now on; whether it did.
 
-    Without effect on results.  Other allocators (macOS, Windows, musl) are left as they are.
+    A step of a training frees many megabytes and soon asks for them again.  glibc would give such blocks back to the system
+    and get them again page by page, filled with zeros: a quarter to a half of a step on a CPU.  Without effect on results;
+    other allocators (macOS, Windows, musl) are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -56,11 +54,6 @@ def write_new(path: Path, content: bytes) -> bool:
     return True
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The entries of a JSON-lines file.  A name in it may hold characters that Python, but not JSON, takes for line ends."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes ``path``'s place, all at once, when the block ends well, and vanishes when it does not.
@@ -84,13 +77,6 @@ def sweep(folder: Path) -> None:
         name = re.fullmatch(rf"{PART}(.*)-(\d+)-[^-]+", path.name)
         if name and name[1] == _host() and not psutil.pid_exists(int(name[2])):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def is_unused(path: Path) -> bool:
-    """Whether work may begin in ``path``: it is not there, or a folder of nothing but ``logs`` and half-written files."""
-    if not path.is_dir():
-        return not path.exists()
-    return all(each.name == "logs" or each.name.startswith(PART) for each in path.iterdir())
 
 
 def _part() -> str:

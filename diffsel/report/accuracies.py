@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.albums import DistilledSet, open_set, set_pictures
-from ..data.images import Progress, quiet
 from ..evaluation.students import Spread, spread
-from ..runs.run import read_yaml
+from ..machine.formats import read_yaml
+from ..machine.progress import Progress, quiet
 from ..settings.errors import ConfigError, DataError, StoreError
 from .classes import ShownSet
 

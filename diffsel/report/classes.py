@@ -21,7 +21,7 @@ from ..runs.session import Session
 from ..scoring.patches import Box
 from ..sets import selection
 from .charts import Histogram, evenly, histogram, tsne
-from .painting import CARD, MOSAIC, Painter
+from .drawing import CARD, MOSAIC, Painter
 
 IMAGES = 60  # distilled images shown of a set and class, at most
 PER_CLUSTER = 8  # patches shown of a cluster, nearest to its centre first

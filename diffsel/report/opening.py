@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..machine.formats import differences, read_yaml
 from ..runs import run as store
 from ..runs.prompts import Part, View
 from ..runs.run import Run
@@ -76,7 +77,7 @@ def _session(run: Run, own: Mapping[str, Any]) -> Session | None:
     file = run.path / "prompts" / str(own["prompt"]) / "settings.yaml"
     if not file.exists():
         return None
-    told = store.read_yaml(file)
+    told = read_yaml(file)
     part = Part(run, told["prompt"], told["null"], told["gap"])
     if not all(part.file(unit).exists() for unit in session.units):
         return None
@@ -88,7 +89,7 @@ def _compared(shown: ShownSet, own: Mapping[str, Any]) -> ShownSet:
     if "run" not in shown.record:
         return shown
     sections = ("scoring", *SHARED[:3])
-    found = {name: store.differences(shown.record[name], own[name]) for name in sections}
+    found = {name: differences(shown.record[name], own[name]) for name in sections}
     differs = {f"{name}.{key}": pair for name, keys in found.items() for key, pair in keys.items()}
     prompt, other = (record.get("prompt") or "the run's" for record in (shown.record, own))
     if prompt != other and not found["scoring"]:  # the same template with other words
@@ -100,7 +101,7 @@ def read_set(path: Path) -> ShownSet:
     """Raises StoreError where the folder is no set of diffsel's, or damaged."""
     if not (path / "set.yaml").exists():
         raise StoreError(f"{path} is not a distilled set (no set.yaml)")
-    record = store.read_yaml(path / "set.yaml")
+    record = read_yaml(path / "set.yaml")
     images: dict[str, list[dict[str, Any]]] = {}
     try:
         for line in (path / "metadata.jsonl").read_text(encoding="utf-8").split("\n"):
@@ -125,7 +126,7 @@ def _sets_of(run: Run) -> list[ShownSet]:
     near = run.path.resolve().parent
     folders = [run.path, near] + [near.parent / "sets"] * (near.name == "runs")
     found = [file.parent for where in folders for file in sorted(where.glob("*/set.yaml"))]
-    return [read_set(path) for path in found if store.read_yaml(path / "set.yaml").get("run") == run.mark]
+    return [read_set(path) for path in found if read_yaml(path / "set.yaml").get("run") == run.mark]
 
 
 def _run_of(path: Path, record: Mapping[str, Any]) -> Run | None:

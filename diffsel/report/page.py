@@ -23,15 +23,15 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..data.images import Progress, quiet
 from ..machine.files import write_atomically
+from ..machine.progress import Progress, quiet
 from ..sets.suspects import Suspect, suspects
 from ..settings.errors import ConfigError
 from .accuracies import accuracies, result_folders
 from .charts import Scale, histogram, tsne
 from .classes import ClassPart, Pool, Source, class_part, picked_of
+from .drawing import Painter
 from .opening import Opened, clock, costs, open_target, settings_of, size
-from .painting import Painter
 
 LIMIT = 16_000_000  # bytes of a file, by default
 CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart

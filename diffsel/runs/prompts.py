@@ -20,12 +20,13 @@ import numpy as np
 
 from ..data.classes import ClassInfo, read_class_file
 from ..data.images import Row
+from ..machine.files import write_atomically
+from ..machine.formats import dump_yaml, read_unit, write_unit
 from ..scoring import maps as scoring
 from ..scoring.diffusion import Diffusion, check_prompts, locate
 from ..scoring.draws import Picture
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.settings import fingerprint
-from . import run as store
 from .run import Run, Unit
 from .session import Session
 
@@ -57,13 +58,13 @@ class Part:
         return self.run.path / "prompts" / self.key / f"{unit.name}.safetensors"
 
     def read(self, unit: Unit) -> dict[str, np.ndarray]:
-        return store.read_unit(self.file(unit), self.mark)[0]
+        return read_unit(self.file(unit), self.mark)[0]
 
     def write(self, unit: Unit, tensors: Mapping[str, np.ndarray]) -> None:
         settings = self.file(unit).parent / "settings.yaml"
         if not settings.exists():
-            store.write_atomically(settings, store.dump_yaml(self.identity))
-        store.write_unit(self.file(unit), self.mark, tensors, {"label": unit.label})
+            write_atomically(settings, dump_yaml(self.identity))
+        write_unit(self.file(unit), self.mark, tensors, {"label": unit.label})
 
 
 @dataclass
@@ -249,7 +250,7 @@ def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.n
 def _pictures(session: Session, unit: Unit, rows: Sequence[Row]) -> list[tuple[Row, Picture]]:
     """The latents that were kept of these rows (compute.keep_latents), else their pixels."""
     if (file := session.run.latent_file(unit)).exists():
-        latents, _ = store.read_unit(file, session.run.mark)
+        latents, _ = read_unit(file, session.run.mark)
         return [(row, latents[str(row.row)]) for row in rows]
     pictures, lost = session.read(rows)
     if lost:

@@ -12,23 +12,19 @@ rows it had to pass over and a checksum of its tensors.  Nothing is ever pickled
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as save_safetensors
 
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, Row, Skipped
-from ..machine.files import PART, read_lines, safe_name, write_atomically, write_new
+from ..machine.files import PART, safe_name, write_atomically, write_new
+from ..machine.formats import differences, dump_yaml, read_extra, read_lines, read_unit, read_yaml
 from ..settings.errors import SettingsDiffer, StoreError
 from ..settings.settings import fingerprint
 
@@ -45,33 +41,6 @@ class Unit:
     rows: tuple[Row, ...]
 
 
-# ---- comparing and reading ---------------------------------------------------------------------------------------
-
-
-def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The leaves in which two nested values differ, as ``{"scoring.draws": (stored, asked)}``."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in {**stored, **asked}:
-            found |= differences(stored.get(key), asked.get(key), f"{prefix}{key}.")
-        return found
-    return {} if stored == asked else {prefix.rstrip("."): (stored, asked)}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise StoreError(f"{path}: not written by diffsel")
-    return value
-
-
-def dump_yaml(values: Mapping[str, Any]) -> bytes:
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120).encode()
-
-
 # ---- units ---------------------------------------------------------------------------------------------------------
 
 
@@ -84,61 +53,6 @@ def units_of(data: ImageData) -> list[Unit]:
             name = f"{safe_name(info.folder)}-{part // UNIT_ROWS:03d}"
             units.append(Unit(name, info.folder, tuple(rows[part : part + UNIT_ROWS])))
     return units
-
-
-def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
-    """One unit file: tensors, and as metadata the fingerprint ``mark``, ``extra`` (JSON) and a checksum."""
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    about = {"fingerprint": mark, "extra": dict(extra), "checksum": _checksum(ordered, extra)}
-    # One metadata key: safetensors writes several in an order that changes from process to process.
-    write_atomically(path, save_safetensors(ordered, {"diffsel": json.dumps(about, sort_keys=True)}))
-
-
-RECOVER = "`diffsel check RUN --remove` removes it, the next start makes it again"
-
-
-def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and ``extra`` of a unit.
-
-    Raises StoreError if it is damaged (``recover`` says what to do then) or made with other settings.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {recover}") from None
-    if about.get("checksum") != _checksum(tensors, about.get("extra")):
-        raise StoreError(f"{path} is damaged (checksum differs); {recover}")
-    if about.get("fingerprint") != mark:
-        raise StoreError(f"{path} was made with other settings than those recorded beside it; it does not belong here")
-    return tensors, about["extra"]
-
-
-def read_column(file: Path, name: str) -> np.ndarray:
-    """One tensor of a unit file, unchecked: to count before the unit is read.  Raises StoreError where it is damaged."""
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return np.asarray(opened.get_tensor(name))
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
-
-
-def read_extra(path: Path) -> dict[str, Any]:
-    """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return json.loads((file.metadata() or {})["diffsel"])["extra"]
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {RECOVER}") from None
-
-
-def _checksum(tensors: Mapping[str, np.ndarray], extra: Any) -> str:
-    state = hashlib.blake2b(json.dumps(extra, sort_keys=True).encode(), digest_size=16)
-    for name, value in tensors.items():
-        state.update(f"{name} {value.dtype} {value.shape};".encode())
-        state.update(value.tobytes())
-    return state.hexdigest()
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ import torch
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
-from ..data.images import ImageData, Progress, Row, Skipped, open_data, quiet, reopen
+from ..data.images import ImageData, Row, Skipped, open_data, reopen
 from ..data.pixels import Pixels
 from ..machine.claims import Shared
+from ..machine.device import pick_device, pick_precision
 from ..machine.files import sweep
+from ..machine.formats import differences, read_unit
 from ..machine.processes import Track, Workers, out_of_memory
-from ..scoring.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate, pick_device, pick_precision
+from ..machine.progress import Progress, quiet
+from ..scoring.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate
 from ..scoring.patches import Box, best_boxes, chosen_bins, estimate
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import Settings, fingerprint, identity
@@ -174,7 +177,7 @@ class Session:
         file = self.run.map_file(unit)
         if not file.exists():
             raise StoreError(f"{self.run.path}: {unit.name} is not scored yet; start `diffsel score` again")
-        return store.read_unit(file, self.run.mark)
+        return read_unit(file, self.run.mark)
 
     def boxes(self, unit: Unit) -> list[tuple[Row, Box, float]]:
         """The best patches of every scored image of a unit, with their scores."""
@@ -253,7 +256,7 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Sessio
         sweep(path)
     chosen_bins(settings.patches, settings.scoring)
     asked = _pass_identity(settings, workers)
-    if found := store.differences({key: run.record["identity"][key] for key in asked}, asked):
+    if found := differences({key: run.record["identity"][key] for key in asked}, asked):
         raise SettingsDiffer(path, found)
     rows, skipped = store.read_index(run), store.read_skipped(path)
     if _images(rows) != run.record["identity"]["images"]:

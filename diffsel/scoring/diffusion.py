@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..machine.device import keep_freed_memory
+from ..machine.device import keep_freed_memory, set_tf32
 from ..settings.errors import ConfigError
 from ..settings.sections import ModelSettings
 
@@ -35,31 +35,6 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
 # Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-
-
-def pick_device(name: str) -> torch.device:
-    """Raises ConfigError for a device that is unknown or not there."""
-    try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"compute.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """``auto`` is fp32: bfloat16 gives up to 8 % of the images another best patch (RESULTS.md)."""
-    if name in ("fp16", "tf32") and device.type == "cpu":
-        raise ConfigError(f"compute.precision = {name!r} needs a GPU; use fp32 or bf16 on a CPU")
-    return "fp32" if name == "auto" else name
-
-
-def set_tf32(precision: str) -> None:
-    """``tf32``: matrix products and convolutions of float32 numbers may drop 13 of their 23 bits; else none does.
-
-    Said for both, since torch leaves it off for the one and on for the other.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def allow_shapes(count: int) -> None:

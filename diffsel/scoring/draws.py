@@ -7,7 +7,7 @@ batch, and every forward has the same number of samples, so that the bytes of it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.pixels import Pixels
+from ..machine.device import one_behind, to_device, to_host
 from ..settings.sections import ScoringSettings
 from .diffusion import Diffusion
 
@@ -173,31 +174,3 @@ def encode(
             latents = model.encode(as_images([bucket[i][1] for i in chunk], model.device), noise)
             found |= dict(zip(chunk, latents, strict=True))
     return torch.stack([found[i] for i in range(len(bucket))])
-
-
-# ---- to and from the device ------------------------------------------------------------------------------------------
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory to a GPU, so that nobody waits for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
-    """A copy on the CPU that is under way, and what waits for its arrival."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu(), lambda: None
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return host, event.synchronize
-
-
-def one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Each item after the next one was made."""
-    last: list[T] = []
-    for item in items:
-        yield from last
-        last = [item]
-    yield from last

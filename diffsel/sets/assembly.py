@@ -19,10 +19,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from ..data.images import ImageData, Progress, Row, quiet
+from ..data.images import ImageData, Row
 from ..data.pixels import resized_size
 from ..machine.files import APPEARED, safe_name, whole_folder, write_atomically
-from ..runs.run import differences, dump_yaml, read_yaml
+from ..machine.formats import differences, dump_yaml, read_yaml
+from ..machine.progress import Progress, quiet
 from ..settings.errors import SettingsDiffer, StoreError
 from ..settings.sections import AssemblySettings
 from .selection import Pick, tile_rank

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.images import ImageData, Progress, Row, quiet
+from ..data.images import ImageData, Row
 from ..data.views import Views, draw_crops, view
 from ..evaluation.networks import normalise
 from ..evaluation.teachers import Teacher
+from ..machine.progress import Progress, quiet
 from ..settings.errors import UnreadableImage
 from ..settings.sections import BaselineSettings
 from .selection import Pick, too_few

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data.images import Row, cap
-from ..runs import run as store
+from ..machine.formats import read_column
 from ..runs.session import Session
 from . import suspects
 
@@ -38,7 +38,7 @@ def _stored_patches(session: Session, label: str) -> int | None:
         files = [session.feature_file(unit) for unit in units]
         if not all(file.exists() for file in files):
             return None
-        rows = [row for file in files for row in store.read_column(file, "row").tolist()]
+        rows = [row for file in files for row in read_column(file, "row").tolist()]
     kept = kept_rows(session, label)
     return sum(row in kept for row in rows)
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ..machine.files import read_lines, whole_folder, write_atomically
-from ..runs.run import dump_yaml, read_yaml
+from ..machine.files import whole_folder, write_atomically
+from ..machine.formats import dump_yaml, read_lines, read_yaml
 from ..settings.errors import DataError, StoreError
 
 Form = Literal["hf", "webdataset", "fiftyone", "csv"]

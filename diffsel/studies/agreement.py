@@ -18,8 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import rankdata
 
 from .. import method
-from ..machine.files import read_lines, write_atomically
+from ..machine.files import write_atomically
+from ..machine.formats import read_lines
 from ..report import text as report
+from ..report.drawing import heat, sheet, with_boxes
 from ..runs.prompts import Study, View
 from ..scoring.patches import Box, best_boxes, patch_scores
 from ..settings.settings import fingerprint
@@ -205,10 +207,10 @@ def heat_page(views: Sequence[View], study: Study, images: int = 8, side: int = 
             for view in views:
                 cells = view.image_map(view.maps(unit)[0], row)
                 box = best_boxes(cells, height, width, view.settings.patches)[0][0]
-                picture = report.with_boxes(report.heat(cells, height, width), [(box, OUTLINE)], scale=2)
+                picture = with_boxes(heat(cells, height, width), [(box, OUTLINE)], scale=2)
                 pictures.append(_fit(picture, side))
             rows.append((f"{ascii(row.path)[1:-1]}, class {label!a}", pictures))
-    return report.sheet(rows, "One image a row: where each prompt sees its class (best patch outlined)")
+    return sheet(rows, "One image a row: where each prompt sees its class (best patch outlined)")
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:

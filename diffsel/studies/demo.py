@@ -22,15 +22,17 @@ from PIL import Image
 
 from .. import method
 from ..data.albums import open_set
-from ..data.images import Progress, Row, open_data, quiet
+from ..data.images import Row, open_data
 from ..evaluation.cells import Bench, gather, make_cell, run_cells
-from ..evaluation.students import Machine, Spread
+from ..evaluation.students import Spread
 from ..evaluation.teachers import load_teacher
-from ..machine.files import read_lines, write_atomically
+from ..machine.device import Machine, pick_device
+from ..machine.files import write_atomically
+from ..machine.formats import read_lines, read_yaml
+from ..machine.progress import Progress, quiet
 from ..report import text as report
-from ..runs.run import read_yaml
+from ..report.drawing import heat, sheet, with_boxes
 from ..runs.session import Session, start
-from ..scoring.diffusion import pick_device
 from ..scoring.maps import forwards
 from ..scoring.patches import Box, best_boxes, estimate
 from ..settings.sections import Estimator
@@ -141,7 +143,7 @@ def compose_data(out: Path, seed: int, per_class: int, progress: Progress = quie
     check = out / "demo.yaml"
     described = {"seed": seed, "scenes": per_class}
     if check.exists() and (found := read_yaml(check)) != described:
-        from ..runs.run import differences
+        from ..machine.formats import differences
         from ..settings.errors import SettingsDiffer
 
         raise SettingsDiffer(out, differences(found, described))
@@ -222,7 +224,7 @@ def draw_page(one: Session, two: Session, truth: Truth, out: Path) -> Image.Imag
         rows.append(
             (f"First distilled image of each class at {n} image{'s' * (n > 1)} per class (2 x 2 patches each)", pictures)
         )
-    return report.sheet(rows, "diffsel demo: handwritten digits on cluttered scenes")
+    return sheet(rows, "diffsel demo: handwritten digits on cluttered scenes")
 
 
 def _pair(session: Session, row: Row, box: Box) -> list[Image.Image]:
@@ -230,8 +232,8 @@ def _pair(session: Session, row: Row, box: Box) -> list[Image.Image]:
     cells = session.image_map(session.maps(unit)[0], row)
     best = best_boxes(cells, scenes.SIZE, scenes.SIZE, session.settings.patches)[0][0]
     outlines = [(box, "#ffffff"), (best, "#ffd400")]
-    pictures = (session.data.pixels(row), report.heat(cells, scenes.SIZE, scenes.SIZE))
-    return [report.with_boxes(pixels, outlines, scale=2) for pixels in pictures]
+    pictures = (session.data.pixels(row), heat(cells, scenes.SIZE, scenes.SIZE))
+    return [with_boxes(pixels, outlines, scale=2) for pixels in pictures]
 
 
 def accuracy_rows(accuracy: dict) -> list[list[str]]:

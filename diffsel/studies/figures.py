@@ -11,10 +11,10 @@ from jaxtyping import Float
 from PIL import Image
 
 from .. import method
-from ..data.images import Progress
 from ..evaluation.students import spread
-from ..machine.files import read_lines
-from ..report import text as report
+from ..machine.formats import read_lines
+from ..machine.progress import Progress
+from ..report.drawing import heat, sheet, with_boxes
 from ..runs.session import Session, start
 from ..scoring.features import Patch, embed_patches
 from ..scoring.patches import best_boxes
@@ -144,7 +144,7 @@ def sheets(jobs: Sequence[Job], folders: Mapping[str, Path], kinds: Mapping[Plac
         rows[0] = (f"{job.case.column} (run as {job.ran_as}): {rows[0][0]}", rows[0][1])
         pages.setdefault(job.case.row, []).extend(rows)
         values[where] = Value(sum(len(pictures) for _, pictures in rows), ran_as=job.ran_as)
-    return values, {figure: _png(report.sheet(rows, figure)) for figure, rows in pages.items()}
+    return values, {figure: _png(sheet(rows, figure)) for figure, rows in pages.items()}
 
 
 def _rows(kind: str, job: Job, folder: Path, out: Path, progress: Progress) -> list[tuple[str, list[Image.Image]]]:
@@ -187,9 +187,9 @@ def _stages(session: Session, count: int = 4) -> list[tuple[str, list[Image.Imag
         height, width = pixels.shape[:2]
         cells = session.image_map(tensors, row)
         box, score = best_boxes(cells, height, width, session.settings.patches)[0]
-        outlined = report.with_boxes(pixels, [(box, "#ffd400")], max(1, round(112 / min(height, width))))
+        outlined = with_boxes(pixels, [(box, "#ffd400")], max(1, round(112 / min(height, width))))
         top, left, tall, wide = box
-        pictures = [Image.fromarray(pixels), Image.fromarray(report.heat(cells, height, width)), outlined,
+        pictures = [Image.fromarray(pixels), Image.fromarray(heat(cells, height, width)), outlined,
                     Image.fromarray(pixels[top : top + tall, left : left + wide])]  # fmt: skip
         rows.append((f"{unit.label}: image, map, best box (score {score:+.3g}), patch", [_shown(p) for p in pictures]))
     return rows

@@ -20,11 +20,13 @@ from typing import Any, cast
 from ..data.albums import Opener, open_set, validation_pictures
 from ..evaluation.cells import Bench, Cell, gather, make_cell, run_cells, students_at_once
 from ..evaluation.protocols import validation_resize
-from ..evaluation.students import Machine, Spread
+from ..evaluation.students import Spread
 from ..evaluation.teaching import is_trained, train_teacher
+from ..machine.device import Machine
 from ..machine.files import write_atomically
+from ..machine.formats import read_yaml
 from ..machine.processes import Workers
-from ..runs.run import forwards_taken, open_run, read_yaml
+from ..runs.run import forwards_taken, open_run
 from ..scoring.features import random_clip
 from ..settings.errors import StoreError
 from ..settings.settings import fingerprint

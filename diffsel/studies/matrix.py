@@ -22,13 +22,14 @@ from pydantic.dataclasses import dataclass as checked
 
 from .. import method
 from ..data.albums import Opener, open_set
-from ..data.images import Progress, quiet
 from ..evaluation.cells import Bench, Cell, Line, gather, make_cell, run_cells
 from ..evaluation.networks import canonical, check_size
 from ..evaluation.protocols import starred, whole_name
-from ..evaluation.students import Machine, fairness
+from ..evaluation.students import fairness
+from ..machine.device import Machine
 from ..machine.files import safe_name, write_atomically
 from ..machine.processes import Workers
+from ..machine.progress import Progress, quiet
 from ..report import text as report
 from ..runs.session import start
 from ..settings.errors import ConfigError

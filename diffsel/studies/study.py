@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..cli.flags import Quiet, progress
+from ..cli.flags import Quiet
+from ..machine.progress import progress
 from ..settings.errors import ConfigError, DiffselError
 from .cases import Case, Job, Scale, costs, plan, read_scale
 from .tables import Expected, Shape, Value, as_csv, markdown, picture
 
 if TYPE_CHECKING:
-    from ..data.images import Progress
+    from ..machine.progress import Progress
     from .tables import Place
 
 __all__ = ["Case", "main"]

@@ -1,23 +1,68 @@
-"""The pictures of a report: images, patches and heat maps as small WebP data URIs.  Each image is read once."""
+"""Pictures: maps in colours, boxes on images, sheets of pictures, and the small WebP pictures of a report."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
 
 from ..data.images import Row
+from ..data.pixels import Pixels
 from ..runs.session import Session
 from ..scoring.patches import Box
 from ..settings.errors import DataError
-from .text import heat
 
 SOURCE, MOSAIC, PATCH, CARD = 208, 168, 60, 96  # longest sides of pictures, pixels
+
+
+def heat(cells: Float[np.ndarray, "h w"], height: int, width: int) -> Pixels:
+    """A map as colours at image size: deep blue through teal to yellow, smallest to largest value."""
+    span = float(np.ptp(cells)) or 1.0
+    levels = Image.fromarray(((cells - cells.min()) / span).astype(np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    anchors = np.array([[26, 18, 74], [40, 90, 140], [44, 160, 130], [150, 205, 70], [253, 231, 37]], np.float64)
+    where = np.clip(np.asarray(levels), 0, 1) * (len(anchors) - 1)
+    return np.stack([np.interp(where, range(len(anchors)), anchors[:, c]) for c in range(3)], -1).astype(np.uint8)
+
+
+def with_boxes(pixels: Pixels, boxes: Sequence[tuple[Box, str]], scale: int) -> Image.Image:
+    """An enlarged picture with coloured outlines."""
+    picture = Image.fromarray(pixels).resize((pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    for (top, left, height, width), colour in boxes:
+        corner = (left * scale, top * scale, (left + width) * scale - 1, (top + height) * scale - 1)
+        draw.rectangle(corner, outline=colour, width=max(2, scale // 2 + 1))
+    return picture
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str, gap: int = 10) -> Image.Image:
+    """Captioned rows of pictures on one white page."""
+    font, small = ImageFont.load_default(22), ImageFont.load_default(15)
+    width = max(sum(p.width + gap for p in pictures) for _, pictures in rows) + gap
+    width = max(width, int(font.getlength(title)) + 2 * gap, *(int(small.getlength(caption)) + 2 * gap for caption, _ in rows))
+    height = 50 + sum(26 + max(p.height for p in pictures) + gap for _, pictures in rows)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((gap, 12), title, fill="#111111", font=font)
+    y = 50
+    for caption, pictures in rows:
+        draw.text((gap, y), caption, fill="#444444", font=small)
+        x, y = gap, y + 26
+        for picture in pictures:
+            page.paste(picture, (x, y))
+            x += picture.width + gap
+        y += max(p.height for p in pictures) + gap
+    return page
+
+
+# ---- the pictures of a report ----------------------------------------------------------------------------------------
 
 
 class Painter:

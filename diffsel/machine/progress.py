@@ -1,0 +1,20 @@
+"""Progress bars: on the main process only, and not where nobody looks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from tqdm import tqdm
+
+Progress = Callable[..., tqdm]  # makes a progress bar: (total=, desc=, unit=)
+quiet: Progress = partial(tqdm, disable=True)
+
+
+def progress(hidden: bool) -> Progress:
+    """Bars on stderr; ``hidden`` for none."""
+    hidden = hidden or os.environ.get("RANK", "0") != "0"
+    every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
+    return partial(tqdm, disable=hidden, dynamic_ncols=True, mininterval=every, file=sys.stderr)
