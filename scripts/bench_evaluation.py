@@ -38,10 +38,12 @@ from torchvision import transforms
 
 from diffsel.data.albums import Pictures
 from diffsel.data.classes import ClassInfo
+from diffsel.data.views import MEAN, STD
 from diffsel.evaluation.batches import Source, epochs_at_once, online, relabel, stored
-from diffsel.evaluation.networks import MEAN, STD, build
+from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import rate_factor, resolve_recipe
-from diffsel.evaluation.students import make_optimizer, measure, spread, train_epoch, train_student
+from diffsel.evaluation.results import spread
+from diffsel.evaluation.students import make_optimizer, measure, train_epoch, train_student
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine, keep_freed_memory
 from diffsel.settings.sections import ProtocolSettings

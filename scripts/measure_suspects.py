@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 
 from diffsel.data.classes import ClassInfo
 from diffsel.data.pixels import Pixels
-from diffsel.evaluation.networks import normalise
+from diffsel.data.views import normalise
 from diffsel.evaluation.teachers import Teacher, load_teacher
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table

@@ -13,7 +13,8 @@ from torchvision.datasets import ImageFolder
 
 from diffsel.data.images import ImageData, open_data
 from diffsel.data.pixels import resize
-from diffsel.sets.assembly import assemble, check_set, cut, mosaic, tile_sides
+from diffsel.sets.assembly import assemble, cut, mosaic, tile_sides
+from diffsel.sets.candidates import check_set
 from diffsel.sets.selection import Pick
 from diffsel.settings.errors import DataError, StoreError
 from diffsel.settings.sections import AssemblySettings, DataSettings

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from scipy.stats import ttest_ind
 from tqdm import tqdm
 
-from diffsel.data.albums import match_classes, open_set, open_validation, set_pictures, validation_pictures
+from diffsel.data.albums import match_classes, open_validation, set_pictures, validation_pictures
 from diffsel.data.classes import ClassInfo
 from diffsel.data.images import open_data
 from diffsel.evaluation import batches as relabeling
@@ -31,9 +31,11 @@ from diffsel.evaluation.batches import online, plan_epoch, relabel, show, stored
 from diffsel.evaluation.cells import Bench, gather, make_cell, result_file, run_cells, students_at_once
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import resolve_recipe
-from diffsel.evaluation.students import difference, fairness, spread, train_student
+from diffsel.evaluation.results import difference, fairness, spread
+from diffsel.evaluation.students import train_student
 from diffsel.evaluation.teachers import load_teacher
 from diffsel.machine.device import Machine
+from diffsel.sets.opening import open_set
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings, ProtocolSettings
 from diffsel.settings.settings import resolve

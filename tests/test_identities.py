@@ -18,7 +18,6 @@ from PIL import Image
 from torch import nn
 
 from diffsel import method
-from diffsel.data.albums import open_set
 from diffsel.data.images import open_data
 from diffsel.evaluation.batches import label_identity
 from diffsel.evaluation.cells import Bench, make_cell
@@ -26,6 +25,7 @@ from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine
 from diffsel.runs.run import open_run
 from diffsel.runs.session import look
+from diffsel.sets.opening import open_set
 from diffsel.settings.settings import fingerprint, load_settings, resolve, without_execution
 from tests.conftest import TINY
 

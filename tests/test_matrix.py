@@ -12,9 +12,8 @@ import yaml
 from conftest import TINY
 
 from diffsel.evaluation import cells as experiment
-from diffsel.evaluation.cells import Line
 from diffsel.evaluation.networks import build
-from diffsel.evaluation.students import fairness, spread
+from diffsel.evaluation.results import Line, fairness, spread
 from diffsel.machine.device import Machine
 from diffsel.machine.processes import Workers
 from diffsel.settings.errors import ConfigError

@@ -19,21 +19,23 @@ from scipy.stats import t
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from diffsel import method
-from diffsel.data.albums import open_set, set_pictures
+from diffsel.data.albums import set_pictures
 from diffsel.data.images import open_data
 from diffsel.machine.formats import read_unit, write_unit
-from diffsel.method import distill, select_baseline
+from diffsel.method import distill
 from diffsel.report import accuracies as page_accuracy
 from diffsel.report import opening as page_run
 from diffsel.report.charts import Scale, evenly, histogram, tsne
 from diffsel.report.classes import ShownSet, class_part
-from diffsel.report.opening import open_target, read_set
+from diffsel.report.opening import open_target
 from diffsel.report.page import Extra, write_report
 from diffsel.report.text import trace_image
 from diffsel.runs import prompts
 from diffsel.runs.run import forwards_taken
 from diffsel.runs.session import start
 from diffsel.sets import selection
+from diffsel.sets.baselines import select_baseline
+from diffsel.sets.opening import open_set, read_set
 from diffsel.sets.suspects import suspects
 from diffsel.settings.errors import ConfigError, StoreError
 from diffsel.settings.settings import resolve

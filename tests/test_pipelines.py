@@ -56,7 +56,10 @@ def test_a_pipeline_is_short_and_only_lists(file: Path) -> None:
     assert f"accelerate launch pipelines/{file.name}" in doc
     assert "Cost" in doc
     assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef)] == ["cells"]
-    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {"diffsel.studies.cases", "diffsel.studies.study"}
+    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {
+        "diffsel.studies.cases",
+        "diffsel.studies.study",
+    }
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.While | ast.ClassDef | ast.For)]
 
 

@@ -12,9 +12,9 @@ from conftest import draw, small_values
 from PIL import Image
 
 from diffsel import method
-from diffsel.machine.formats import read_yaml, write_unit
+from diffsel.machine.formats import as_csv, read_yaml, write_unit
 from diffsel.runs.session import Session, resume, start
-from diffsel.sets.suspects import as_csv, left_out, suspects
+from diffsel.sets.suspects import left_out, suspects
 from diffsel.settings.errors import ConfigError, SelectionError
 from diffsel.settings.settings import resolve
 from diffsel.studies import scenes

@@ -13,8 +13,9 @@ from PIL import Image
 
 from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
+from diffsel.evaluation.tasks import train_teacher
 from diffsel.evaluation.teachers import load_teacher, read_checkpoint
-from diffsel.evaluation.teaching import Order, Shown, _resume, _save, rate, train_teacher, training_transform
+from diffsel.evaluation.teaching import Order, Shown, _resume, _save, rate, training_transform
 from diffsel.machine.device import Machine
 from diffsel.machine.processes import Workers
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from ..settings.settings import Settings, load_settings, without_execution
+from ..settings.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -79,11 +79,11 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
 
 def _recorded(run: Path, needed: bool) -> dict[str, Any]:
     """The settings of a RUN; nothing where it is a data set and that will do."""
-    from ..runs.run import open_run
+    from ..runs.run import read_record, recorded_settings
 
     if not needed and not (run / "run.yaml").exists():
         return {}
-    return without_execution(open_run(run).record["settings"])
+    return recorded_settings(read_record(run))
 
 
 def split_names(only: list[str] | None, known: Collection[str]) -> list[str]:
@@ -105,7 +105,7 @@ def finish(opened: Session, strict: bool, last: str) -> None:
     if not opened.workers.is_main:
         return
     skipped = read_skipped(opened.run.path)
-    facts = {"run": opened.run.path, "classes": len(opened.classes), "images": len(opened.data.rows), **opened.counts}
+    facts = {"run": opened.run.path, "classes": len(opened.run.classes), "images": len(opened.data.rows), **opened.counts}
     width = max(map(len, facts))
     lines = [
         f"{key:<{width}}  {value:,}" if isinstance(value, int) else f"{key:<{width}}  {value}" for key, value in facts.items()

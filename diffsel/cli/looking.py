@@ -1,4 +1,4 @@
-"""The commands that look into a stored run, and hand a set over: `prompts`, `suspects`, `export`."""
+"""The commands that look, compare and hand over: `inspect`, `trace`, `check`, `report`, `suspects`, `prompts`, `export`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..machine.files import beside, write_atomically
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
-from .evaluation import beside, refuse_unused
-from .flags import Quiet, RunArg, settings_flags
+from .flags import DataArg, Quiet, RunArg, settings_flags
 
 if TYPE_CHECKING:
     from ..data.images import ImageData
-    from ..runs.prompts import Study
+    from ..runs.prompts import Comparison
 
 Templates = Annotated[
     list[str] | None,
@@ -25,8 +25,113 @@ Words = Annotated[Path | None, typer.Option("--words", metavar="YAML", help="A c
 
 
 def register(app: typer.Typer) -> None:
-    for command in (prompts, suspects, export):
+    app.command("inspect")(inspect_data)
+    for command in (trace, check, report, suspects, prompts, export):
         app.command()(command)
+
+
+@settings_flags("data", "model", "compute", "scoring")
+def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> None:
+    """Print all that was understood of a data set: classes, names, prompts, sizes, what would be passed over."""
+    from ..data.images import open_data
+    from ..report.text import describe_data
+
+    opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    print(describe_data(opened, settings))
+
+
+@settings_flags("patches", "features", "selection", "assembly")
+def trace(
+    run: RunArg,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A row number, or (the end of) an image's path.")],
+    settings: Settings,
+    set_: Annotated[list[Path] | None, typer.Option("--set", help="Sets to look in; default: those in RUN.")] = None,
+) -> None:
+    """One image's whole way: row, map, boxes, vector, cluster and rank, mosaic tile."""
+    from ..report.text import trace_image
+    from ..runs.run import open_run
+    from ..sets.opening import read_set
+
+    for path in set_ or []:
+        if not (path / "set.yaml").exists():
+            raise ConfigError(f"--set {path}: not a distilled set (no set.yaml)")
+    sets = set_ or sorted(path.parent for path in run.glob("*/set.yaml"))
+    print(trace_image(open_run(run, settings), image, [read_set(path) for path in sets]))
+
+
+def check(
+    run: RunArg,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Delete damaged files, so that the next start makes them again.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read every file of a RUN against its checksum.  Exit code 1 where one is damaged."""
+    from ..runs.run import open_run
+
+    files, bad = 0, []
+    with progress(quiet)(desc="checking", unit="file") as bar:
+        for file, reason in open_run(run).damaged():
+            files += 1
+            bar.update()
+            if reason:
+                bad.append(file)
+                print(f"{file} {reason}{': removed' if remove else ''}")
+                file.unlink() if remove else None
+    print(f"{files} files, {len(bad)} damaged")
+    if bad and not remove:
+        raise typer.Exit(1)
+
+
+def report(
+    target: Annotated[Path, typer.Argument(metavar="RUN|SET", help="A scored RUN, or a distilled SET.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="HTML", help="Default: RUN-report.html or SET-report.html, beside it.")
+    ] = None,
+    set_: Annotated[
+        list[Path] | None, typer.Option("--set", metavar="SET", help="Sets to show; default: RUN's own, in it and beside it.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The run of a SET that lies elsewhere.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option("--results", metavar="RESULTS", help="Further results of `evaluate`, say of baselines.")
+    ] = None,
+    page_size: Annotated[int, typer.Option(min=1, max=1000, help="Most megabytes of a file; more goes on further pages.")] = 16,
+    quiet: Quiet = False,
+) -> None:
+    """What was selected and why, as one HTML file: pictures, heat maps, clusters, scores, accuracies, cost, settings."""
+    from ..report.page import write_report
+
+    files = write_report(target, out, set_ or (), run, results or (), limit=page_size * 10**6, progress=progress(quiet))
+    more = f" and {len(files) - 1} pages beside it" if len(files) > 1 else ""
+    print(f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB: {files[0]}{more}")
+
+
+@settings_flags("patches")
+def suspects(
+    run: RunArg,
+    settings: Settings,
+    top: Annotated[int, typer.Option("--top", min=1, help="Images shown of each class.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", metavar="CSV", help="Write the whole list here.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Images whose label raises the loss, class by class; read from the stored maps.  `select --drop-suspects` skips them."""
+    from ..report.text import table
+    from ..runs.run import open_run
+    from ..sets.suspects import suspect_table
+    from ..sets.suspects import suspects as listed
+
+    opened = open_run(run, settings)
+    with progress(quiet)(opened.infos, desc="reading maps", unit="class", leave=False) as labels:
+        found = {label: listed(opened, label) for label in labels}
+    shown = [each for items in found.values() for each in items[:top]]
+    rows = [[ascii(each.label)[1:-1], each.rank, each.statistic, ascii(each.path)[1:-1]] for each in shown]
+    print(table(rows, ["class", "rank", "statistic", "path"]))
+    flat = [each for items in found.values() for each in items]
+    raised = sum(each.statistic < 0 for each in flat)
+    print(f"the label raises the loss of {raised:,} of {len(flat):,} images (statistic < 0)")
+    if out:
+        write_atomically(out, suspect_table(flat))
+        print(f"the list: {out}")
 
 
 @settings_flags("compute", "patches", "features", "selection", "assembly", "protocol")
@@ -46,93 +151,36 @@ def prompts(
     quiet: Quiet = False,
 ) -> None:
     """Compare prompts on a stored run: places, boxes, order, selection, accuracy.  New prompts are scored, and kept."""
-    import io
-
-    from .. import method
-    from ..machine.files import write_atomically
     from ..runs import prompts as stage
-    from ..runs import session
-    from ..studies import agreement as comparison
+    from ..runs.session import resume
+    from ..sets.candidates import check_set
+    from ..studies import agreement
 
     if val and not ipc:
         raise ConfigError("--val measures distilled sets; give --ipc 1 or more with it")
-    opened = session.resume(run, settings, progress(quiet))
-    study = stage.plan(opened, templates or [], null, words)
+    opened = resume(run, settings, progress(quiet))
+    compared = stage.plan(opened, templates or [], null, words)
     judges = _judges(settings, val, student, teacher, quiet) if val else None
     target = out or beside(run, "prompts")
-    views = study.views()
+    views = compared.views()
     for view in views if ipc else []:
-        method.check_set(view, ipc, comparison.set_folder(view, target, ipc))
+        check_set(view.run, ipc, agreement.set_folder(view.run, target, ipc))
     if opened.workers.is_main:
-        print("\n".join(comparison.legend(study)))
-        print(f"U-Net forwards to compute: {study.forwards():,}")
-    stage.score(study)
-    sets = comparison.make_sets(views, target, ipc) if ipc else []
-    table = _accuracies(study, sets, judges, student, teacher, students, quiet) if judges else ""
+        print("\n".join(agreement.legend(compared)))
+        print(f"U-Net forwards to compute: {compared.forwards():,}")
+    stage.score(compared)
+    sets = agreement.make_sets(views, target, ipc) if ipc else []
+    table = _accuracies(compared, sets, judges, student, teacher, students, quiet) if judges else ""
     if opened.workers.is_main:
-        rows = comparison.compare(views, sets)
-        comparison.write_tables(rows, study, target)
-        buffer = io.BytesIO()
-        comparison.heat_page(views, study, shown).save(buffer, "PNG", optimize=True)
-        write_atomically(target / "heat.png", buffer.getvalue())
-        print(f"\n{comparison.as_table(rows)}\n{table}")
+        print(f"\n{agreement.write_pages(compared, [view.run for view in views], sets, target, shown)}\n{table}")
         print(f"tables: {target / 'agreement.md'}, {target / 'agreement.csv'}\npicture: {target / 'heat.png'}")
-
-
-@settings_flags("patches")
-def suspects(
-    run: RunArg,
-    settings: Settings,
-    top: Annotated[int, typer.Option("--top", min=1, help="Images shown of each class.")] = 3,
-    out: Annotated[Path | None, typer.Option("--out", metavar="CSV", help="Write the whole list here.")] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Images whose label raises the loss, class by class; read from the stored maps.  `select --drop-suspects` skips them."""
-    from ..machine.files import write_atomically
-    from ..report.text import table
-    from ..runs import session
-    from ..sets.suspects import as_csv
-    from ..sets.suspects import suspects as listed
-
-    opened = session.resume(run, settings, progress(quiet))
-    found = {label: listed(opened, label) for label in opened.classes}
-    shown = [each for items in found.values() for each in items[:top]]
-    rows = [[ascii(each.label)[1:-1], each.rank, each.statistic, ascii(each.path)[1:-1]] for each in shown]
-    print(table(rows, ["class", "rank", "statistic", "path"]))
-    flat = [each for items in found.values() for each in items]
-    raised = sum(each.statistic < 0 for each in flat)
-    print(f"the label raises the loss of {raised:,} of {len(flat):,} images (statistic < 0)")
-    if out:
-        write_atomically(out, as_csv(flat).encode("utf-8", "surrogateescape"))
-        print(f"the list: {out}")
-
-
-def export(
-    set_: Annotated[Path, typer.Argument(metavar="SET", help="A distilled set made by diffsel.")],
-    to: Annotated[Literal["hf", "webdataset", "fiftyone", "csv"], typer.Option("--to", help="Which form.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="OUT", help="Default: SET-FORM, beside SET.")] = None,
-    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="For the card: whose images these are.")] = "",
-    push: Annotated[str | None, typer.Option("--push", metavar="HUB_ID", help="Upload it there too (`hf auth login`).")] = None,
-    public: Annotated[bool, typer.Option("--public", help="For --push: a public repository.")] = False,
-) -> None:
-    """A distilled set in the form that another tool reads, with a filled-in card; the licence is left to you."""
-    from ..sets.export import export as write
-
-    target = out or beside(set_, to)
-    if push:
-        from ..sets import hub
-
-        print(f"logged in to the hub as {hub.check_login(push)}")
-    made = write(set_, to, target, source)
-    print(f"{'written' if made else 'there already'}: {target}")
-    if push:
-        print(f"uploaded: {hub.push(target, push, private=not public)}")
 
 
 def _judges(settings: Settings, val: str, student: str, teacher: str | None, quiet: bool) -> ImageData:
     """The validation images; what cannot be trained or judged is refused before any prompt is scored."""
     from ..data.albums import open_validation
     from ..evaluation.networks import canonical
+    from ..evaluation.tasks import refuse_unused
     from ..evaluation.teachers import read_checkpoint
 
     canonical(student)
@@ -144,19 +192,39 @@ def _judges(settings: Settings, val: str, student: str, teacher: str | None, qui
     return open_validation(val, settings, progress(quiet))
 
 
-def _accuracies(study: Study, sets: list[Path], images: ImageData, student: str, teacher: str | None,
-                students: int, quiet: bool) -> str:  # fmt: skip
+def _accuracies(
+    compared: Comparison, sets: list[Path], images: ImageData, student: str, teacher: str | None, students: int, quiet: bool
+) -> str:
     """Accuracy of students trained on each prompt's set, through the shared evaluation."""
-    from ..data.albums import open_set
-    from ..evaluation.cells import Bench, gather, machine_of, make_cell, run_cells
+    from ..evaluation.cells import Bench, gather, make_cell, run_cells
     from ..report.text import accuracy_table
+    from ..sets.opening import open_set
 
-    s = study.session.settings
-    machine, workers = machine_of(s)
-    bench = Bench(machine, progress(quiet), tell=print if workers.is_main else lambda text: None)
+    s = compared.session.settings
+    bench = Bench.of(s, progress(quiet))
     cells = [
         make_cell(f"prompt {n}", open_set(path), images, student, s.protocol, teacher, bench) for n, path in enumerate(sets)
     ]
     seeds, results = range(s.seed, s.seed + students), sets[0].parent.parent / "results"
-    run_cells(cells, seeds, results, bench, workers)
-    return f"\n{accuracy_table(gather(cells, seeds, results, machine))}\n" if workers.is_main else ""
+    run_cells(cells, seeds, results, bench)
+    return f"\n{accuracy_table(gather(cells, seeds, results, bench.machine))}\n" if bench.workers.is_main else ""
+
+
+def export(
+    set_: Annotated[Path, typer.Argument(metavar="SET", help="A distilled set made by diffsel.")],
+    to: Annotated[Literal["hf", "webdataset", "fiftyone", "csv"], typer.Option("--to", help="Which form.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="OUT", help="Default: SET-FORM, beside SET.")] = None,
+    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="For the card: whose images these are.")] = "",
+    push: Annotated[str | None, typer.Option("--push", metavar="HUB_ID", help="Upload it there too (`hf auth login`).")] = None,
+    public: Annotated[bool, typer.Option("--public", help="For --push: a public repository.")] = False,
+) -> None:
+    """A distilled set in the form that another tool reads, with a filled-in card; the licence is left to you."""
+    from ..sets.export import check_login, export_set, upload
+
+    target = out or beside(set_, to)
+    if push:
+        print(f"logged in to the hub as {check_login(push)}")
+    made = export_set(set_, to, target, source)
+    print(f"{'written' if made else 'there already'}: {target}")
+    if push:
+        print(f"uploaded: {upload(target, push, private=not public)}")

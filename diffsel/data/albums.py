@@ -16,11 +16,8 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ..machine.formats import read_yaml
 from ..machine.progress import Progress, quiet
-from ..sets.assembly import class_folder
 from ..settings.errors import DataError
-from ..settings.sections import DataSettings
 from ..settings.settings import Settings, fingerprint, identity
 from .classes import ClassInfo, refuse_shared
 from .images import ImageData, Row, Skipped, is_datasets_folder, open_data
@@ -89,49 +86,6 @@ class Album:
                 bar.update()
         labels = torch.tensor([self.places[row.label] for row in self.rows])
         return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, self.classes, self.digest)
-
-
-@dataclass(frozen=True)
-class DistilledSet:
-    """An opened SET: written by diffsel, or any folder of class folders."""
-
-    path: Path
-    data: ImageData
-    names: tuple[str, ...]  # class names (the source's folders) in their order; data's own folders may be encoded
-    ipc: int  # images of the smallest class
-    factor: int  # tiles per mosaic side
-    side: int  # of its pictures, pixels
-    method: str | None = None  # as recorded: random, rded, diffsel ...
-
-
-def open_set(path: Path, factor: int | None = None, progress: Progress = quiet) -> DistilledSet:
-    """Open a distilled set; ``factor`` is read from it, or told where another tool made it (default 1).
-
-    Raises DataError for a folder that is none, or has a class without images.
-    """
-    record = read_yaml(path / "set.yaml") if (path / "set.yaml").exists() else {}
-    if not path.is_dir():
-        raise DataError(f"{path}: no such distilled set (a folder of class folders)")
-    order = [class_folder(name) for name in record["classes"]] if record else None
-    data = open_data(str(path), DataSettings(classes=tuple(order) if order else None), 0, progress=progress)
-    if data.skipped:
-        raise DataError(f"{path}: {data.skipped[0].path} cannot be read ({data.skipped[0].reason}); the set is damaged")
-    counts = {info.folder: len(data.of_class(info.folder)) for info in data.classes}
-    names = tuple(record["classes"]) if record else tuple(info.folder for info in data.classes)
-    side, method = min(data.rows[0].width, data.rows[0].height), record.get("selection", {}).get("method")
-    return DistilledSet(path, data, names, min(counts.values()), factor or record.get("factor", 1), side, method)
-
-
-def set_pictures(found: DistilledSet, ipc: int | None, size: int) -> Album:
-    """The first ``ipc`` pictures of each class (all by default), at ``size`` pixels.
-
-    Raises DataError where there are fewer.
-    """
-    if ipc and ipc > found.ipc:
-        raise DataError(f"{found.path} has {found.ipc} images in its smallest class, so ipc {ipc} cannot be evaluated with it")
-    rows = [row for info in found.data.classes for row in found.data.of_class(info.folder)[: ipc or None]]
-    infos = tuple(ClassInfo(name, info.name, info.words) for name, info in zip(found.names, found.data.classes, strict=True))
-    return Album(found.data, tuple(rows), infos, size, size)
 
 
 def validation_split(path: str) -> str | None:

@@ -23,6 +23,7 @@ from PIL import Image
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
+from ..settings.settings import fingerprint
 from .classes import ClassInfo, Listing, class_table
 from .pixels import Pixels, decode, digest, probe_size, resize, resized_size
 
@@ -72,6 +73,11 @@ class ImageData:
 
     def of_class(self, folder: str) -> list[Row]:
         return self._by_class[folder]
+
+    @cached_property
+    def digest(self) -> str:
+        """Stands for these images, their places and their classes."""
+        return fingerprint([[row.path, row.label, row.digest] for row in self.rows])
 
     def size(self, row: Row) -> tuple[int, int]:
         """(width, height) of the resized image, pixels."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what every network sees: ImageNet's normalisation, as RDED
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop
 TRIES = 10  # of RandomResizedCrop, before it takes the middle
 
@@ -164,3 +165,12 @@ def apply_mix(images: Float[Tensor, "b 3 h w"], mix: Mix) -> Float[Tensor, "b 3 
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
     return mixed
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Values in [0, 255] (B, 3, H, W), any dtype -> float32 with ImageNet's mean 0 and deviation 1.
+
+    Channels come last in memory: convolutions are nearly twice as fast so, on CPUs and GPUs alike.
+    """
+    mean, std = (images.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (MEAN, STD))
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -21,14 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.albums import Pictures
-from ..data.views import Mix, Views, apply_mix, draw_mix, draw_views, epoch_generator, view
+from ..data.views import Mix, Views, apply_mix, draw_mix, draw_views, epoch_generator, normalise, view
 from ..machine.files import write_atomically
-from ..machine.formats import differences, dump_yaml, is_unused, read_unit, read_yaml, write_unit
+from ..machine.formats import differences, dump_yaml, is_mine, read_unit, read_yaml, write_unit
 from ..machine.progress import Progress, quiet
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.sections import ProtocolSettings
 from ..settings.settings import fingerprint
-from .networks import normalise
 from .protocols import Recipe, batch_starts
 from .teachers import Teacher
 
@@ -165,7 +164,7 @@ def stored_bytes(images: int, classes: int, epochs: int, top_k: int | None, fact
     return epochs * images * ((4 * top_k if top_k else 2 * classes) + 8 * (2 + 4 + 2 * factor) + 1)
 
 
-def relabel(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher,
+def write_labels(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher,
             epochs: int, top_k: int | None = None, progress: Progress = quiet) -> int:  # fmt: skip
     """Write the labels of ``epochs`` epochs to ``out``; those that are there and whole are kept.
 
@@ -179,7 +178,8 @@ def relabel(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: R
     if top_k is not None and not 1 <= top_k <= len(pictures.classes):
         raise ConfigError(f"top_k = {top_k} must lie between 1 and the number of classes, {len(pictures.classes)}")
     identity = label_identity(pictures, protocol, recipe, seed, teacher, top_k)
-    _open_labels(out, identity, create=True)
+    if not is_mine(out, "labels.yaml", identity, "a folder of stored labels"):
+        write_atomically(out / "labels.yaml", dump_yaml(identity))
     written = 0
     with progress(total=epochs, desc="labelling epochs", unit="epoch") as bar:
         for epoch in range(epochs):
@@ -251,17 +251,6 @@ def stored(folder: Path, pictures: Pictures, protocol: ProtocolSettings, recipe:
             start += len(plan.ids)
 
     return batches
-
-
-def _open_labels(out: Path, identity: dict[str, Any], create: bool) -> None:
-    file = out / "labels.yaml"
-    if file.exists():
-        if found := differences(read_yaml(file), identity):
-            raise SettingsDiffer(out, found)
-    elif not is_unused(out):
-        raise StoreError(f"{out} exists and holds no stored labels; give a new or empty folder")
-    elif create:
-        write_atomically(file, dump_yaml(identity))
 
 
 def _tensors(plans: list[Plan], logits: list[np.ndarray], top_k: int | None) -> dict[str, np.ndarray]:

@@ -20,34 +20,27 @@ from typing import Any
 
 import torch
 
-from .. import method
-from ..data.albums import Album, DistilledSet, Pictures, set_pictures, validation_pictures
+from ..data.albums import Album, Opener, Pictures, validation_pictures
 from ..data.images import ImageData
-from ..machine.device import Machine, pick_precision
+from ..machine.device import Machine, machine_of
 from ..machine.files import safe_name, write_atomically
 from ..machine.helpers import can_fork, helped
 from ..machine.processes import Track, Workers
 from ..machine.progress import Progress, quiet
-from ..runs.session import device_of
-from ..sets.baselines import drawn, readable
-from ..settings.errors import ConfigError, StoreError
+from ..sets.baselines import drawn, judge_size, readable
+from ..sets.opening import DistilledSet
+from ..settings.errors import ConfigError
 from ..settings.sections import ProtocolSettings
 from ..settings.settings import Settings, fingerprint, identity
 from . import students as evaluation
 from .batches import check_labels, online, stored
 from .networks import canonical, check_size
 from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
-from .students import Diverged, Spread, spread
+from .results import Line, line_of, read_result
+from .students import Diverged
 from .teachers import Teacher, check_order, load_teacher
 
 JUDGED = (5, 500)  # images on which RDED's judge is measured: at least so many of a class, and about so many in all
-
-
-def machine_of(settings: Settings) -> tuple[Machine, Workers]:
-    """Where students are trained as ``settings.compute`` has it, and by which processes."""
-    c, workers = settings.compute, Workers(cpu=settings.compute.device == "cpu")
-    device = device_of(settings, workers)
-    return Machine(device, pick_precision(c.precision, device), c.compile, c.students_at_once), workers
 
 
 @dataclass
@@ -55,12 +48,21 @@ class Bench:
     """What the cells of one command share: the device, loaded teachers, and pictures, each read once."""
 
     machine: Machine
+    workers: Workers = field(default_factory=Workers)
     progress: Progress = quiet
     tell: Callable[[str], None] = lambda text: None  # shows a line to the user, on the main process
     track: Track = lambda values, step: None  # logs numbers to a tracker
     teachers: dict[tuple, Teacher] = field(default_factory=dict)
     accuracies: dict[tuple[str, str], float] = field(default_factory=dict)  # (teacher, validation images) -> top-1
     loaded: dict[str, Pictures] = field(default_factory=dict)
+    images: Opener = field(default_factory=Opener)  # data sets, each opened once
+
+    @classmethod
+    def of(cls, settings: Settings, progress: Progress = quiet) -> Bench:
+        """As ``settings.compute`` has it.  Raises ConfigError where the device or the precision cannot be used."""
+        workers = Workers()
+        tell: Callable[[str], None] = print if workers.is_main else lambda text: None
+        return cls(machine_of(settings.compute, workers.local), workers, progress, tell, images=Opener(progress))
 
     def teacher(self, spec: str, album: Album) -> Teacher:
         key = (spec, album.size, tuple(info.folder for info in album.classes))
@@ -105,7 +107,7 @@ class Bench:
         Raises ConfigError and DataError as ``load_teacher``, and DataError where its classes slipped.
         """
         infos = tuple(info for name in names for info in data.classes if info.folder == name)
-        size = method.judge_size(s)
+        size = judge_size(s)
         teacher = load_teacher(spec, infos, size, self.machine.device)
         each = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos)))
         rows = [row for name in names for row in islice(readable(data, drawn(data, name, s.seed)), each)]
@@ -133,11 +135,6 @@ class Cell:
         """hard, online (each student sees its own batches) or stored (all students see the same)."""
         return "hard" if self.protocol.labels == "hard" else "online" if self.labels is None else "stored"
 
-    @property
-    def labelled_by(self) -> str:
-        """For tables."""
-        return (self.author["network"] if self.author else "-") + " (stored)" * (self.labelling == "stored")
-
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the numbers, apart from the seed and the precision; not what tables show and call them."""
@@ -164,7 +161,7 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
     """
     student, size = canonical(student), protocol.size or found.side
     check_size(student, size)
-    train = set_pictures(found, ipc, size)
+    train = found.album(ipc, size)
     soft = protocol.labels == "soft"
     if soft and not teacher and not labels:
         raise ConfigError(f"protocol {protocol.name!r} needs a teacher (--teacher), stored labels, or protocol.labels = hard")
@@ -187,15 +184,16 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
     return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author)
 
 
-def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench, workers: Workers) -> None:
+def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench,
+              done_with: Callable[[Cell], object] = lambda cell: None) -> None:  # fmt: skip
     """Train every (cell, seed) that has no result yet, each in one process, several at a time; returns when all have one.
 
-    Results are written to ``out``, one folder for all or one for each cell.  A student whose loss stops being a number gets
-    a result that says so, and the others go on.
+    Results are written to ``out``, one folder for all or one for each cell; ``done_with`` is told of each cell whose students
+    have all finished.  A student whose loss stops being a number gets a result that says so, and the others go on.
     """
     folders = [out] * len(cells) if isinstance(out, Path) else out
     each = list(zip(cells, folders, strict=True))
-    todo = {result_file(folder, cell, seed, bench.machine): (cell, seed) for seed in seeds for cell, folder in each}
+    todo = {result_file(folder, cell, seed, bench.machine): (cell, seed) for cell, folder in each for seed in seeds}
     missing = [file for file in todo if not file.exists()]
     for cell, _ in (todo[file] for file in missing):
         if cell.teacher:
@@ -206,7 +204,7 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
             bench.pictures(album)
 
     def train(bench: Bench, finished: Callable[[Path], object]) -> None:
-        with workers.share(missing, lambda file: file, finished, patience=math.inf) as left:
+        with bench.workers.share(missing, lambda file: file, finished, patience=math.inf) as left:
             for file in left:
                 result = train_one(*todo[file], bench)
                 write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
@@ -214,10 +212,17 @@ def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[
 
     def finished(file: Path) -> None:
         cell, seed = todo[file]
-        score = _read(file).get(cell.protocol.report)  # none: it failed
+        score = read_result(file).get(cell.protocol.report)  # none: it failed
         bench.track({f"{cell.name} top-1": score["top1"]} if score else {}, seed)
         bar.update()
+        open_files[id(cell)].discard(file)
+        if not open_files[id(cell)]:
+            done_with(cell)
 
+    open_files = {id(cell): {file for file in missing if todo[file][0] is cell} for cell in cells}
+    for cell in cells:
+        if not open_files[id(cell)]:
+            done_with(cell)
     helpers = min(at_once, len(missing)) - 1
     helping = helped(lambda: train(bench.silent(), lambda file: None), helpers) if at_once > 1 else nullcontext()
     done = len(todo) - len(missing)
@@ -271,37 +276,9 @@ def result_file(out: Path, cell: Cell, seed: int, machine: Machine) -> Path:
     return out / f"{safe_name(cell.student.replace(':', '-'))}-{safe_name(cell.protocol.name)}-{key}" / f"seed-{seed}.json"
 
 
-@dataclass(frozen=True)
-class Line:
-    """A cell's students together; ``failed`` maps a seed to what went wrong."""
-
-    cell: Cell
-    top1: Spread | None
-    top5: Spread | None
-    best: Spread | None  # top-1 of the best epoch, whatever the protocol reports
-    last: Spread | None
-    failed: dict[int, str]
-
-
 def gather(cells: Sequence[Cell], seeds: Sequence[int], out: Path, machine: Machine) -> list[Line]:
     """Means and intervals of finished cells.  Raises StoreError where a result is missing or damaged."""
-    lines = []
-    for cell in cells:
-        results = {seed: _read(result_file(out, cell, seed, machine)) for seed in seeds}
-        failed = {seed: result["failed"]["reason"] for seed, result in results.items() if "failed" in result}
-        good = [result for seed, result in results.items() if seed not in failed]
-        report = cell.protocol.report
-        columns = [(report, "top1"), (report, "top5"), ("best", "top1"), ("last", "top1")]
-        spreads = [spread([result[epoch][key] for result in good]) if good else None for epoch, key in columns]
-        lines.append(Line(cell, spreads[0], spreads[1], spreads[2], spreads[3], failed))
-    return lines
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: {error}") from None
+    return [line_of([read_result(result_file(out, cell, seed, machine)) for seed in seeds]) for cell in cells]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

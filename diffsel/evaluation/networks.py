@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.views import MEAN, STD
 from ..settings.errors import ConfigError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what every network sees: ImageNet's normalisation, as RDED
 CONVNETS = ("conv3", "conv4", "conv5", "conv6")  # 128 channels; conv4w32: of 32
 SMALL = {f"resnet{depth}_modified": f"resnet{depth}" for depth in (18, 50, 101)}  # 3x3 stem, no max-pool
 TORCHVISION = (
@@ -154,12 +154,3 @@ class Renormalised(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images * self.scale + self.shift)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Values in [0, 255] (B, 3, H, W), any dtype -> float32 with ImageNet's mean 0 and deviation 1.
-
-    Channels come last in memory: convolutions are nearly twice as fast so, on CPUs and GPUs alike.
-    """
-    mean, std = (images.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (MEAN, STD))
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

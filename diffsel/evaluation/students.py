@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.albums import Pictures
+from ..data.views import normalise
 from ..machine.device import Machine, keep_freed_memory, set_tf32
 from ..machine.progress import Progress, quiet
 from ..settings.sections import ProtocolSettings
 from .batches import Batch, Source
-from .networks import build, normalise, parameter_groups
+from .networks import build, parameter_groups
 from .protocols import Recipe, rate_factor
 
 EVALUATION_BATCH = 500  # images at a time; without effect on results, up to rounding
@@ -170,68 +171,6 @@ def confusion(network: nn.Module, rows: Tensor, pictures: Pictures, machine: Mac
     n = len(pictures.classes)
     predicted = predict(network, pictures, machine)[:, rows.cpu()].argmax(1)
     return torch.bincount(pictures.labels.cpu() * n + predicted, minlength=n * n).reshape(n, n).numpy()
-
-
-# ---- several students ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Accuracies of n students: mean, standard deviation, and half of the 95% t-interval of the mean, percent."""
-
-    n: int
-    mean: float
-    std: float | None
-    ci95: float | None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" + (f" ± {self.ci95:.1f}" if self.ci95 is not None else "")
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Raises ValueError for no values at all.  One value has no deviation and no interval."""
-    if not values:
-        raise ValueError("no student finished")
-    n, mean = len(values), float(np.mean(values))
-    if n == 1:
-        return Spread(1, mean, None, None)
-    from scipy.stats import t
-
-    std = float(np.std(values, ddof=1))
-    return Spread(n, mean, std, float(t.ppf(0.975, n - 1) * std / math.sqrt(n)))
-
-
-def difference(ours: Spread, theirs: Spread) -> str:
-    """How much better ours is, points, with Welch's 95% interval where both have one."""
-    text = f"{ours.mean - theirs.mean:+.1f}"
-    if ours.std is None or theirs.std is None or not (ours.std or theirs.std):
-        return text
-    from scipy.stats import t
-
-    a, b = ours.std**2 / ours.n, theirs.std**2 / theirs.n
-    freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (theirs.n - 1))
-    return f"{text} ± {t.ppf(0.975, freedom) * math.sqrt(a + b):.1f}"
-
-
-def fairness(*, soft: float, random_soft: float, hard: float | None = None, full_hard: float | None = None,
-             plain: float | None = None, random_plain: float | None = None) -> dict[str, float]:  # fmt: skip
-    """DD-Ranking's scores (Li et al. 2025, w = gamma = 0.5), from top-1 accuracies in percent under the same protocol.
-
-    ``soft``, ``random_soft``: this set, and random images.  ``hard``: this set with hard labels; ``full_hard``: the whole
-    data set with hard labels.  ``plain``, ``random_plain``: both without augmentation.  Gives, as far as these are known,
-    IOR (improvement over random) and HLR (hard label recovery, lower is better) in points, LRS and ARS in percent.
-    """
-    scores = {"IOR": soft - random_soft}
-    if hard is not None and full_hard is not None:
-        scores["HLR"] = full_hard - hard
-        scores["LRS"] = _squash(0.5 * scores["IOR"] / 100 - 0.5 * scores["HLR"] / 100)
-    if plain is not None and random_plain is not None:
-        scores["ARS"] = _squash(0.5 * (soft - random_soft) / 100 + 0.5 * (plain - random_plain) / 100)
-    return scores
-
-
-def _squash(value: float) -> float:
-    return 100 * (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 def _as_dict(score: Score) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..data.classes import ClassInfo, imagenet_wnids, refuse_shared
+from ..data.views import MEAN, STD
 from ..settings.errors import ConfigError, DataError
-from .networks import CONVNETS, MEAN, NAMES, SMALL, STD, Renormalised, build, canonical, check_size, convnet_shape
+from .networks import CONVNETS, NAMES, SMALL, Renormalised, build, canonical, check_size, convnet_shape
 
 WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
 LEVEL = 1e-3  # how often a good teacher may be refused by chance
@@ -52,6 +53,10 @@ class Teacher:
     rows: Int[Tensor, " classes"]  # which outputs
     accuracy: float | None  # recorded top-1, percent
     digest: str  # of the weights
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
 
     @torch.inference_mode()
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:

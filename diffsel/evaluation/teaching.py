@@ -28,15 +28,16 @@ from torchvision.transforms import v2
 
 from ..data.albums import Album, Pictures
 from ..data.images import ImageData
+from ..data.views import normalise
 from ..machine.device import Machine, keep_freed_memory, set_tf32
 from ..machine.files import write_atomically
-from ..machine.formats import differences, dump_yaml, is_unused, read_yaml
+from ..machine.formats import dump_yaml, is_mine
 from ..machine.processes import Track, Workers
 from ..machine.progress import Progress, quiet
-from ..settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
+from ..settings.errors import ConfigError, DataError
 from ..settings.sections import TrainingSettings
 from ..settings.settings import fingerprint, identity
-from .networks import build, canonical, check_size, normalise
+from .networks import build, canonical, check_size
 from .students import measure
 
 
@@ -96,7 +97,7 @@ def rate(t: TrainingSettings, epoch: int) -> float:
     return t.learning_rate * 0.1 ** (3 * epoch // t.epochs)
 
 
-def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: TrainingSettings, seed: int, workers: Workers,
+def train(data: ImageData, validation: Pictures | None, out: Path, t: TrainingSettings, seed: int, workers: Workers,
                   machine: Machine, loaders: int = 0, progress: Progress = quiet,
                   track: Track = lambda values, step: None) -> dict[str, Any]:  # fmt: skip
     """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.
@@ -109,8 +110,8 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
     keep_freed_memory()
     set_tf32(machine.precision)
     described = _describe(data, validation, t, seed, machine)
-    if workers.is_main:
-        _open_folder(out, described)
+    if workers.is_main and not is_mine(out, "teacher.yaml", described, "a teacher"):
+        write_atomically(out / "teacher.yaml", dump_yaml(described))
     torch.manual_seed(seed)
     network = build(t.network, len(data.classes), t.size).to(memory_format=torch.channels_last)
     optimizer = _optimizer(network, t)
@@ -118,7 +119,7 @@ def train_teacher(data: ImageData, validation: Pictures | None, out: Path, t: Tr
     loader = DataLoader(Shown(data, t, seed), t.batch_size, sampler=order, num_workers=loaders, persistent_workers=loaders > 0,
                         pin_memory=machine.device.type == "cuda",
                         drop_last=len(data.rows) % t.batch_size == 1)  # fmt: skip  # BatchNorm cannot take one image
-    accelerator = workers.accelerator(machine.precision)
+    accelerator = workers.accelerator(machine.precision, machine.device.type == "cpu")
     begun, best = _resume(out, network, optimizer, accelerator.scaler)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     if machine.compile:
@@ -182,7 +183,7 @@ def is_trained(out: Path, data: ImageData, validation: Album, t: TrainingSetting
     """
     if not (out / "teacher.yaml").exists():
         return False
-    _open_folder(out, _describe(data, validation, t, seed, machine))
+    is_mine(out, "teacher.yaml", _describe(data, validation, t, seed, machine), "a teacher")
     if not (out / "state.safetensors").exists():
         return False
     with safe_open(out / "state.safetensors", framework="pt") as state:
@@ -196,21 +197,10 @@ def _describe(data: ImageData, validation: Pictures | Album | None, t: TrainingS
         "training": identity(t),
         "seed": seed,
         "precision": machine.precision,
-        "images": fingerprint([[row.path, row.label, row.digest] for row in data.rows]),
+        "images": data.digest,
         "validation": validation.digest if validation else None,
         "classes": [info.folder for info in data.classes],
     }
-
-
-def _open_folder(out: Path, described: dict[str, Any]) -> None:
-    file = out / "teacher.yaml"
-    if file.exists():
-        if found := differences(read_yaml(file), described):
-            raise SettingsDiffer(out, found)
-    elif not is_unused(out):
-        raise StoreError(f"{out} exists and is not a teacher; give a new or empty folder")
-    else:
-        write_atomically(file, dump_yaml(described))
 
 
 def _metrics(out: Path, epochs: int) -> list[dict[str, Any]]:

@@ -13,20 +13,30 @@ import torch
 from torch import Tensor
 
 from ..settings.errors import ConfigError
+from ..settings.sections import ComputeSettings
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 2**30  # bytes; larger blocks still come from the system, and go back to it
 
 
-def pick_device(name: str) -> torch.device:
-    """Raises ConfigError for a device that is unknown or not there."""
+def pick_device(name: str, local: int = 0) -> torch.device:
+    """``auto``: the accelerator that is there, one for each process of a machine (``local`` counts them), else the CPU.
+
+    Raises ConfigError for a device that is unknown or not there.
+    """
     try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        if name == "auto":
+            name = f"{kind}:{local}" if (kind := _accelerator()) else "cpu"
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"compute.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _accelerator() -> str | None:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -46,7 +56,7 @@ def set_tf32(precision: str) -> None:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how a student is trained; nothing here is part of a protocol."""
+    """Where and how networks compute; nothing here is part of a protocol."""
 
     device: torch.device
     precision: str = "fp32"  # fp32, tf32, fp16 or bf16 (these two by autocast)
@@ -56,6 +66,12 @@ class Machine:
     def autocast(self) -> Any:
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
         return torch.autocast(self.device.type, kinds[self.precision]) if self.precision in kinds else nullcontext()
+
+
+def machine_of(compute: ComputeSettings, local: int = 0) -> Machine:
+    """The machine that these settings ask for.  Raises ConfigError where the device or the precision cannot be used."""
+    device = pick_device(compute.device, local)
+    return Machine(device, pick_precision(compute.precision, device), compute.compile, compute.students_at_once)
 
 
 # ---- to and from the device ------------------------------------------------------------------------------------------

@@ -106,3 +106,13 @@ def safe_name(text: str) -> str:
     if len(name.encode()) > 120:
         name = name.encode()[:100].decode("utf-8", "ignore") + "~" + hashlib.sha256(text.encode()).hexdigest()[:12]
     return name or "%"
+
+
+def named(path: Path) -> Path:
+    """The same folder by a path that ends in its name, as `.` and `..` do not."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def beside(path: Path, what: str) -> Path:
+    """Where a folder's ``what`` is written by default: FOLDER-WHAT."""
+    return named(path).with_name(f"{named(path).name}-{what}")

@@ -7,9 +7,9 @@ number of times, end with the same run.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,52 +21,49 @@ Track = Callable[[Mapping[str, float], int], None]  # names and values, step
 
 
 class Workers:
-    """This process among its peers (one process unless started by ``accelerate launch``)."""
+    """This process among its peers, as `accelerate launch`, torchrun or MPI tell it in the environment; else alone.
 
-    def __init__(self, cpu: bool = False):
-        from accelerate import PartialState
+    No process group is opened: only a teacher's training needs one (``accelerator``).
+    """
 
-        self._state = PartialState(cpu=cpu)
-        self._cpu = cpu
-
-    @cached_property
-    def device(self) -> str:
-        return str(self._state.device)
-
-    @property
-    def count(self) -> int:
-        return int(self._state.num_processes)
+    def __init__(self) -> None:
+        self.index = _told("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", default=0)
+        self.count = _told("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", default=1)
+        self.local = _told("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", default=0)  # on this machine
 
     @property
     def is_main(self) -> bool:
-        return bool(self._state.is_main_process)
+        return self.index == 0
 
-    @property
-    def index(self) -> int:
-        return int(self._state.process_index)
-
-    def share(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None,
-              patience: float | None = None) -> Shared[T]:  # fmt: skip
+    def share(
+        self,
+        items: Sequence[T],
+        file_of: Callable[[T], Path],
+        finished: Callable[[T], object] = lambda item: None,
+        patience: float | None = None,
+    ) -> Shared[T]:
         """Items that make a file each, one process at a time, among all processes of all launches (``with`` block).
 
         ``patience`` infinite: an item is taken over only from a process that is gone.
         """
         return Shared(items, file_of, finished, len(items) * self.index // self.count, patience)
 
-    def accelerator(self, precision: str) -> Any:
+    def accelerator(self, precision: str, cpu: bool) -> Any:
         """accelerate's Accelerator, for a training that all processes share (one batch split among them)."""
         from accelerate import Accelerator
         from accelerate.utils import DataLoaderConfiguration
 
         mixed = "no" if precision in ("fp32", "tf32") else precision
-        return Accelerator(cpu=self._cpu, mixed_precision=mixed, dataloader_config=DataLoaderConfiguration(split_batches=True))
+        return Accelerator(cpu=cpu, mixed_precision=mixed, dataloader_config=DataLoaderConfiguration(split_batches=True))
 
     @staticmethod
     def check_tracker(name: str) -> None:
         """Raises StoreError where the library of a tracker is not installed."""
+        if name == "none":
+            return
         from accelerate.tracking import get_available_trackers
 
-        if name not in ["none", *map(str, get_available_trackers())]:
+        if name not in map(str, get_available_trackers()):
             raise StoreError(f"compute.tracker = {name!r}: pip install {name}")
 
     def tracker(self, name: str, folder: Path, config: Mapping[str, Any]) -> Track:
@@ -79,7 +76,7 @@ class Workers:
         from accelerate import Accelerator
 
         self.check_tracker(name)
-        accelerator = Accelerator(cpu=self._cpu, log_with=name, project_dir=folder)
+        accelerator = Accelerator(log_with=name, project_dir=folder)
         plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
         accelerator.init_trackers("diffsel", config=plain)
 
@@ -98,6 +95,11 @@ class Workers:
             if self.count == 1:
                 raise StoreError(f"{missing[0]} is missing and no other process is there to write it")
             time.sleep(0.2)
+
+
+def _told(*names: str, default: int) -> int:
+    """The first of these variables of the environment that holds a number."""
+    return next((int(value) for name in names if (value := os.environ.get(name, "")).isdigit()), default)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -13,8 +13,13 @@ Progress = Callable[..., tqdm]  # makes a progress bar: (total=, desc=, unit=)
 quiet: Progress = partial(tqdm, disable=True)
 
 
+def on_main() -> bool:
+    """Whether this is the main process of its launch, as far as the environment tells."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def progress(hidden: bool) -> Progress:
     """Bars on stderr; ``hidden`` for none."""
-    hidden = hidden or os.environ.get("RANK", "0") != "0"
+    hidden = hidden or not on_main()
     every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
     return partial(tqdm, disable=hidden, dynamic_ncols=True, mininterval=every, file=sys.stderr)

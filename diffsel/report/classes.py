@@ -5,21 +5,18 @@ Nothing is written, and no network is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from threadpoolctl import threadpool_limits
 
-from .. import method
-from ..runs.prompts import View
-from ..runs.session import Session
+from ..runs.run import Run, columns
 from ..scoring.patches import Box
-from ..sets import selection
+from ..sets.candidates import candidates
+from ..sets.opening import DistilledSet, Picture
+from ..sets.selection import Clustering, cluster
 from .charts import Histogram, evenly, histogram, tsne
 from .drawing import CARD, MOSAIC, Painter
 
@@ -27,24 +24,6 @@ IMAGES = 60  # distilled images shown of a set and class, at most
 PER_CLUSTER = 8  # patches shown of a cluster, nearest to its centre first
 PASSED = 8  # patches shown of the best and of the worst that were not chosen
 POINTS = 600  # of a class's t-SNE, at most
-
-
-@dataclass(frozen=True)
-class ShownSet:
-    """A distilled set: its folder, set.yaml, the lines of metadata.jsonl by class, and in what it differs from the report."""
-
-    path: Path
-    record: Mapping[str, Any]
-    images: Mapping[str, Sequence[Mapping[str, Any]]]
-    differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def method(self) -> str:
-        return str(self.record["selection"]["method"])
 
 
 @dataclass
@@ -100,7 +79,7 @@ class Pool:
     boxes: np.ndarray
     scores: Float[np.ndarray, " n"]
     vectors: Float[np.ndarray, "n channels"] | None
-    clusters: selection.Clustering | None
+    clusters: Clustering | None
 
     @cached_property
     def place(self) -> dict[tuple[int, Box], int]:
@@ -125,7 +104,7 @@ class ClassPart:
     patches: int = 0
     quartiles: tuple[float, ...] = ()  # of the scores: lower, median, upper
     chosen: int = 0
-    sets: list[tuple[ShownSet, list[Mosaic], int]] = field(default_factory=list)  # a set, images shown, images in all
+    sets: list[tuple[DistilledSet, list[Mosaic], int]] = field(default_factory=list)  # a set, images shown, images in all
     sources: list[Source] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     best_left: list[Source] = field(default_factory=list)
@@ -149,18 +128,18 @@ class ClassPart:
         return f"{self.name} {self.folder}".lower()
 
 
-def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, label: str) -> tuple[ClassPart, Pool | None]:
+def class_part(run: Run | None, sets: Sequence[DistilledSet], number: int, label: str) -> tuple[ClassPart, Pool | None]:
     """Everything about one class; without a run, only what the sets themselves tell.
 
     Raises StoreError where a map that should be there is missing or damaged.
     """
     part = ClassPart(number, label, label)
-    painter = Painter(session, label)
-    pool = _pool(session, label) if session else None
-    if session and pool:
-        part.name, part.prompt = session.classes[label].name, _prompt(session, label)
+    painter = Painter(run, label)
+    pool = _pool(run, label) if run else None
+    if run and pool:
+        part.name, part.prompt = run.infos[label].name, run.prompt(label)
         part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
-        part.passed_over = [(item.path, item.reason) for item in session.data.skipped if item.label == label]
+        part.passed_over = [(item.path, item.reason) for item in run.data.skipped if item.label == label]
         part.quartiles = tuple(float(q) for q in np.quantile(pool.scores, (0.25, 0.5, 0.75))) if len(pool.scores) else ()
     sources: dict[tuple[int, Box], Source] = {}
     for shown in sets:
@@ -170,8 +149,8 @@ def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, l
             part.sets.append((shown, mosaics, len(entries)))
     if part.sets and part.sets[0][1]:
         part.card = painter.of_set(part.sets[0][0].path, part.sets[0][1][0].file, CARD)
-    if session and pool and len(pool.scores):
-        _judge(part, pool, sources, painter, sets, session.settings.seed)
+    if run and pool and len(pool.scores):
+        _judge(part, pool, sources, painter, sets, run.settings.seed)
     painter.load(row for row, _ in sources)
     for (row, _), source in sources.items():
         source.picture, source.heat = painter.source(row), painter.heat(row)
@@ -179,17 +158,10 @@ def class_part(session: Session | None, sets: Sequence[ShownSet], number: int, l
     return part, pool
 
 
-def _prompt(session: Session, label: str) -> str:
-    """The text that was scored against the null prompt."""
-    if isinstance(session, View) and session.part and session.part.prompt:
-        return session.part.prompt[label]
-    return session.classes[label].prompt(session.settings.scoring.prompts[session.settings.patches.prompt])
-
-
-def _mosaic(shown: ShownSet, entry: Mapping[str, Any], part: ClassPart, sources: dict[tuple[int, Box], Source],
+def _mosaic(shown: DistilledSet, picture: Picture, part: ClassPart, sources: dict[tuple[int, Box], Source],
             painter: Painter, pool: Pool | None) -> Mosaic:  # fmt: skip
     tiles = []
-    for number, tile in enumerate(entry["tiles"]):
+    for number, tile in enumerate(picture.tiles):
         key = (int(tile["row"]), _box(tile["box"]))
         source = sources.get(key) or _source(key, tile["source"], part, len(sources), painter, pool)
         sources[key] = source
@@ -197,10 +169,10 @@ def _mosaic(shown: ShownSet, entry: Mapping[str, Any], part: ClassPart, sources:
             source.score, source.judge = tile["score"], "teacher's score" if tile["reason"] == "loss" else "score"
         if source.cluster is None:
             source.cluster, source.place = tile["cluster"], tile["place"]
-        source.uses.append((shown.name, entry["file_name"], number, tile["rank"], tile["reason"]))
+        source.uses.append((shown.name, picture.file, number, tile["rank"], tile["reason"]))
         tiles.append(source)
-    picture = painter.of_set(shown.path, entry["file_name"], MOSAIC)
-    return Mosaic(entry["file_name"], picture, int(shown.record["factor"]), tuple(tiles))
+    shrunk = painter.of_set(shown.path, picture.file, MOSAIC)
+    return Mosaic(picture.file, shrunk, shown.factor, tuple(tiles))
 
 
 def _source(key: tuple[int, Box], path: str, part: ClassPart, number: int, painter: Painter, pool: Pool | None) -> Source:
@@ -213,29 +185,27 @@ def _source(key: tuple[int, Box], path: str, part: ClassPart, number: int, paint
     return source
 
 
-def _pool(session: Session, label: str) -> Pool:
+def _pool(run: Run, label: str) -> Pool:
     """From the features where all are there, else from the maps alone, and then without clusters."""
-    s, units = session.settings, [unit for unit in session.units if unit.label == label]
-    if s.selection.method == "diffsel" and all(session.feature_file(unit).exists() for unit in units):
-        found = method.candidates(session, label)
-        with threadpool_limits(1):  # as selection does it: its sums depend on the number of threads
-            groups = selection.cluster(found.vectors, found.scores, s.selection, s.seed) if len(found.rows) else None
+    s, units = run.settings, run.of_class(label)
+    if s.selection.method == "diffsel" and all(run.feature_file(unit).exists() for unit in units):
+        found = candidates(run, label)
+        groups = cluster(found.vectors, found.scores, s.selection, s.seed) if len(found.rows) else None
         return Pool(label, found.rows, found.boxes, found.scores, found.vectors, groups)
-    boxes = [item for unit in units for item in session.boxes(unit)]
-    rows, places = np.array([row.row for row, _, _ in boxes]), np.array([box for _, box, _ in boxes]).reshape(-1, 4)
-    return Pool(label, rows, places, np.array([score for _, _, score in boxes], np.float64), None, None)
+    held = columns([item for unit in units for item in run.boxes(unit)])
+    return Pool(label, held["row"], held["box"], held["score"], None, None)
 
 
-def picked_of(pool: Pool, sets: Sequence[ShownSet]) -> Bool[np.ndarray, " n"]:
+def picked_of(pool: Pool, sets: Sequence[DistilledSet]) -> Bool[np.ndarray, " n"]:
     """Which patches are in one of these sets."""
-    tiles = (tile for shown in sets for entry in shown.images.get(pool.label, ()) for tile in entry["tiles"])
+    tiles = (tile for shown in sets for tile in shown.tiles(pool.label))
     picked = np.zeros(len(pool.scores), bool)
     picked[[i for tile in tiles if (i := pool.place.get((int(tile["row"]), _box(tile["box"])))) is not None]] = True
     return picked
 
 
 def _judge(part: ClassPart, pool: Pool, sources: dict[tuple[int, Box], Source], painter: Painter,
-           sets: Sequence[ShownSet], seed: int) -> None:  # fmt: skip
+           sets: Sequence[DistilledSet], seed: int) -> None:  # fmt: skip
     """Clusters, scores, the layout, and what was passed over."""
     picked = picked_of(pool, sets)
     part.chosen, part.scores = int(picked.sum()), histogram(pool.scores, picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.images import Row
 from ..data.pixels import Pixels
-from ..runs.session import Session
+from ..runs.run import Run
 from ..scoring.patches import Box
 from ..settings.errors import DataError
 
@@ -68,27 +68,27 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str, gap: in
 class Painter:
     """Pictures and maps of one class's images; each image is read once."""
 
-    def __init__(self, session: Session | None, label: str):
-        self.session, self.label = session, label
+    def __init__(self, run: Run | None, label: str):
+        self.run, self.label = run, label
         self.missing: dict[str, None] = {}  # why pictures are not shown
         self._pictures: dict[int, Image.Image | None] = {}
         self._maps: dict[int, np.ndarray] = {}
         self.rows: dict[int, Row] = {}
-        if session:
-            self.rows = {row.row: row for row in session.data.of_class(label)}
+        if run:
+            self.rows = {row.row: row for row in run.data.of_class(label)}
 
     def load(self, rows: Iterable[int]) -> None:
         """Read these images, in threads; one that cannot be read is passed over, and the report says why."""
-        if not self.session:
+        if not self.run:
             return
         todo = [row for row in dict.fromkeys(rows) if row in self.rows and row not in self._pictures]
-        with ThreadPoolExecutor(self.session.settings.compute.workers) as pool:
+        with ThreadPoolExecutor(self.run.settings.compute.workers) as pool:
             self._pictures |= dict(zip(todo, pool.map(self._read, todo), strict=True))
 
     def _read(self, row: int) -> Image.Image | None:
-        assert self.session
+        assert self.run
         try:
-            return Image.fromarray(self.session.data.pixels(self.rows[row]))
+            return Image.fromarray(self.run.data.pixels(self.rows[row]))
         except DataError as error:
             self.missing[str(error).removeprefix(f"{self.rows[row].path}: ")] = None
             return None
@@ -102,14 +102,14 @@ class Painter:
         return as_uri(picture.crop((left, top, left + width, top + height)), PATCH, 78) if picture else ""
 
     def size(self, row: int) -> tuple[int, int]:
-        return self.session.data.size(self.rows[row]) if self.session and row in self.rows else (0, 0)
+        return self.run.data.size(self.rows[row]) if self.run and row in self.rows else (0, 0)
 
     def heat(self, row: int) -> str:
         """The image's map in colours, enlarged only as far as a browser needs for a smooth picture."""
-        if not self._maps and self.session:
-            for unit in (unit for unit in self.session.units if unit.label == self.label):
-                tensors, extra = self.session.maps(unit)
-                self._maps |= {r: self.session.image_map(tensors, self.rows[r]) for r in extra["rows"]}
+        if not self._maps and self.run:
+            for unit in self.run.of_class(self.label):
+                tensors, extra = self.run.maps(unit)
+                self._maps |= {r: self.run.image_map(tensors, self.rows[r]) for r in extra["rows"]}
         if row not in self._maps:
             return ""
         cells = self._maps[row]

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.results import Line
 from ..machine.formats import differences, read_yaml
-from ..runs import run as store
-from ..runs.prompts import Part, View
-from ..runs.run import Run
-from ..runs.session import Session, look
+from ..runs.run import Part, Run, open_run, recorded_settings
+from ..sets.opening import DistilledSet, read_set
 from ..settings.errors import StoreError
-from ..settings.settings import load_settings, without_execution
-from .accuracies import AccuracyLine
-from .classes import ShownSet
+from ..settings.settings import load_settings
 
 SHARED = ("patches", "features", "selection", "assembly")  # sections that a set may have otherwise than its run
 
 
 @dataclass
 class Opened:
-    """What a report is about: a run, its sets (the largest first), or sets alone (``session`` None)."""
+    """What a report is about: a run, its sets (the largest first), or sets alone (``run`` None)."""
 
     target: Path
-    session: Session | None
-    sets: list[ShownSet]
+    run: Run | None
+    sets: list[DistilledSet]
     notes: list[str] = field(default_factory=list)
 
     @property
     def classes(self) -> list[str]:
         """Class folders in their order: the run's, or those that the sets name."""
-        if self.session:
-            return [info.folder for info in self.session.run.classes]
-        return list(dict.fromkeys(name for shown in self.sets for name in shown.record["classes"]))
+        if self.run:
+            return [info.folder for info in self.run.classes]
+        return list(dict.fromkeys(name for shown in self.sets for name in shown.names))
 
 
 def open_target(target: Path, more: Sequence[Path] = (), run: Path | None = None) -> Opened:
@@ -44,47 +40,48 @@ def open_target(target: Path, more: Sequence[Path] = (), run: Path | None = None
     Raises StoreError for a folder that is neither, and for a run and a set that do not belong together.
     """
     if (target / "run.yaml").exists():
-        opened_run: Run | None = store.open_run(target)
-        sets = [read_set(path) for path in more] or _sets_of(store.open_run(target))
+        opened: Run | None = open_run(target)
+        sets = [read_set(path) for path in more] or _sets_of(open_run(target))
     elif (target / "set.yaml").exists():
         sets = [read_set(path) for path in (target, *more)]
-        opened_run = store.open_run(run) if run else _run_of(target, sets[0].record)
+        opened = open_run(run) if run else _run_of(target, sets[0].record)
     else:
         raise StoreError(f"{target} is neither a run (run.yaml) nor a distilled set (set.yaml)")
-    if not opened_run:
+    if not opened:
         note = "The run that scored these images was not found (--run RUN): no source images, heat maps, clusters and scores."
         return Opened(target, None, _largest_first(sets), [note])
-    strangers = [shown for shown in sets if not belongs(shown.record, opened_run)]
+    strangers = [shown for shown in sets if not belongs(shown.record, opened)]
     if strangers:
-        raise StoreError(f"{strangers[0].path} was not made from {opened_run.path}; name its own run, or leave it out")
+        raise StoreError(f"{strangers[0].path} was not made from {opened.path}; name its own run, or leave it out")
     sets = _largest_first(sets)
     added = any("prompt" in shown.record for shown in sets if shown.path == target)  # asked for as a prompt's set
     mine = [shown.record for shown in sets if "run" in shown.record]
     own = min(mine, key=lambda record: ("prompt" in record) != added, default={})  # the first of its kind: the largest
-    session = _session(opened_run, own)
-    if session is None:
-        note = f"The maps of {sets[0].name}'s prompt are not in {opened_run.path} any more: no heat maps, clusters and scores."
+    seen = _as_seen(opened, own)
+    if seen is None:
+        note = f"The maps of {sets[0].name}'s prompt are not in {opened.path} any more: no heat maps, clusters and scores."
         return Opened(target, None, sets, [note])
-    return Opened(target, session, [_compared(shown, own) for shown in sets])
+    return Opened(target, seen, [_compared(shown, own) for shown in sets])
 
 
-def _session(run: Run, own: Mapping[str, Any]) -> Session | None:
+def _as_seen(run: Run, own: Mapping[str, Any]) -> Run | None:
     """The run as a set saw it, by its settings and its prompt; None where the maps of a prompt added later are gone."""
-    settings = without_execution(run.record["settings"]) | {name: own[name] for name in SHARED if name in own}
+    sections = {name: own[name] for name in SHARED if name in own}
+    settings = load_settings([], None, recorded_settings(run.record) | sections)
     if "prompt" not in own:
-        return look(run.path, load_settings([], None, settings))
-    session = look(run.path, load_settings([], None, settings | {"scoring": own["scoring"]}))
+        return replace(run, settings=settings)
+    settings = load_settings([], None, settings.model_dump(mode="json") | {"scoring": own["scoring"]})
     file = run.path / "prompts" / str(own["prompt"]) / "settings.yaml"
     if not file.exists():
         return None
     told = read_yaml(file)
     part = Part(run, told["prompt"], told["null"], told["gap"])
-    if not all(part.file(unit).exists() for unit in session.units):
+    if not all(part.file(unit).exists() for unit in run.units):
         return None
-    return View(session.settings, session.data, run, session.workers, base=session, part=part)
+    return replace(run, settings=settings, part=part)
 
 
-def _compared(shown: ShownSet, own: Mapping[str, Any]) -> ShownSet:
+def _compared(shown: DistilledSet, own: Mapping[str, Any]) -> DistilledSet:
     """With what was otherwise when it was selected than for the set by whose settings the run is shown."""
     if "run" not in shown.record:
         return shown
@@ -97,22 +94,6 @@ def _compared(shown: ShownSet, own: Mapping[str, Any]) -> ShownSet:
     return replace(shown, differs=differs)
 
 
-def read_set(path: Path) -> ShownSet:
-    """Raises StoreError where the folder is no set of diffsel's, or damaged."""
-    if not (path / "set.yaml").exists():
-        raise StoreError(f"{path} is not a distilled set (no set.yaml)")
-    record = read_yaml(path / "set.yaml")
-    images: dict[str, list[dict[str, Any]]] = {}
-    try:
-        for line in (path / "metadata.jsonl").read_text(encoding="utf-8").split("\n"):
-            if line:
-                entry = json.loads(line)
-                images.setdefault(entry["class"], []).append(entry)
-        return ShownSet(path, {**record, "selection": dict(record["selection"])}, images)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path / 'metadata.jsonl'} is damaged ({type(error).__name__}: {error})") from None
-
-
 def belongs(record: Mapping[str, Any], run: Run) -> bool:
     """Whether a set was made from this run, or (baselines) from the same images at the same size."""
     if "run" in record:
@@ -121,7 +102,7 @@ def belongs(record: Mapping[str, Any], run: Run) -> bool:
     return bool(record.get("images") == identity["images"]["digest"] and record.get("image_size") == identity["image_size"])
 
 
-def _sets_of(run: Run) -> list[ShownSet]:
+def _sets_of(run: Run) -> list[DistilledSet]:
     """diffsel's own sets: in the run's folder, beside it, or in OUT/sets for OUT/runs/RUN."""
     near = run.path.resolve().parent
     folders = [run.path, near] + [near.parent / "sets"] * (near.name == "runs")
@@ -134,10 +115,10 @@ def _run_of(path: Path, record: Mapping[str, Any]) -> Run | None:
     near = path.resolve().parent
     files = [*near.glob("run.yaml"), *sorted(near.glob("*/run.yaml"))]
     files += sorted(near.parent.glob("runs/*/run.yaml")) if near.name == "sets" else []
-    return next((run for file in files if belongs(record, run := store.open_run(file.parent))), None)
+    return next((run for file in files if belongs(record, run := open_run(file.parent))), None)
 
 
-def _largest_first(sets: Iterable[ShownSet]) -> list[ShownSet]:
+def _largest_first(sets: Iterable[DistilledSet]) -> list[DistilledSet]:
     """diffsel's own before baselines, then by images per class."""
     return sorted(sets, key=lambda shown: ("run" not in shown.record, -int(shown.record["ipc"])))
 
@@ -156,21 +137,20 @@ class Cost:
     files: int
 
 
-def costs(opened: Opened, lines: Sequence[AccuracyLine]) -> list[Cost]:
+def costs(opened: Opened, lines: Sequence[Line]) -> list[Cost]:
     found = []
-    if session := opened.session:
-        run, s = session.run, session.settings
-        scored = len({row.path for row in session.data.rows} - {item.path for item in session.data.skipped})
+    if run := opened.run:
+        s = run.settings
+        scored = len({row.path for row in run.data.rows} - {item.path for item in run.data.skipped})
         draws = f"{s.scoring.draws} draws" + (f" to {s.scoring.adaptive_draws}" if s.scoring.adaptive_draws else "")
-        work = f"{store.forwards_taken(run):,} U-Net forwards ({scored:,} images, {draws})"
+        work = f"{run.forwards_taken():,} U-Net forwards ({scored:,} images, {draws})"
         found.append(_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors"))))
-        folder = run.feature_folder(session.feature_identity)
-        if vectors := list(folder.glob("*.safetensors")):
+        if vectors := list(run.feature_folder.glob("*.safetensors")):
             patches = f"one {s.features.kind.upper()} vector of each best patch"
-            found.append(_stage("embedding", patches, folder / "settings.yaml", vectors))
+            found.append(_stage("embedding", patches, run.feature_folder / "settings.yaml", vectors))
     for shown in opened.sets:
         files = [file for file in shown.path.rglob("*") if file.is_file()]
-        number = sum(map(len, shown.images.values()))
+        number = len(shown.pictures)
         found.append(Cost(f"set {shown.name}", f"{number:,} images", None, sum(f.stat().st_size for f in files), len(files)))
     if lines:
         students = sum(line.top1.n for line in lines if line.top1)
@@ -186,14 +166,14 @@ def _stage(name: str, work: str, begun: Path, files: Sequence[Path]) -> Cost:
 
 def settings_of(opened: Opened) -> dict[str, dict[str, Any]]:
     """Sections and their values as the report shows them, and the versions that made the run."""
-    if not opened.session:
+    if not opened.run:
         record = opened.sets[0].record
         plain = {key: value for key, value in record.items() if not isinstance(value, Mapping) and key != "classes"}
         return {"set": plain} | {key: dict(value) for key, value in record.items() if isinstance(value, Mapping)}
-    record, dumped = opened.session.run.record, opened.session.settings.model_dump(mode="json")
+    record, dumped = opened.run.record, opened.run.settings.model_dump(mode="json")
     used = ("data", "model", "scoring", *SHARED)
     head = {"seed": dumped["seed"], "images": record["data"], "model digest": record["identity"]["model"],
-            "precision": record["identity"]["precision"], "fingerprint": opened.session.run.mark}  # fmt: skip
+            "precision": record["identity"]["precision"], "fingerprint": opened.run.mark}  # fmt: skip
     return {"run": head} | {name: dumped[name] for name in used} | {"versions": dict(record["versions"])}
 
 

@@ -71,7 +71,7 @@ class Gathered:
 
 
 def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (), run: Path | None = None,
-                 results: Sequence[Path] = (), extras: Sequence[Extra] = (), limit: int = LIMIT,
+                 results: Sequence[Path] = (), limit: int = LIMIT,
                  progress: Progress = quiet) -> list[Path]:  # fmt: skip
     """Write the report on a RUN or SET to ``out`` (default TARGET-report.html, beside it); returns its files.
 
@@ -88,18 +88,18 @@ def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (
     coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}
     with progress(total=len(names), desc="writing the report", unit="class") as bar:
         for number, label in enumerate(names):
-            part, pool = class_part(opened.session, opened.sets, number, label)
+            part, pool = class_part(opened.run, opened.sets, number, label)
             book.add(part, pool, label in coloured)
-            if opened.session:
-                book.gathered.suspect(suspects(opened.session, label))
+            if opened.run:
+                book.gathered.suspect(suspects(opened.run, label))
             bar.update()
-    extras = [*extras, *([_suspects(book.gathered)] if opened.session else [])]
+    extras = [_suspects(book.gathered)] if opened.run else []
     overview: dict[str, Any] = {
         "accuracies": found,
         "costs": costs(opened, found.own),
         "settings": settings_of(opened),
         "extras": [_extra(opened, book, number, extra) for number, extra in enumerate(extras)],
-        "skipped": list(opened.session.data.skipped) if opened.session else [],
+        "skipped": list(opened.run.data.skipped) if opened.run else [],
         **_charts(opened, book.gathered),
     }
     return book.close(overview)
@@ -223,8 +223,8 @@ def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:
         return {"all_scores": None, "layout": [], "layout_classes": []}
     bars = histogram(np.concatenate(found.scores), np.concatenate(found.picked), 60)
     points: list[tuple[float, float, int, bool]] = []
-    if len(found.layout) > 1 and opened.session:
-        places = tsne(np.concatenate([vectors for _, vectors, _ in found.layout]), opened.session.settings.seed)
+    if len(found.layout) > 1 and opened.run:
+        places = tsne(np.concatenate([vectors for _, vectors, _ in found.layout]), opened.run.settings.seed)
         colours = np.concatenate([np.full(len(picked), i) for i, (_, _, picked) in enumerate(found.layout)])
         chosen = np.concatenate([picked for _, _, picked in found.layout])
         if places is not None:
@@ -246,18 +246,18 @@ def _suspects(found: Gathered) -> Extra:
 def _extra(opened: Opened, book: Book, number: int, extra: Extra) -> tuple[Extra, list[tuple[Source, str, float]], int]:
     """A further section's first rows with their sources: pictures and maps; the outline is the whole image."""
     rows: list[tuple[Source, str, float]] = []
-    if not opened.session:
+    if not opened.run:
         return extra, rows, len(extra.rows)
-    by_path = {row.path: row for row in opened.session.data.rows}
+    by_path = {row.path: row for row in opened.run.data.rows}
     painters: dict[str, Painter] = {}
     for place, (path, label, score) in enumerate(extra.rows[:EXTRA_ROWS]):
         row = by_path[path]
-        painter = painters.setdefault(label, Painter(opened.session, label))
+        painter = painters.setdefault(label, Painter(opened.run, label))
         painter.load([row.row])
         width, height = painter.size(row.row)
         source = Source(f"x{number}-{place}", path, (0, 0, height, width), (width, height), score, extra.columns[2])
         source.picture, source.heat = painter.source(row.row), painter.heat(row.row)
-        rows.append((source, opened.session.classes[label].name, score))
+        rows.append((source, opened.run.infos[label].name, score))
     return extra, rows, len(extra.rows)
 
 

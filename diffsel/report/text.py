@@ -1,23 +1,19 @@
-"""What a person looks at: a data set described, one image followed through a run, pictures of maps and boxes."""
+"""What a person reads in a terminal: tables, a data set described, one image followed through a run."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from .. import method
 from ..data.images import EXTENSIONS, ImageData, Row, ignored_files
-from ..evaluation.cells import Line
-from ..evaluation.protocols import changes, starred
-from ..evaluation.students import difference
-from ..machine.formats import read_lines
-from ..runs.session import Session
-from ..sets import selection
+from ..evaluation.results import Line, difference
+from ..runs.run import Run
+from ..sets.candidates import candidates
+from ..sets.opening import DistilledSet
+from ..sets.selection import cluster
 from ..settings.errors import DataError, StoreError
 from ..settings.settings import Settings
 
@@ -38,10 +34,10 @@ def accuracy_table(lines: Sequence[Line]) -> str:
     students of stored labels share, and what failed."""
     rows = [
         [
-            line.cell.name,
-            line.cell.labelled_by,
-            line.cell.student,
-            starred(line.cell.protocol),
+            line.name,
+            line.labelled_by,
+            line.student,
+            line.starred,
             line.top1.n if line.top1 else 0,
             str(line.top1 or "-"),
             "-" if line.top1 is None or line.top1.std is None else f"{line.top1.std:.2f}",
@@ -52,9 +48,9 @@ def accuracy_table(lines: Sequence[Line]) -> str:
         for line in lines
     ]
     header = ["set", "teacher", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
-    failed = [f"{line.cell.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
-    notes = [f"{starred(p)} is {p.name} with {changes(p)}" for p in (line.cell.protocol for line in lines) if changes(p)]
-    if any(line.cell.labels for line in lines):
+    failed = [f"{line.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
+    notes = [f"{line.starred} is {line.protocol}" for line in lines if line.starred != line.protocol]
+    if any(line.labels == "stored" for line in lines):
         notes.append("stored: all students see the same batches; they and the interval differ by initialisation alone")
     return "\n".join([table(rows, header), *dict.fromkeys(notes), *failed])
 
@@ -66,11 +62,11 @@ def over_random(lines: Sequence[Line], random: Sequence[bool]) -> str:
     """
 
     def alike(line: Line) -> tuple:
-        return line.cell.student, len(line.cell.train.rows), tuple(info.folder for info in line.cell.train.classes)
+        return line.student, line.trained_on["images"], tuple(line.trained_on["classes"])
 
     bases = [line for line, is_base in zip(lines, random, strict=True) if is_base]
     rows = [
-        [line.cell.name, line.cell.student, difference(line.top1, base.top1), base.cell.name]
+        [line.name, line.student, difference(line.top1, base.top1), base.name]
         for line, is_base in zip(lines, random, strict=True)
         for base in bases
         if not is_base and alike(line) == alike(base) and line.top1 and base.top1
@@ -107,57 +103,56 @@ def describe_data(data: ImageData, settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def trace_image(session: Session, image: str, sets: Sequence[Path]) -> str:
+def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
     """One image's way through a run, line by line.  Raises DataError where the image is not in the run."""
-    row = _find(session, image)
-    unit = next(u for u in session.units if row in u.rows)
-    width, height = session.data.size(row)
-    prompt = session.classes[row.label].prompt(session.settings.scoring.prompts[session.settings.patches.prompt])
+    row = _find(run, image)
+    unit = next(u for u in run.of_class(row.label) if row in u.rows)
+    width, height = run.data.size(row)
+    prompt = run.prompt(row.label)
     lines = [
         f"row      {row.row}: {row.path}, class {row.label!r}, {row.width} x {row.height} pixels, digest {row.digest[:12]}",
         f"resized  {width} x {height} pixels; prompt {prompt!r}",
     ]
-    tensors, extra = session.maps(unit)
+    tensors, extra = run.maps(unit)
     if row.row not in extra["rows"]:
         reason = next(s["reason"] for s in extra["skipped"] if s["path"] == row.path)
         return "\n".join([*lines, f"map      none: passed over: {reason}"])
-    cells = session.image_map(tensors, row)
+    cells = run.image_map(tensors, row)
     lines.append(
         f"map      maps/{unit.name}.safetensors, {cells.shape[0]} x {cells.shape[1]} cells, "
-        f"{session.settings.patches.estimator}: {cells.min():+.3g} to {cells.max():+.3g}, mean {cells.mean():+.3g}"
+        f"{run.settings.patches.estimator}: {cells.min():+.3g} to {cells.max():+.3g}, mean {cells.mean():+.3g}"
     )
     lines += [
         f"box      {list(box)} (top, left, height, width), score {score:+.4g}"
-        for owner, box, score in session.boxes(unit)
+        for owner, box, score in run.boxes(unit)
         if owner == row
     ]
-    lines += _trace_cluster(session, row.label, row.row)
-    tiles = [line for folder in sets for line in _trace_tiles(folder, row.path)]
+    lines += _trace_cluster(run, row.label, row.row)
+    tiles = [line for found in sets for line in _trace_tiles(found, row.path)]
     return "\n".join([*lines, *(tiles or [f"tile     in none of {len(sets)} set(s) looked at"])])
 
 
-def _find(session: Session, image: str) -> Row:
-    rows = session.data.rows
+def _find(run: Run, image: str) -> Row:
+    rows = run.data.rows
     found = [r for r in rows if str(r.row) == image or r.path == image] or [r for r in rows if r.path.endswith(image)]
     if len(found) != 1:
         what = "no image" if not found else f"{len(found)} images, such as {found[0].path} and {found[1].path},"
-        raise DataError(f"{what} in {session.run.path} match(es) {image!r}; give a row number (0 to {len(rows) - 1}) or a path")
+        raise DataError(f"{what} in {run.path} match(es) {image!r}; give a row number (0 to {len(rows) - 1}) or a path")
     return found[0]
 
 
-def _trace_cluster(session: Session, label: str, row: int) -> list[str]:
+def _trace_cluster(run: Run, label: str, row: int) -> list[str]:
     try:
-        pool = method.candidates(session, label)
+        pool = candidates(run, label)
     except StoreError as error:
         return [f"vector   none: {error}"]
-    s = session.settings
+    s = run.settings
     if s.selection.method == "diffsel-noclusters":
         order = np.argsort(-pool.scores, kind="stable")
         return [
             f"rank     {int(np.flatnonzero(order == i)[0])} of {len(order)} by score" for i in np.flatnonzero(pool.rows == row)
         ]
-    with threadpool_limits(1):  # as selection does it: its sums depend on the number of threads
-        groups = selection.cluster(pool.vectors, pool.scores, s.selection, s.seed)
+    groups = cluster(pool.vectors, pool.scores, s.selection, s.seed)
     return [
         f"vector   {pool.vectors.shape[1]} numbers, begins {np.array2string(pool.vectors[i][:4], precision=3)}\n"
         f"cluster  {groups.cluster[i]} of {len(groups.median)} (median score {groups.median[groups.cluster[i]]:+.4g}), "
@@ -166,10 +161,10 @@ def _trace_cluster(session: Session, label: str, row: int) -> list[str]:
     ]
 
 
-def _trace_tiles(folder: Path, path: str) -> list[str]:
+def _trace_tiles(found: DistilledSet, path: str) -> list[str]:
     return [
-        f"tile     {folder / entry['file_name']}, tile {number}, rank {tile['rank']}, picked by {tile['reason']}"
-        for entry in read_lines(folder / "metadata.jsonl")
-        for number, tile in enumerate(entry["tiles"])
+        f"tile     {found.path / picture.file}, tile {number}, rank {tile['rank']}, picked by {tile['reason']}"
+        for picture in found.pictures
+        for number, tile in enumerate(picture.tiles)
         if tile["source"] == path
     ]

@@ -12,7 +12,7 @@ import torch
 from ..data.images import ImageData, count_images, open_data
 from ..data.pixels import Pixels
 from ..scoring.diffusion import Diffusion
-from ..scoring.draws import as_images, keyed_generator, latent_shape, latent_size
+from ..scoring.draws import Scorer, as_images, keyed_generator, latent_shape, latent_size
 from ..scoring.maps import filled_forwards, forwards
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import ScoringSettings
@@ -58,8 +58,9 @@ class Plan:
         return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())
 
 
-def plan(source: str, settings: Settings, model: Diffusion, batch_size: int) -> Plan:
+def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     """Lists the images, reads a few of them, and times a batch of each network.  Raises DataError, ConfigError."""
+    model, batch_size = scorer.model, scorer.batch_size
     counts = count_images(source, settings.data)
     few = list(counts)[:: max(1, len(counts) // SAMPLE)][:SAMPLE]
     samples = {label: sample for label in few if (sample := _look(source, label, settings)) is not None}

@@ -10,9 +10,9 @@ added later costs its own forwards only, as long as nothing but the differential
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +20,17 @@ import numpy as np
 
 from ..data.classes import ClassInfo, read_class_file
 from ..data.images import Row
-from ..machine.files import write_atomically
-from ..machine.formats import dump_yaml, read_unit, write_unit
-from ..scoring import maps as scoring
-from ..scoring.diffusion import Diffusion, check_prompts, locate
-from ..scoring.draws import Picture
+from ..machine.formats import read_unit
+from ..scoring.diffusion import check_prompts, locate
+from ..scoring.draws import Picture, Scorer
+from ..scoring.maps import label_losses, score_images
 from ..settings.errors import ConfigError, DataError, StoreError
-from ..settings.settings import fingerprint
-from .run import Run, Unit
+from .run import Part, Unit
 from .session import Session
-
-Texts = Mapping[str, str]  # class folder -> prompt
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What is stored of a prompt against a null prompt, or (``prompt`` None) of a null prompt: one file a unit."""
-
-    run: Run
-    prompt: Texts | None
-    null: Texts
-    gap: bool  # whether the gap map is there too
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        return {"prompt": self.prompt and dict(self.prompt), "null": dict(self.null), "gap": self.gap}
-
-    @cached_property
-    def key(self) -> str:
-        return fingerprint(self.identity)
-
-    @cached_property
-    def mark(self) -> str:
-        return fingerprint([self.run.mark, self.identity])
-
-    def file(self, unit: Unit) -> Path:
-        return self.run.path / "prompts" / self.key / f"{unit.name}.safetensors"
-
-    def read(self, unit: Unit) -> dict[str, np.ndarray]:
-        return read_unit(self.file(unit), self.mark)[0]
-
-    def write(self, unit: Unit, tensors: Mapping[str, np.ndarray]) -> None:
-        settings = self.file(unit).parent / "settings.yaml"
-        if not settings.exists():
-            write_atomically(settings, dump_yaml(self.identity))
-        write_unit(self.file(unit), self.mark, tensors, {"label": unit.label})
-
-
-@dataclass
-class View(Session):
-    """A run as one prompt sees it: every stage after scoring works on it as on any run."""
-
-    base: Session | None = None
-    part: Part | None = None  # where its maps lie; None: among the run's own
-
-    @cached_property
-    def model(self) -> Diffusion:
-        assert self.base is not None
-        return self.base.model
-
-    @property
-    def feature_identity(self) -> dict[str, Any]:
-        own = super().feature_identity
-        return {**own, "prompt": self.part.key} if self.part else own
-
-    def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        tensors, extra = super().maps(unit)
-        if self.part is None:
-            return tensors, extra
-        added = {name: value[None] for name, value in self.part.read(unit).items()}
-        if not self.part.gap:  # not a number, so that nothing can take it for one
-            added |= {f"{row}.gap": np.full_like(added[f"{row}.differential"], np.nan) for row in extra["rows"]}
-        return added, extra
 
 
 @dataclass(frozen=True)
-class Study:
+class Comparison:
     """Prompts to compare on one run.  ``own``: position among the run's stored prompts, of those that are there."""
 
     session: Session
@@ -131,7 +66,7 @@ class Study:
 
     def _part(self, template: str) -> Part:
         fuller = Part(self.session.run, self.texts(template), self.texts(self.null), True)
-        if self.gap or all(fuller.file(unit).exists() for unit in self.session.units):
+        if self.gap or all(fuller.file(unit).exists() for unit in self.session.run.units):
             return fuller
         return replace(fuller, gap=False)
 
@@ -144,28 +79,27 @@ class Study:
     def forwards(self) -> int:
         """U-Net samples that are still to be computed, at most."""
         draws, total = self.session.settings.scoring.draws, 0
-        for unit in self.session.units:
+        for unit in self.session.run.units:
             if missing := self.missing(unit):
                 added = sum(part.prompt is not None for part in missing)
                 total += len(unit.rows) * draws * (added + self.gap)
         return total
 
-    def views(self) -> list[View]:
+    def views(self) -> list[Session]:
         """The run as each prompt sees it, in order; ``score`` must have run."""
         return [self._view(*each) for each in zip(self.templates, self.own, self.parts, strict=True)]
 
-    def _view(self, template: str, own: int | None, part: Part | None) -> View:
-        s, session = self.session.settings, self.session
-        s = s.model_copy(update={"patches": s.patches.model_copy(update={"prompt": own or 0})})
+    def _view(self, template: str, own: int | None, part: Part | None) -> Session:
+        run = self.session.run
+        s = run.settings.model_copy(update={"patches": run.settings.patches.model_copy(update={"prompt": own or 0})})
         if part:
             asked = s.scoring.model_copy(update={"prompts": (template,), "null_prompt": self.null})
             s = s.model_copy(update={"scoring": asked})
-        run = replace(session.run, classes=self.classes)
-        data = replace(session.data, classes=self.classes)
-        return View(s, data, run, session.workers, session.progress, session.counts, session.notes, True, session, part)
+        seen = replace(run, settings=s, classes=self.classes, data=replace(run.data, classes=self.classes), part=part)
+        return self.session.seen(seen)
 
 
-def plan(session: Session, templates: Sequence[str], null: str | None = None, words: Path | None = None) -> Study:
+def plan(session: Session, templates: Sequence[str], null: str | None = None, words: Path | None = None) -> Comparison:
     """What a comparison needs, with everything refused that can be before anything is computed.
 
     ``templates`` are label prompts (none: all that RUN has; one: RUN's own first one is put before it); ``null`` is the
@@ -183,26 +117,26 @@ def plan(session: Session, templates: Sequence[str], null: str | None = None, wo
     for template in (*chosen, null):
         if rest := re.search(r"[{}]", re.sub(r"\{\w+\}", "", template)):
             raise ConfigError(f"prompt {template!r}: stray {rest[0]!r}; a placeholder looks like {{label}}")
-    for unit in session.units:
+    for unit in session.run.units:
         if not session.run.map_file(unit).exists():
             raise StoreError(f"{session.run.path}: {unit.name} is not scored yet; start `diffsel score` again")
-    study = Study(session, classes, chosen, null, gap=False)
+    study = Comparison(session, classes, chosen, null, gap=False)
     _check_different(study)
     if session.settings.patches.estimator != "differential":
         study = replace(study, gap=True)
-    elif not study.own_null and not all(study.null_part.file(unit).exists() for unit in session.units):
+    elif not study.own_null and not all(study.null_part.file(unit).exists() for unit in session.run.units):
         study = replace(study, gap=True)  # the null prompt must be computed anyway, and then the gap map costs nothing
-    if any(study.missing(unit) for unit in session.units):
+    if any(study.missing(unit) for unit in session.run.units):
         texts = [text for t in (*chosen, null) for text in study.texts(t).values()]
         check_prompts(locate(session.settings.model), dict.fromkeys(texts))
     return study
 
 
-def score(study: Study) -> None:
+def score(study: Comparison) -> None:
     """The maps of all prompts that are not stored yet, in one pass over the images -> RUN/prompts."""
     session = study.session
-    rows = {unit.name: len(unit.rows) for unit in session.units}
-    while last := {unit: parts[-1].file(unit) for unit in session.units if (parts := study.missing(unit))}:
+    rows = {unit.name: len(unit.rows) for unit in session.run.units}
+    while last := {unit: parts[-1].file(unit) for unit in session.run.units if (parts := study.missing(unit))}:
         done = sum(rows.values()) - sum(rows[unit.name] for unit in last)
         with (  # a unit's last file stands for all of it; where a launch with other prompts made it, the rest is made next
             session.progress(total=sum(rows.values()), initial=done, desc="scoring prompts", unit="image") as bar,
@@ -213,37 +147,42 @@ def score(study: Study) -> None:
                     part.write(unit, values)
 
 
-def _score_unit(study: Study, unit: Unit, bar: Any) -> dict[Part, dict[str, np.ndarray]]:
+def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[Part, dict[str, np.ndarray]]:
     session, s = study.session, study.session.settings
-    kept, extra = session.maps(unit)
+    kept, extra = session.run.maps(unit)
     rows = [row for row in unit.rows if row.row in set(extra["rows"])]
     pictures = _pictures(session, unit, rows)
     missing = study.missing(unit)
     added = [part for part in missing if part.prompt is not None]
     texts = [part.prompt[unit.label] for part in added if part.prompt is not None]
-    settings = s.scoring.model_copy(update={"null_prompt": study.null_part.null[unit.label]})
     keyed = [(row.digest, picture) for row, picture in pictures]
     found: dict[Part, dict[str, np.ndarray]] = {part: {} for part in missing}
-    how: dict[str, Any] = {"prompts": texts, "settings": settings, "seed": s.seed}
+    null = study.null_part.null[unit.label]
+
+    def make(scoring: Callable[..., Any], **how: Any) -> Iterator[tuple[Row, Any]]:
+        def one(scorer: Scorer, items: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Any]]:
+            asked = replace(scorer, settings=scorer.settings.model_copy(update={"null_prompt": null}))
+            return scoring(asked, items, texts, **how)
+
+        for place, value in session.fitting(keyed, one):
+            yield pictures[place][0], value
+            bar.update()
+
     if study.gap:
-        for place, maps in session.fitting(keyed, partial(scoring.score_images, session.model, apart=True, **how)):
-            row = pictures[place][0]
+        for row, maps in make(score_images, apart=True):
             for p, part in enumerate(added):
                 found[part] |= {f"{row.row}.differential": maps.differential[p], f"{row.row}.gap": maps.gap[p]}
             if study.null_part in found:
                 found[study.null_part][f"{row.row}.null"] = maps.null
-            bar.update()
     else:
-        null = kept if study.own_null else study.null_part.read(unit)
-        for place, losses in session.fitting(keyed, partial(scoring.label_losses, session.model, **how)):
-            row = pictures[place][0]
+        known = kept if study.own_null else study.null_part.read(unit)
+        for row, losses in make(label_losses):
             for p, part in enumerate(added):
-                found[part][f"{row.row}.differential"] = (losses[p] - null[f"{row.row}.null"]).astype(np.float16)
-            bar.update()
+                found[part][f"{row.row}.differential"] = (losses[p] - known[f"{row.row}.null"]).astype(np.float16)
     for values in found.values():
         if not all(np.isfinite(value).all() for value in values.values()):
             raise ConfigError(f"{unit.name}: loss maps overflow; the model does not work in this compute.precision, use fp32")
-    session.count("U-Net forwards", len(pictures) * settings.draws * (len(texts) + study.gap))
+    session.count("U-Net forwards", len(pictures) * s.scoring.draws * (len(texts) + study.gap))
     return found
 
 
@@ -267,7 +206,7 @@ def _with_words(classes: Sequence[ClassInfo], file: Path | None) -> tuple[ClassI
     return tuple(described.get(info.folder, info) for info in classes)
 
 
-def _check_different(study: Study) -> None:
+def _check_different(study: Comparison) -> None:
     """Raises ConfigError where two prompts, or a prompt and the null prompt, say the same."""
     texts = [study.texts(template) for template in study.templates]
     null = study.texts(study.null)

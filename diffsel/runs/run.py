@@ -1,4 +1,4 @@
-"""What the passes leave on disk.  A file that exists is whole; a part made with other settings is refused.
+"""A stored pass, read: RUN on disk, and what its maps and vectors say.  No torch, no device; the images may be gone.
 
     RUN/  run.yaml       format, settings, model and class table: replayable      index.parquet   one line per image
           maps/          <class>-000.safetensors, at most 256 images each         skipped.jsonl   what was passed over
@@ -6,30 +6,32 @@
           prompts/KEY/   settings.yaml and the same units, maps of prompts added later, KEY = hash of their texts
           latents/       the same units, with compute.keep_latents
 
-Every safetensors file carries, as metadata, the fingerprint of the settings that made it, the rows it holds, the
-rows it had to pass over and a checksum of its tensors.  Nothing is ever pickled.
+A file that exists is whole; a part made with other settings is refused.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.classes import ClassInfo
-from ..data.images import ImageData, Row, Skipped
-from ..machine.files import PART, safe_name, write_atomically, write_new
-from ..machine.formats import differences, dump_yaml, read_extra, read_lines, read_unit, read_yaml
-from ..settings.errors import SettingsDiffer, StoreError
-from ..settings.settings import fingerprint
+from ..data.images import ImageData, Row, Skipped, reopen
+from ..machine.files import safe_name, write_atomically
+from ..machine.formats import differences, dump_yaml, read_extra, read_lines, read_unit, read_yaml, write_unit
+from ..scoring.patches import Box, best_boxes, chosen_bins, estimate
+from ..settings.errors import ConfigError, SettingsDiffer, StoreError
+from ..settings.settings import Settings, fingerprint, identity, resolve, without_execution
 
 FORMAT = 1
 UNIT_ROWS = 256  # images per unit of work, at most
+Texts = Mapping[str, str]  # class folder -> prompt
 
 
 @dataclass(frozen=True)
@@ -41,34 +43,89 @@ class Unit:
     rows: tuple[Row, ...]
 
 
-# ---- units ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is stored of a prompt against a null prompt, or (``prompt`` None) of a null prompt: one file a unit."""
+
+    run: Run
+    prompt: Texts | None
+    null: Texts
+    gap: bool  # whether the gap map is there too
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {"prompt": self.prompt and dict(self.prompt), "null": dict(self.null), "gap": self.gap}
+
+    @cached_property
+    def key(self) -> str:
+        return fingerprint(self.identity)
+
+    @cached_property
+    def mark(self) -> str:
+        return fingerprint([self.run.mark, self.identity])
+
+    def file(self, unit: Unit) -> Path:
+        return self.run.path / "prompts" / self.key / f"{unit.name}.safetensors"
+
+    def read(self, unit: Unit) -> dict[str, np.ndarray]:
+        return read_unit(self.file(unit), self.mark)[0]
+
+    def write(self, unit: Unit, tensors: Mapping[str, np.ndarray]) -> None:
+        settings = self.file(unit).parent / "settings.yaml"
+        if not settings.exists():
+            write_atomically(settings, dump_yaml(self.identity))
+        write_unit(self.file(unit), self.mark, tensors, {"label": unit.label})
 
 
-def units_of(data: ImageData) -> list[Unit]:
-    """The fixed list of units: class by class, 256 rows at a time."""
-    units = []
-    for info in data.classes:
-        rows = data.of_class(info.folder)
-        for part in range(0, len(rows), UNIT_ROWS):
-            name = f"{safe_name(info.folder)}-{part // UNIT_ROWS:03d}"
-            units.append(Unit(name, info.folder, tuple(rows[part : part + UNIT_ROWS])))
-    return units
-
-
-# ---- runs ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """An opened RUN folder."""
+    """A RUN folder under some settings: its patches, vectors and selection may be asked otherwise than it was scored."""
 
     path: Path
     record: Mapping[str, Any]  # run.yaml
+    settings: Settings
     classes: tuple[ClassInfo, ...]
+    data: ImageData
+    part: Part | None = None  # the maps of a prompt that was added later, in the place of the run's own
 
-    @property
+    @cached_property
     def mark(self) -> str:
+        """Stands for everything that decided the stored maps."""
         return fingerprint(self.record["identity"])
+
+    @cached_property
+    def infos(self) -> dict[str, ClassInfo]:
+        """Classes by folder."""
+        return {info.folder: info for info in self.classes}
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """The fixed list of units: class by class, 256 rows at a time."""
+        units = []
+        for info in self.data.classes:
+            rows = self.data.of_class(info.folder)
+            for part in range(0, len(rows), UNIT_ROWS):
+                name = f"{safe_name(info.folder)}-{part // UNIT_ROWS:03d}"
+                units.append(Unit(name, info.folder, tuple(rows[part : part + UNIT_ROWS])))
+        return units
+
+    @cached_property
+    def _by_class(self) -> dict[str, list[Unit]]:
+        found: dict[str, list[Unit]] = {}
+        for unit in self.units:
+            found.setdefault(unit.label, []).append(unit)
+        return found
+
+    def of_class(self, label: str) -> list[Unit]:
+        return self._by_class.get(label, [])
+
+    def prompt(self, label: str) -> str:
+        """The text that was scored against the null prompt."""
+        if self.part and self.part.prompt:
+            return self.part.prompt[label]
+        return self.infos[label].prompt(self.settings.scoring.prompts[self.settings.patches.prompt])
+
+    # ---- maps ----------------------------------------------------------------------------------------------------
 
     def map_file(self, unit: Unit) -> Path:
         return self.path / "maps" / f"{unit.name}.safetensors"
@@ -76,74 +133,104 @@ class Run:
     def latent_file(self, unit: Unit) -> Path:
         return self.path / "latents" / f"{unit.name}.safetensors"
 
-    def feature_folder(self, settings: Mapping[str, Any]) -> Path:
-        return self.path / "features" / fingerprint(settings)
+    def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
+        file = self.map_file(unit)
+        if not file.exists():
+            raise StoreError(f"{self.path}: {unit.name} is not scored yet; start `diffsel score` again")
+        tensors, extra = read_unit(file, self.mark)
+        if self.part is None:
+            return tensors, extra
+        added = {name: value[None] for name, value in self.part.read(unit).items()}
+        if not self.part.gap:  # not a number, so that nothing can take it for one
+            added |= {f"{row}.gap": np.full_like(added[f"{row}.differential"], np.nan) for row in extra["rows"]}
+        return added, extra
 
-    def open_features(self, settings: Mapping[str, Any], weights: str | None = None) -> Path:
-        """The folder of these patch and feature settings; made where it is new.
+    def image_map(self, tensors: Mapping[str, np.ndarray], row: Row) -> np.ndarray:
+        """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""
+        s = self.settings
+        differential, gap = (tensors[f"{row.row}.{name}"][s.patches.prompt] for name in ("differential", "gap"))
+        return estimate(differential, gap, s.patches, s.scoring)
 
-        ``weights``: digest of another network than the run's.  Raises SettingsDiffer where the folder was made by others.
-        """
-        folder = self.feature_folder(settings)
-        if not (folder / "settings.yaml").exists():
-            write_atomically(folder / "settings.yaml", dump_yaml(settings))
-        if weights and not (folder / "weights.yaml").exists():
-            write_atomically(folder / "weights.yaml", dump_yaml({"weights": weights}))
-        if weights and (found := differences(read_yaml(folder / "weights.yaml"), {"weights": weights})):
-            raise SettingsDiffer(folder, found)
-        return folder
+    def boxes(self, unit: Unit) -> list[tuple[Row, Box, float]]:
+        """The best patches of every scored image of a unit, with their scores."""
+        tensors, extra = self.maps(unit)
+        scored, found = set(extra["rows"]), []
+        for row in unit.rows:
+            if row.row in scored:
+                width, height = self.data.size(row)
+                best = best_boxes(self.image_map(tensors, row), height, width, self.settings.patches)
+                found += [(row, box, score) for box, score in best]
+        return found
+
+    def forwards_taken(self) -> int:
+        """U-Net samples that the stored units of the run's own prompts took.  Raises StoreError for a damaged unit."""
+        scoring, draws = self.record["settings"]["scoring"], 0
+        for file in sorted((self.path / "maps").glob("*.safetensors")):
+            extra = read_extra(file)
+            draws += sum(extra.get("draws") or [scoring["draws"]] * len(extra["rows"]))  # not recorded at first: all alike
+        return draws * (1 + len(scoring["prompts"]))
+
+    # ---- vectors -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def feature_identity(self) -> dict[str, Any]:
+        """The settings that decide which patches there are and what their vectors are."""
+        own = {"patches": identity(self.settings.patches), "features": identity(self.settings.features)}
+        return {**own, "prompt": self.part.key} if self.part else own
+
+    @cached_property
+    def feature_mark(self) -> str:
+        return fingerprint([self.mark, self.feature_identity])
+
+    @cached_property
+    def feature_folder(self) -> Path:
+        return self.path / "features" / fingerprint(self.feature_identity)
+
+    def feature_file(self, unit: Unit) -> Path:
+        return self.feature_folder / f"{unit.name}.safetensors"
+
+    def patches(self, unit: Unit) -> dict[str, np.ndarray]:
+        """``row`` (n,), ``box`` (n, 4), ``score`` (n,) and ``vector`` (n, channels; 0 where selection takes none) of a
+        unit's patches.  Raises StoreError where a stage has not finished."""
+        if self.settings.selection.method == "diffsel-noclusters":
+            boxes = self.boxes(unit)
+            return {**columns(boxes), "vector": np.zeros((len(boxes), 0), np.float32)}
+        file = self.feature_file(unit)
+        if not file.exists():
+            raise StoreError(f"{self.path}: {unit.name} has no features for these settings yet; run `diffsel embed`")
+        return read_unit(file, self.feature_mark)[0]
+
+    # ---- the whole -----------------------------------------------------------------------------------------------
+
+    def damaged(self) -> Iterator[tuple[Path, str | None]]:
+        """Every unit file, and what is wrong with it (None: whole): read to the last byte against its checksum."""
+        marks = {self.path / "maps": self.mark, self.path / "latents": self.mark}
+        for file in sorted(file for part in ("features", "prompts") for file in (self.path / part).glob("*/settings.yaml")):
+            marks[file.parent] = fingerprint([self.mark, read_yaml(file)])
+        for folder, mark in marks.items():
+            for file in sorted(folder.glob("*.safetensors")):
+                try:
+                    read_unit(file, mark)
+                    yield file, None
+                except StoreError as error:
+                    yield file, str(error).removeprefix(f"{file} ").partition("; ")[0]
 
 
-def damaged(run: Run) -> Iterator[tuple[Path, str | None]]:
-    """Every unit file of a run, and what is wrong with it (None: whole): read to the last byte against its checksum."""
-    marks = {run.path / "maps": run.mark, run.path / "latents": run.mark}
-    for file in sorted(file for part in ("features", "prompts") for file in (run.path / part).glob("*/settings.yaml")):
-        marks[file.parent] = fingerprint([run.mark, read_yaml(file)])
-    for folder, mark in marks.items():
-        for file in sorted(folder.glob("*.safetensors")):
-            try:
-                read_unit(file, mark)
-                yield file, None
-            except StoreError as error:
-                yield file, str(error).removeprefix(f"{file} ").partition("; ")[0]
-
-
-def create_run(path: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], versions: Mapping[str, str],
-               data: ImageData) -> Run:  # fmt: skip
-    """Make RUN, or open it where it exists.
-
-    Raises SettingsDiffer where it holds results of another ``identity``, StoreError where something else lies there.
-    """
-    record_file = path / "run.yaml"
-    if record_file.exists():
-        run = open_run(path)
-        found = differences(run.record["identity"], dict(identity))
-        if found:
-            raise SettingsDiffer(path, found)
-        return run
-    begun = {"index.parquet", "skipped.jsonl"}  # what a start that was killed may have left
-    others = [p for p in path.iterdir() if p.name not in begun and not p.name.startswith(PART)] if path.is_dir() else [path]
-    if path.exists() and others:
-        raise StoreError(f"{path} exists and is not a run; give a new or empty folder")
-    write_index(path / "index.parquet", data.rows)
-    write_skipped(path, data.skipped)
-    record = {
-        "format": FORMAT,
-        "identity": dict(identity),
-        "data": data.root,
-        "classes": [asdict(c) for c in data.classes],
-        "settings": dict(settings),
-        "versions": dict(versions),
+def columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:
+    """Boxes as they are stored: ``row``, ``box`` and ``score``."""
+    return {
+        "row": np.array([row.row for row, _, _ in boxes], np.int64),
+        "box": np.array([box for _, box, _ in boxes], np.int64).reshape(-1, 4),
+        "score": np.array([score for _, _, score in boxes], np.float64),
     }
-    write_new(record_file, dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
-    run = open_run(path)
-    if found := differences(run.record["identity"], dict(identity)):  # another launch was first
-        raise SettingsDiffer(path, found)
-    return run
 
 
-def open_run(path: Path) -> Run:
-    """Raises StoreError where RUN is missing, or of another format version."""
+# ---- opening ---------------------------------------------------------------------------------------------------------
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """run.yaml.  Raises StoreError where RUN is missing, or of another format version."""
     if not (path / "run.yaml").exists():
         if (path / "set.yaml").exists():
             raise StoreError(f"{path} is a distilled set, not a run (no run.yaml); give the run it was selected from")
@@ -153,43 +240,62 @@ def open_run(path: Path) -> Run:
     record = read_yaml(path / "run.yaml")
     if record.get("format") != FORMAT:
         raise StoreError(f"{path} has store format {record.get('format')!r}; this version reads format {FORMAT}")
+    return record
+
+
+def recorded_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was made with, apart from what belongs to its machine."""
+    return without_execution(record["settings"])
+
+
+def open_run(path: Path, settings: Settings | None = None, may_be_gone: bool = True) -> Run:
+    """Open RUN to look at it, on any machine; ``settings`` (default: its own) must agree with it about the scoring pass.
+
+    ``may_be_gone``: missing images are told only where one is read.
+    Raises StoreError for what is no run or damaged, ConfigError and SettingsDiffer for settings of another pass.
+    """
+    record = read_record(path)
     try:
-        return Run(path, record, tuple(ClassInfo(**entry) for entry in record["classes"]))
+        classes = tuple(ClassInfo(**entry) for entry in record["classes"])
+        settings = settings or resolve(recorded_settings(record))
+        check_asked(path, record, settings)
+        identified = record["identity"]["images"]
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path / 'run.yaml'} is damaged ({type(error).__name__}: {error})") from None
+    data = reopen(record["data"], classes, read_index(path), read_skipped(path), settings.data, may_be_gone)
+    if image_identity(data) != identified:
+        raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; score into a new folder")
+    return Run(path, record, settings, classes, data)
 
 
-def forwards_taken(run: Run) -> int:
-    """U-Net samples that the stored units of a run's own prompts took.  Raises StoreError for a damaged unit."""
-    scoring = run.record["settings"]["scoring"]
-    draws = 0
-    for file in sorted((run.path / "maps").glob("*.safetensors")):
-        extra = read_extra(file)
-        draws += sum(extra.get("draws") or [scoring["draws"]] * len(extra["rows"]))  # not recorded at first: all had as many
-    return draws * (1 + len(scoring["prompts"]))
+def check_asked(path: Path, record: Mapping[str, Any], settings: Settings) -> None:
+    """Refuse settings that would choose other images, classes or maps than RUN holds.  Raises ConfigError, SettingsDiffer."""
+    stored, asked = record["settings"]["data"], settings.data.model_dump(mode="json")
+    for key, instead in (("classes", "--only"), ("images_per_class", "--images"), ("class_file", "a new run")):
+        if stored[key] != asked[key]:
+            raise ConfigError(f"data.{key}: the images and classes of {path} were fixed when it was scored; use {instead}")
+    chosen_bins(settings.patches, settings.scoring)
+    wanted = pass_identity(settings)
+    if found := differences({key: record["identity"][key] for key in wanted}, wanted):
+        raise SettingsDiffer(path, found)
 
 
-def write_index(path: Path, rows: Sequence[Row]) -> None:
-    columns = {name: [getattr(row, name) for row in rows] for name in ("row", "path", "label", "width", "height", "digest")}
-    columns["class"] = columns.pop("label")
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
+def pass_identity(settings: Settings) -> dict[str, Any]:
+    """The settings that decide the bytes of a scoring pass, apart from its images, classes, model and precision."""
+    return {"seed": settings.seed, "image_size": settings.data.image_size, "scoring": identity(settings.scoring)}
 
 
-def read_index(run: Run) -> tuple[Row, ...]:
+def image_identity(data: ImageData) -> dict[str, Any]:
+    return {"count": len(data.rows), "digest": data.digest}
+
+
+def read_index(path: Path) -> tuple[Row, ...]:
+    """The images of RUN.  Raises StoreError where the index is damaged."""
     try:
-        table = pq.read_table(run.path / "index.parquet").to_pylist()
+        table = pq.read_table(path / "index.parquet").to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
-        raise StoreError(f"{run.path / 'index.parquet'}: {error}") from None
+        raise StoreError(f"{path / 'index.parquet'}: {error}") from None
     return tuple(Row(r["row"], r["path"], r["class"], r["width"], r["height"], r["digest"]) for r in table)
-
-
-def write_skipped(path: Path, indexed: Sequence[Skipped], decoded: Sequence[Skipped] = ()) -> None:
-    """skipped.jsonl: what was passed over when the images were ``indexed``, and what later failed to decode."""
-    stages = (("index", indexed), ("decode", decoded))
-    lines = {json.dumps({"stage": stage, **asdict(item)}, ensure_ascii=False) for stage, items in stages for item in items}
-    write_atomically(path / "skipped.jsonl", "".join(line + "\n" for line in sorted(lines)).encode())
 
 
 def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:

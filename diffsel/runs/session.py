@@ -1,36 +1,37 @@
-"""One command at work on one run: opening it, and what every stage needs of it."""
+"""One command at work on one run: opening it, and what every stage needs of it.  The model is loaded when first asked for."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import torch
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
-from ..data.images import ImageData, Row, Skipped, open_data, reopen
+from ..data.images import ImageData, Row, Skipped, open_data
 from ..data.pixels import Pixels
 from ..machine.claims import Shared
-from ..machine.device import pick_device, pick_precision
-from ..machine.files import sweep
-from ..machine.formats import differences, read_unit
+from ..machine.files import sweep, write_atomically, write_new
+from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Track, Workers, out_of_memory
 from ..machine.progress import Progress, quiet
-from ..scoring.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate
-from ..scoring.patches import Box, best_boxes, chosen_bins, estimate
-from ..settings.errors import ConfigError, SettingsDiffer, StoreError, UnreadableImage
-from ..settings.settings import Settings, fingerprint, identity
-from . import run as store
-from .run import Run, Unit
+from ..scoring.patches import chosen_bins
+from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
+from ..settings.settings import Settings, identity
+from .run import FORMAT, Run, Unit, image_identity, open_run, pass_identity, read_index, read_record, read_skipped
+
+if TYPE_CHECKING:  # torch comes with the model
+    from ..scoring.draws import Scorer
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -38,47 +39,45 @@ V = TypeVar("V")
 
 @dataclass
 class Session:
-    """An opened run: its settings, its data, its place among the processes, and the model when first asked for."""
+    """A run at work: its place among the processes, and what was done, for the summary."""
 
-    settings: Settings
-    data: ImageData
     run: Run
     workers: Workers
     progress: Progress = quiet
-    counts: dict[str, int] = field(default_factory=dict)  # what was done, for the summary
+    counts: dict[str, int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict, init=False)  # by this process
     begun: float = field(default_factory=time.monotonic, init=False)
+    base: Session | None = None  # whose model is used
     model_checked: bool = False  # whether the model's files, gigabytes of them, were already hashed for this run
 
+    @property
+    def settings(self) -> Settings:
+        return self.run.settings
+
+    @property
+    def data(self) -> ImageData:
+        return self.run.data
+
     @cached_property
-    def model(self) -> Diffusion:
-        device, folder = device_of(self.settings, self.workers), locate(self.settings.model)
+    def scorer(self) -> Scorer:
+        """The model, ready to work.  Raises StoreError where it is another one than the run's, ConfigError where this machine
+        cannot compute as the run was computed."""
+        if self.base:
+            return self.base.scorer
+        from ..scoring.diffusion import content_hash, locate
+        from ..scoring.draws import open_scorer
+
+        s, folder = self.settings, locate(self.settings.model)
         if not self.model_checked and content_hash(folder) != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
-        compute = self.settings.compute
-        return Diffusion.load(folder, device, pick_precision(compute.precision, device), compute.compile)
+        if found := differences({"precision": self.run.record["identity"]["precision"]}, _precision(s, self.workers)):
+            raise SettingsDiffer(self.run.path, found)
+        return open_scorer(s, self.workers.local)
 
-    @cached_property
-    def units(self) -> list[Unit]:
-        """The fixed list of units of this run."""
-        return store.units_of(self.data)
-
-    @cached_property
-    def classes(self) -> dict[str, ClassInfo]:
-        return {info.folder: info for info in self.run.classes}
-
-    @property
-    def feature_identity(self) -> dict[str, Any]:
-        """The settings that decide which patches there are and what their vectors are."""
-        return {"patches": identity(self.settings.patches), "features": identity(self.settings.features)}
-
-    @property
-    def feature_mark(self) -> str:
-        return fingerprint([self.run.mark, self.feature_identity])
-
-    def feature_file(self, unit: Unit) -> Path:
-        return self.run.feature_folder(self.feature_identity) / f"{unit.name}.safetensors"
+    def seen(self, run: Run) -> Session:
+        """The same work on another sight of the run; the model, the summary and the notes are shared."""
+        return replace(self, run=run, base=self)
 
     def note(self, text: str) -> None:
         """Something a user should know, shown once at the end."""
@@ -87,11 +86,12 @@ class Session:
     def note_missing_latents(self) -> None:
         """``compute.keep_latents`` is of no use to units that are scored already: say so, and what would be."""
         if self.settings.compute.keep_latents:
-            late = [u for u in self.units if self.run.map_file(u).exists() and not self.run.latent_file(u).exists()]
+            run = self.run
+            late = [u for u in run.units if run.map_file(u).exists() and not run.latent_file(u).exists()]
             if late:
                 self.note(
                     f"--keep-latents came too late for {len(late)} unit(s) scored without it, such as {late[0].name}: "
-                    f"score into a new folder to have theirs, or delete their files in {self.run.path / 'maps'} first"
+                    f"score into a new folder to have theirs, or delete their files in {run.path / 'maps'} first"
                 )
 
     def log(self, what: str, number: int) -> None:
@@ -136,8 +136,8 @@ class Session:
     def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:
         """The units whose file is missing, one process each, and the bar of the whole job, whoever does it."""
         _ = self._track  # a tracker that does not open (wandb: nobody is logged in) is told before the first unit
-        missing = [unit for unit in self.units if not file_of(unit).exists()]
-        total, todo = (sum(len(unit.rows) for unit in units) for units in (self.units, missing))
+        missing = [unit for unit in self.run.units if not file_of(unit).exists()]
+        total, todo = (sum(len(unit.rows) for unit in units) for units in (self.run.units, missing))
 
         def finished(unit: Unit) -> None:
             bar.update(len(unit.rows))
@@ -148,8 +148,10 @@ class Session:
         ):
             yield shared, bar
 
-    def fitting(self, items: Sequence[T], make: Callable[..., Iterator[tuple[int, V]]]) -> Iterator[tuple[int, V]]:
-        """(place, value) of each item, as ``make(items, batch_size=)`` gives them.
+    def fitting(
+        self, items: Sequence[T], make: Callable[[Scorer, list[T]], Iterator[tuple[int, V]]]
+    ) -> Iterator[tuple[int, V]]:
+        """(place, value) of each item, as ``make(scorer, items)`` gives them.
 
         Where memory runs out the batch is halved for the rest of the run, and only what is not made yet is made again.
         """
@@ -157,44 +159,18 @@ class Session:
         while left:
             made = set()
             try:
-                for place, value in make([items[i] for i in left], batch_size=self.batch_size):
+                for place, value in make(self.scorer, [items[i] for i in left]):
                     made.add(left[place])
                     yield left[place], value
             except RuntimeError as error:
-                if self.batch_size == 1 or not out_of_memory(error):
+                if self.scorer.batch_size == 1 or not out_of_memory(error):
                     raise
-                self.batch_size //= 2
-                self.note(f"out of memory: compute.batch_size was lowered to {self.batch_size}")
+                self.scorer = self.scorer.halved()
+                self.note(f"out of memory: compute.batch_size was lowered to {self.scorer.batch_size}")
             left = [i for i in left if i not in made]
 
-    @cached_property
-    def batch_size(self) -> int:
-        """U-Net samples per forward."""
-        return _batch_size(self.settings, device_of(self.settings, self.workers))
 
-    def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
-        file = self.run.map_file(unit)
-        if not file.exists():
-            raise StoreError(f"{self.run.path}: {unit.name} is not scored yet; start `diffsel score` again")
-        return read_unit(file, self.run.mark)
-
-    def boxes(self, unit: Unit) -> list[tuple[Row, Box, float]]:
-        """The best patches of every scored image of a unit, with their scores."""
-        tensors, extra = self.maps(unit)
-        scored, found = set(extra["rows"]), []
-        for row in unit.rows:
-            if row.row in scored:
-                width, height = self.data.size(row)
-                best = best_boxes(self.image_map(tensors, row), height, width, self.settings.patches)
-                found += [(row, box, score) for box, score in best]
-        return found
-
-    def image_map(self, tensors: dict[str, np.ndarray], row: Row) -> np.ndarray:
-        """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""
-        s = self.settings
-        differential, gap = (tensors[f"{row.row}.{name}"][s.patches.prompt] for name in ("differential", "gap"))
-        return estimate(differential, gap, s.patches, s.scoring)
+# ---- opening ---------------------------------------------------------------------------------------------------------
 
 
 def start(source: str, out: Path, settings: Settings, progress: Progress = quiet) -> Session:
@@ -202,27 +178,27 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
 
     Raises ConfigError, DataError, or StoreError (SettingsDiffer where RUN holds results of other settings).
     """
-    workers = Workers(cpu=settings.compute.device == "cpu")
-    _pass_identity(settings, workers)  # a device or precision that cannot be used is refused before any image is read
+    from ..scoring.diffusion import check_prompts, check_up_block, content_hash, locate
+
+    workers = Workers()
+    decided = pass_identity(settings) | _precision(settings, workers)  # a device that cannot be used is refused first
     workers.check_tracker(settings.compute.tracker)
     chosen_bins(settings.patches, settings.scoring)
     folder = locate(settings.model)
     check_up_block(folder, settings.features.up_block)
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
         workers.wait_for([out / "run.yaml"])
-    known: list[Row | Skipped] = []
     root = str(Path(source).resolve()) if Path(source).exists() else source
-    if (out / "run.yaml").exists() and _same_reading(earlier := store.open_run(out), root, settings):
-        known = [*store.read_index(earlier), *store.read_skipped(out, indexed=True)]
 
     def check(classes: Sequence[ClassInfo]) -> None:
         templates = (settings.scoring.null_prompt, *settings.scoring.prompts)
         check_prompts(folder, [info.prompt(template) for template in templates for info in classes])
 
+    known = _known(out, root, settings)
     data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check)
     described = {
-        **_pass_identity(settings, workers),
-        "images": _images(data.rows),
+        **decided,
+        "images": image_identity(data),
         "classes": [asdict(c) for c in data.classes],
         "model": content_hash(folder),
     }
@@ -232,89 +208,98 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"model": str(folder.resolve())})})
     if workers.is_main:
         sweep(out)
-    run = store.create_run(out, described, settings.model_dump(mode="json"), _versions(), data)
-    session = Session(settings, data, run, workers, progress, model_checked=True)
+    record = _create(out, described, settings, data)
+    session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
     session.note_missing_latents()
     return session
 
 
-def _same_reading(run: Run, root: str, settings: Settings) -> bool:
-    """Whether the run's index was made of this data set under the same limits, so that it may be taken over."""
-    stored, asked = run.record["settings"]["data"], settings.data.model_dump(mode="json")
-    return run.record["data"] == root and all(stored[key] == asked[key] for key in ("max_pixels", "max_aspect"))
+def _known(out: Path, root: str, settings: Settings) -> Iterable[Row | Skipped]:
+    """What an earlier opening of this data set, under the same limits, has read."""
+    if not (out / "run.yaml").exists():
+        return []
+    record = read_record(out)
+    stored, asked = record["settings"]["data"], settings.data.model_dump(mode="json")
+    if record["data"] != root or any(stored[key] != asked[key] for key in ("max_pixels", "max_aspect")):
+        return []
+    return [*read_index(out), *read_skipped(out, indexed=True)]
 
 
 def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Session:
-    """Open RUN for the stages after scoring; the images are read again only where pixels are needed.
+    """Open RUN for the stages after scoring; images are read, and the model is loaded, only where they are needed.
 
-    Raises ConfigError, DataError, StoreError, and SettingsDiffer where settings of the scoring pass are asked otherwise.
+    Raises as ``open_run``, and StoreError for a tracker that is not installed.
     """
-    run, workers = store.open_run(path), Workers(cpu=settings.compute.device == "cpu")
-    check_data(path, settings)
+    run, workers = open_run(path, settings, may_be_gone=False), Workers()
     workers.check_tracker(settings.compute.tracker)
     if workers.is_main:
         sweep(path)
-    chosen_bins(settings.patches, settings.scoring)
-    asked = _pass_identity(settings, workers)
-    if found := differences({key: run.record["identity"][key] for key in asked}, asked):
-        raise SettingsDiffer(path, found)
-    rows, skipped = store.read_index(run), store.read_skipped(path)
-    if _images(rows) != run.record["identity"]["images"]:
-        raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; score into a new folder")
-    data = reopen(run.record["data"], run.classes, rows, skipped, settings.data)
-    session = Session(settings, data, run, workers, progress)
+    session = Session(run, workers, progress)
     session.note_missing_latents()
     return session
 
 
-def check_data(path: Path, settings: Settings) -> None:
-    """Refuse settings that would choose other images or classes than RUN holds.  Raises ConfigError, StoreError."""
-    stored, asked = store.open_run(path).record["settings"]["data"], settings.data.model_dump(mode="json")
-    for key, instead in (("classes", "--only"), ("images_per_class", "--images"), ("class_file", "a new run")):
-        if stored[key] != asked[key]:
-            raise ConfigError(f"data.{key}: the images and classes of {path} were fixed when it was scored; use {instead}")
+def _precision(settings: Settings, workers: Workers) -> dict[str, str]:
+    """The precision that decides a pass's bytes.  Raises ConfigError where the device or the precision cannot be used."""
+    from ..machine.device import machine_of
+
+    return {"precision": machine_of(settings.compute, workers.local).precision}
 
 
-def load_model(settings: Settings) -> tuple[Diffusion, int]:
-    """The model of some settings, without a run, and the batch size it would have."""
-    device = device_of(settings, Workers(cpu=settings.compute.device == "cpu"))
-    precision = pick_precision(settings.compute.precision, device)
-    return Diffusion.load(locate(settings.model), device, precision, settings.compute.compile), _batch_size(settings, device)
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _batch_size(settings: Settings, device: torch.device) -> int:
-    # Each latent shape of a unit ends in a batch that is filled up: of photographs, larger batches would be mostly filling.
-    return settings.compute.batch_size or (16 if device.type == "cpu" else 64)
+def _create(path: Path, identity: Mapping[str, Any], settings: Settings, data: ImageData) -> dict[str, Any]:
+    """Make RUN, or open it where it exists; its record.
 
-
-def look(path: Path, settings: Settings) -> Session:
-    """Open RUN only to look at it, on any machine: no device is asked for, and the images may be gone.
-
-    ``settings`` must agree with RUN's own about the scoring pass.  Raises StoreError.
+    Raises SettingsDiffer where it holds results of another ``identity``, StoreError where something else lies there.
     """
-    run = store.open_run(path)
-    rows, skipped = store.read_index(run), store.read_skipped(path)
-    data = reopen(run.record["data"], run.classes, rows, skipped, settings.data, may_be_gone=True)
-    return Session(settings, data, run, Workers(cpu=True))
+    if not (path / "run.yaml").exists():
+        is_mine(path, "run.yaml", {}, "a run", besides=("index.parquet", "skipped.jsonl"))  # which a killed start leaves
+        write_index(path / "index.parquet", data.rows)
+        write_skipped(path, data.skipped)
+        record = {
+            "format": FORMAT,
+            "identity": dict(identity),
+            "data": data.root,
+            "classes": [asdict(c) for c in data.classes],
+            "settings": settings.model_dump(mode="json"),
+            "versions": _versions(),
+        }
+        write_new(path / "run.yaml", dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
+    record = read_record(path)
+    if found := differences(record["identity"], dict(identity)):
+        raise SettingsDiffer(path, found)
+    return record
 
 
-def _pass_identity(settings: Settings, workers: Workers) -> dict[str, Any]:
-    """The settings that decide the bytes of a scoring pass, apart from its images, classes and model."""
-    return {
-        "seed": settings.seed,
-        "image_size": settings.data.image_size,
-        "precision": pick_precision(settings.compute.precision, device_of(settings, workers)),
-        "scoring": identity(settings.scoring),
-    }
+def open_features(run: Run, weights: str | None = None) -> None:
+    """Make the folder of these patch and feature settings, where it is new.
+
+    ``weights``: digest of another network than the run's.  Raises SettingsDiffer where the folder was made by others.
+    """
+    folder = run.feature_folder
+    if not (folder / "settings.yaml").exists():
+        write_atomically(folder / "settings.yaml", dump_yaml(run.feature_identity))
+    if weights and not (folder / "weights.yaml").exists():
+        write_atomically(folder / "weights.yaml", dump_yaml({"weights": weights}))
+    if weights and (found := differences(read_yaml(folder / "weights.yaml"), {"weights": weights})):
+        raise SettingsDiffer(folder, found)
 
 
-def _images(rows: Sequence[Row]) -> dict[str, Any]:
-    return {"count": len(rows), "digest": fingerprint([[row.path, row.label, row.digest] for row in rows])}
+def write_index(path: Path, rows: Sequence[Row]) -> None:
+    columns = {name: [getattr(row, name) for row in rows] for name in ("row", "path", "label", "width", "height", "digest")}
+    columns["class"] = columns.pop("label")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
 
 
-def device_of(settings: Settings, workers: Workers) -> torch.device:
-    name = settings.compute.device
-    return pick_device(workers.device if name == "auto" else name)
+def write_skipped(path: Path, indexed: Sequence[Skipped], decoded: Sequence[Skipped] = ()) -> None:
+    """skipped.jsonl: what was passed over when the images were ``indexed``, and what later failed to decode."""
+    stages = (("index", indexed), ("decode", decoded))
+    lines = {json.dumps({"stage": stage, **asdict(item)}, ensure_ascii=False) for stage, items in stages for item in items}
+    write_atomically(path / "skipped.jsonl", "".join(line + "\n" for line in sorted(lines)).encode())
 
 
 def _versions() -> dict[str, str]:

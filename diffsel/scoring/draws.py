@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,13 +16,85 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.pixels import Pixels
-from ..machine.device import one_behind, to_device, to_host
+from ..machine.device import machine_of, one_behind, to_device, to_host
 from ..settings.sections import ScoringSettings
-from .diffusion import Diffusion
+from ..settings.settings import Settings
+from .diffusion import Diffusion, locate
 
-T = TypeVar("T")
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model at work: all that a draw depends on, and how many samples a forward has."""
+
+    model: Diffusion
+    settings: ScoringSettings
+    seed: int
+    batch_size: int
+
+    def halved(self) -> Scorer:
+        return replace(self, batch_size=self.batch_size // 2)
+
+    def encode(self, bucket: Sequence[tuple[str, Picture]]) -> Float[Tensor, "b 4 h w"]:
+        """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
+        # Photographs come in many sizes: larger batches would mostly be filling, where a batch costs more than its overhead.
+        model, size = self.model, min(self.batch_size, 2 if self.model.device.type == "cpu" else 8)
+        kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
+        found = {i: torch.from_numpy(latent).to(model.device) for i, latent in kept.items()}
+        for shape in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
+            same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == shape]
+            for chunk in padded(same, size):
+                noise = None
+                if self.settings.posterior == "sample":
+                    cells = latent_shape(model, bucket[chunk[0]][1])
+                    keyed = [keyed_generator(self.seed, bucket[i][0], "posterior") for i in chunk]
+                    noise = torch.stack([torch.randn(cells, generator=generator) for generator in keyed])
+                latents = model.encode(as_images([bucket[i][1] for i in chunk], model.device), noise)
+                found |= dict(zip(chunk, latents, strict=True))
+        return torch.stack([found[i] for i in range(len(bucket))])
+
+    def losses(
+        self,
+        latents: Float[Tensor, "images 4 h w"],
+        keys: Sequence[str],
+        items: Sequence[tuple[int, int]],
+        words: Float[Tensor, "prompts tokens width"],
+        rows_of: LossRows | None = None,
+        apart: bool = False,
+    ) -> Iterator[tuple[tuple[int, int], Float[np.ndarray, "rows h w"]]]:
+        """``rows_of`` (by default ``all_losses``) of each (image, draw) in ``items``, in their order, in float32.
+
+        One batch is under way on the device while the one before is taken in.
+        """
+        model, rows_of, shape = self.model, rows_of or all_losses, tuple(latents.shape[1:])
+
+        def launch(chunk: Sequence[tuple[int, int]]) -> tuple[Sequence[tuple[int, int]], Tensor, Callable[[], None]]:
+            drawn = [draw_noise(keys[i], d, shape, self.settings, self.seed, model.steps) for i, d in chunk]
+            noise = to_device(torch.stack([eps for _, eps in drawn]), model.device)
+            t = to_device(torch.tensor([t for t, _ in drawn]), model.device)
+            which = to_device(torch.tensor([i for i, _ in chunk]), model.device)
+            noisy = model.add_noise(latents[which], noise, t)
+            predicted = predict_all(model, noisy, t, words, self.batch_size)
+            return chunk, *to_host(torch.stack(rows_of(noise, predicted), 1))
+
+        size = self.batch_size if apart else max(1, self.batch_size // len(words))
+        for chunk, rows, arrived in one_behind(launch(part) for part in padded(items, size)):
+            arrived()
+            yield from dict(zip(chunk, rows.numpy(), strict=True)).items()  # without the filling
+
+
+def open_scorer(settings: Settings, local: int = 0) -> Scorer:
+    """The model of some settings, loaded where they say; ``local``: number of this process on its machine.
+
+    Raises ConfigError for a model that does not load, or a device or precision that cannot be used.
+    """
+    machine = machine_of(settings.compute, local)
+    model = Diffusion.load(locate(settings.model), machine.device, machine.precision, machine.compile)
+    # Each latent shape of a unit ends in a batch that is filled up: of photographs, larger batches would be mostly filling.
+    batch_size = settings.compute.batch_size or (16 if machine.device.type == "cpu" else 64)
+    return Scorer(model, settings.scoring, settings.seed, batch_size)
 
 
 def is_latent(picture: Picture) -> bool:
@@ -39,39 +111,6 @@ def latent_shape(model: Diffusion, picture: Picture) -> tuple[int, ...]:
 def latent_size(model: Diffusion, height: int, width: int) -> tuple[int, int, int]:
     """As ``latent_shape``, of a picture of that many pixels."""
     return model.channels, height // model.cell, width // model.cell
-
-
-def draw_losses(
-    model: Diffusion,
-    latents: Float[Tensor, "images 4 h w"],
-    keys: Sequence[str],
-    items: Sequence[tuple[int, int]],
-    words: Float[Tensor, "prompts tokens width"],
-    settings: ScoringSettings,
-    seed: int,
-    batch_size: int,
-    losses: LossRows | None = None,
-    apart: bool = False,
-) -> Iterator[tuple[tuple[int, int], Float[np.ndarray, "rows h w"]]]:
-    """``losses`` (by default ``all_losses``) of each (image, draw) in ``items``, in their order, in float32.
-
-    One batch is under way on the device while the one before is taken in.
-    """
-    rows_of = losses or all_losses
-
-    def launch(chunk: Sequence[tuple[int, int]]) -> tuple[Sequence[tuple[int, int]], Tensor, Callable[[], None]]:
-        drawn = [draw_noise(keys[i], d, tuple(latents.shape[1:]), settings, seed, model.steps) for i, d in chunk]
-        noise = to_device(torch.stack([eps for _, eps in drawn]), model.device)
-        t = to_device(torch.tensor([t for t, _ in drawn]), model.device)
-        which = to_device(torch.tensor([i for i, _ in chunk]), model.device)
-        noisy = model.add_noise(latents[which], noise, t)
-        predicted = predict_all(model, noisy, t, words, batch_size)
-        return chunk, *to_host(torch.stack(rows_of(noise, predicted), 1))
-
-    size = batch_size if apart else max(1, batch_size // len(words))
-    for chunk, rows, arrived in one_behind(launch(part) for part in padded(items, size)):
-        arrived()
-        yield from dict(zip(chunk, rows.numpy(), strict=True)).items()  # without the filling
 
 
 def all_losses(noise: Float[Tensor, "b 4 h w"], predicted: Sequence[Float[Tensor, "b 4 h w"]]) -> list[Float[Tensor, "b h w"]]:
@@ -152,25 +191,3 @@ def padded(items: Sequence, size: int) -> Iterator[list]:
     for start in range(0, len(items), size):
         part = list(items[start : start + size])
         yield part + part[-1:] * (size - len(part))
-
-
-def encode(
-    model: Diffusion, bucket: Sequence[tuple[str, Picture]], settings: ScoringSettings, seed: int, batch_size: int
-) -> Float[Tensor, "b 4 h w"]:
-    """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
-    # Photographs come in many sizes: larger batches would mostly be filling, where a batch costs more than its overhead.
-    size = min(batch_size, 2 if model.device.type == "cpu" else 8)
-    kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
-    found = {i: torch.from_numpy(latent).to(model.device) for i, latent in kept.items()}
-    for shape in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
-        same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == shape]
-        for chunk in padded(same, size):
-            noise = None
-            if settings.posterior == "sample":
-                keyed = [keyed_generator(seed, bucket[i][0], "posterior") for i in chunk]
-                noise = torch.stack(
-                    [torch.randn(latent_shape(model, bucket[i][1]), generator=g) for i, g in zip(chunk, keyed, strict=True)]
-                )
-            latents = model.encode(as_images([bucket[i][1] for i in chunk], model.device), noise)
-            found |= dict(zip(chunk, latents, strict=True))
-    return torch.stack([found[i] for i in range(len(bucket))])

@@ -18,7 +18,7 @@ from ..data.pixels import Pixels
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings
 from .diffusion import Diffusion
-from .draws import as_images, keyed_generator, padded
+from .draws import Scorer, as_images, keyed_generator, padded
 from .patches import Box
 
 Vector = NDArray[np.float32]
@@ -34,12 +34,13 @@ class Patch:
 
 
 def embed_patches(
-    model: Diffusion, patches: Sequence[Patch], prompt: str, settings: FeatureSettings, seed: int, batch_size: int
+    scorer: Scorer, patches: Sequence[Patch], prompt: str, settings: FeatureSettings
 ) -> Iterator[tuple[int, Vector]]:
     """The vector of each patch, unit length, float32, as (position in ``patches``, vector), size by size.
 
     ``prompt`` is the class's label prompt.  A patch's noise is keyed by its image and box.  Raises ConfigError.
     """
+    model, batch_size = scorer.model, scorer.batch_size
     if settings.kind == "clip":
         yield from _embed_clip(patches, settings, model.device, batch_size)
         return
@@ -48,7 +49,7 @@ def embed_patches(
     for shape in sorted({_view(p, whole).shape[:2] for p in patches}):
         places = [i for i, p in enumerate(patches) if _view(p, whole).shape[:2] == shape]
         for chunk in padded(places, batch_size):
-            feature = _dift(model, [patches[i] for i in chunk], words, settings, seed)
+            feature = _dift(model, [patches[i] for i in chunk], words, settings, scorer.seed)
             vectors = unit([pool(f, patches[i], whole) for f, i in zip(feature, chunk, strict=True)])
             yield from dict(zip(chunk, vectors, strict=True)).items()
 

@@ -22,11 +22,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.images import Row
 from ..data.pixels import Pixels
+from ..settings.errors import ConfigError
 from ..settings.sections import PatchSettings, ScoringSettings
 from .adaptive import undecided
 from .diffusion import Diffusion
-from .draws import LossRows, Picture, all_losses, draw_losses, encode, latent_shape, plain_losses
+from .draws import LossRows, Picture, Scorer, all_losses, latent_shape, plain_losses
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,18 @@ class Maps:
     draws: int  # how many (timestep, noise) pairs they are the mean of
     latent: Float[Tensor, "4 h w"]  # of the picture, on the model's device
 
-    def tensors(self, row: int) -> dict[str, NDArray[np.generic]]:
-        return {f"{row}.{name}": getattr(self, name) for name in ("differential", "gap", "null")}
+    def tensors(self, row: Row) -> dict[str, NDArray[np.generic]]:
+        """As they are stored.  Raises ConfigError where the network overflowed: half precision ends at 65,504."""
+        parts = {name: getattr(self, name) for name in ("differential", "gap", "null")}
+        if not all(np.isfinite(part).all() for part in parts.values()):
+            raise ConfigError(
+                f"{row.path}: its loss maps overflow; the model does not work in this compute.precision, use fp32"
+            )
+        return {f"{row.row}.{name}": part for name, part in parts.items()}
 
 
 def score_images(
-    model: Diffusion,
-    images: Sequence[tuple[str, Picture]],
-    prompts: Sequence[str],
-    settings: ScoringSettings,
-    seed: int,
-    batch_size: int,
-    apart: bool = False,
+    scorer: Scorer, images: Sequence[tuple[str, Picture]], prompts: Sequence[str], apart: bool = False
 ) -> Iterator[tuple[int, Maps]]:
     """Maps of each image, as (position in ``images``, Maps), size by size.
 
@@ -58,24 +60,19 @@ def score_images(
     Every forward has the same number of samples (the last is filled up), so that an image's bytes do not depend on its
     neighbours; ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
     """
-    words = _embed(model, [settings.null_prompt, *prompts], apart)
-    for place, sums in _add_up(model, images, words, settings, seed, batch_size, all_losses, apart):
+    words = _embed(scorer.model, [scorer.settings.null_prompt, *prompts], apart)
+    for place, sums in _add_up(scorer, images, words, all_losses, apart):
         yield place, sums.maps()
 
 
 def label_losses(
-    model: Diffusion,
-    images: Sequence[tuple[str, Picture]],
-    prompts: Sequence[str],
-    settings: ScoringSettings,
-    seed: int,
-    batch_size: int,
+    scorer: Scorer, images: Sequence[tuple[str, Picture]], prompts: Sequence[str]
 ) -> Iterator[tuple[int, Float[np.ndarray, "P B h w"]]]:
     """Losses E[mean_c (b - eps)^2] of each image under ``prompts`` alone, in float32: with a null loss that was kept,
     their difference is D, without the null prompt's forwards.  Arguments, noise and order as for ``score_images`` with
     its prompts ``apart``."""
-    words = _embed(model, prompts, apart=True)
-    for place, sums in _add_up(model, images, words, settings, seed, batch_size, plain_losses, apart=True):
+    words = _embed(scorer.model, prompts, apart=True)
+    for place, sums in _add_up(scorer, images, words, plain_losses, apart=True):
         yield place, sums.mean()
 
 
@@ -84,18 +81,12 @@ def _embed(model: Diffusion, prompts: Sequence[str], apart: bool) -> Float[Tenso
 
 
 def score_class(
-    model: Diffusion,
-    images: Sequence[tuple[str, Pixels]],
-    prompts: Sequence[str],
-    settings: ScoringSettings,
-    patches: PatchSettings,
-    seed: int,
-    batch_size: int,
+    scorer: Scorer, images: Sequence[tuple[str, Pixels]], prompts: Sequence[str], patches: PatchSettings
 ) -> Iterator[tuple[int, Maps]]:
-    """Maps of images of one class: all with as many draws, or adaptively, as ``settings`` say."""
-    if settings.adaptive_draws:
-        return score_adaptively(model, images, prompts, settings, patches, seed, batch_size)
-    return score_images(model, images, prompts, settings, seed, batch_size)
+    """Maps of images of one class: all with as many draws, or adaptively, as the settings say."""
+    if scorer.settings.adaptive_draws:
+        return score_adaptively(scorer, images, prompts, patches)
+    return score_images(scorer, images, prompts)
 
 
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
@@ -105,7 +96,7 @@ def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
 
 def filled_forwards(shapes: Iterable[tuple[int, ...]], prompts: int, settings: ScoringSettings, batch_size: int) -> int:
     """As ``forwards``, of a unit whose latents have these ``shapes``, with what fills up the last batch of each shape."""
-    size = max(1, batch_size // (1 + prompts))  # draws in a batch, as in draw_losses
+    size = max(1, batch_size // (1 + prompts))  # draws in a batch, as in Scorer.losses
     batches = sum(math.ceil(images * settings.draws / size) for images in Counter(shapes).values())
     return batches * size * (1 + prompts)
 
@@ -137,25 +128,22 @@ class _Sums:
 
 @torch.inference_mode()
 def _add_up(
-    model: Diffusion,
+    scorer: Scorer,
     images: Sequence[tuple[str, Picture]],
     words: Float[Tensor, "prompts tokens width"],
-    settings: ScoringSettings,
-    seed: int,
-    batch_size: int,
-    losses: LossRows,
+    rows_of: LossRows,
     apart: bool,
 ) -> Iterator[tuple[int, _Sums]]:
     """All draws of each image, latent shape by latent shape.  Draws run through images in turn: few are unfinished."""
-    cells = [latent_shape(model, pixels) for _, pixels in images]
+    settings, cells = scorer.settings, [latent_shape(scorer.model, pixels) for _, pixels in images]
     for shape in sorted(set(cells)):
         places = [place for place, cell in enumerate(cells) if cell == shape]
         bucket = [images[place] for place in places]
-        latents = encode(model, bucket, settings, seed, batch_size)
+        latents = scorer.encode(bucket)
         items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
         keys = [key for key, _ in bucket]
         sums: dict[int, _Sums] = {}
-        for (i, d), part in draw_losses(model, latents, keys, items, words, settings, seed, batch_size, losses, apart):
+        for (i, d), part in scorer.losses(latents, keys, items, words, rows_of, apart):
             sums.setdefault(i, _Sums(settings, latents[i])).add(part)
             if d == settings.draws - 1:
                 yield places[i], sums.pop(i)
@@ -163,22 +151,17 @@ def _add_up(
 
 @torch.inference_mode()
 def score_adaptively(
-    model: Diffusion,
-    images: Sequence[tuple[str, Pixels]],
-    prompts: Sequence[str],
-    settings: ScoringSettings,
-    patches: PatchSettings,
-    seed: int,
-    batch_size: int,
+    scorer: Scorer, images: Sequence[tuple[str, Pixels]], prompts: Sequence[str], patches: PatchSettings
 ) -> Iterator[tuple[int, Maps]]:
     """As ``score_images``, of images of one class: round after round the undecided ones (racing.py) get twice the draws.
 
     Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
     """
+    model, settings = scorer.model, scorer.settings
     words = model.embed_prompts([settings.null_prompt, *prompts])
     cells = [latent_shape(model, pixels) for _, pixels in images]
     buckets = {shape: [i for i, cell in enumerate(cells) if cell == shape] for shape in sorted(set(cells))}
-    latents = {shape: encode(model, [images[i] for i in b], settings, seed, batch_size) for shape, b in buckets.items()}
+    latents = {shape: scorer.encode([images[i] for i in b]) for shape, b in buckets.items()}
     sums = [_Sums(settings, latents[cell][buckets[cell].index(i)]) for i, cell in enumerate(cells)]
     seen: list[list[np.ndarray]] = [[] for _ in images]
     left = list(range(len(images)))
@@ -186,7 +169,7 @@ def score_adaptively(
         for shape, bucket in buckets.items():
             items = [(j, d) for j, i in enumerate(bucket) if i in set(left) for d in range(sums[i].draws, count)]
             keys = [images[i][0] for i in bucket]
-            found = draw_losses(model, latents[shape], keys, items, words, settings, seed, batch_size)
+            found = scorer.losses(latents[shape], keys, items, words)
             for (j, _), losses in found:
                 sums[bucket[j]].add(losses)
                 seen[bucket[j]].append(losses[[patches.prompt, len(prompts) + patches.prompt]])

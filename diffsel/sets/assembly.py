@@ -22,9 +22,8 @@ from PIL import Image
 from ..data.images import ImageData, Row
 from ..data.pixels import resized_size
 from ..machine.files import APPEARED, safe_name, whole_folder, write_atomically
-from ..machine.formats import differences, dump_yaml, read_yaml
+from ..machine.formats import dump_yaml, is_mine
 from ..machine.progress import Progress, quiet
-from ..settings.errors import SettingsDiffer, StoreError
 from ..settings.sections import AssemblySettings
 from .selection import Pick, tile_rank
 
@@ -117,14 +116,14 @@ def assemble(
 
     ``record`` is everything that decided its bytes, and becomes set.yaml.
 
-    Raises DataError where a source image is gone or was edited since it was scored, and as ``check_set``.
+    Raises DataError where a source image is gone or was edited since it was scored, and as ``is_mine``.
     """
     try:
         _write_set(out, selection, data, settings, record, progress)
     except OSError as error:
         if error.errno not in APPEARED:
             raise
-        check_set(out, record)  # another launch was first: with the same set, or it is refused
+        is_mine(out, "set.yaml", record, "a distilled set")  # another launch was first: with the same set, or it is refused
 
 
 def _write_set(out: Path, selection: Mapping[str, Sequence[Pick]], data: ImageData, settings: AssemblySettings,
@@ -146,20 +145,6 @@ def _write_set(out: Path, selection: Mapping[str, Sequence[Pick]], data: ImageDa
         write_atomically(part / "metadata.jsonl", text.encode())
         write_atomically(part / "README.md", _card(data, selection, ipc, settings, factor, record).encode())
         write_atomically(part / "set.yaml", dump_yaml(record))
-
-
-def check_set(out: Path, record: Mapping[str, Any]) -> bool:
-    """Whether this very set lies at ``out`` already.  Raises SettingsDiffer for another set, StoreError for anything else."""
-    if not out.exists():
-        return False
-    if not (out / "set.yaml").exists():
-        if out.is_dir() and not any(out.iterdir()):
-            return False
-        raise StoreError(f"{out} exists and is not a distilled set; give a new folder")
-    found = differences(read_yaml(out / "set.yaml"), json.loads(json.dumps(record)))
-    if found:
-        raise SettingsDiffer(out, found)
-    return True
 
 
 def _render(picks: Sequence[Pick], by_row: Mapping[int, Row], data: ImageData, settings: AssemblySettings,

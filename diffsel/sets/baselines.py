@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,16 +21,80 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.images import ImageData, Row
-from ..data.views import Views, draw_crops, view
-from ..evaluation.networks import normalise
-from ..evaluation.teachers import Teacher
+from ..data.views import Views, draw_crops, normalise, view
+from ..machine.formats import is_mine
 from ..machine.progress import Progress, quiet
 from ..settings.errors import UnreadableImage
 from ..settings.sections import BaselineSettings
+from ..settings.settings import Settings, identity
+from .assembly import assemble
+from .candidates import known_classes
 from .selection import Pick, too_few
 
 SQUARE = (1.0, 1.0)
 IMAGES_AT_ONCE = 50  # of a class, before the teacher
+
+
+class Judge(Protocol):
+    """Who finds crops easy or hard to name: a classifier whose outputs are the classes asked for, in their order."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
+
+
+def select_baseline(data: ImageData, ipc: int, out: Path, s: Settings, classes: Sequence[str] | None = None,
+                    judge: Judge | None = None, progress: Progress = quiet) -> bool:  # fmt: skip
+    """Images -> SET by `random` or `rded`, through the same Selection and assembly; False where it is there already.
+
+    ``judge`` knows the classes in the order asked for.  Raises SelectionError, DataError, StoreError.
+    """
+    names = known_classes(data, classes)
+    limit = {label: min(len(data.of_class(label)), s.baseline.pool if judge else len(data.rows)) for label in names}
+    factor = s.assembly.factor_at(ipc, s.selection.method)
+    if not s.assembly.factor and min(limit.values()) < ipc * factor**2:
+        factor = 1
+    record = baseline_provenance(data, ipc, factor, s, names, judge)
+    if is_mine(out, "set.yaml", record, "a distilled set"):
+        return False
+    picks = {}
+    for number, label in enumerate(names):
+        if judge:
+            picks[label] = select_rded(data, label, number, ipc, factor, s.baseline, s.seed, judge, judge_size(s), progress)
+        else:
+            picks[label] = select_random(data, label, ipc, factor, s.baseline, s.seed)
+    assemble(out, picks, data, s.assembly, record, progress)
+    return True
+
+
+def judge_size(s: Settings) -> int:
+    """Side of what RDED's teacher sees, pixels: the student's input, as far as it is known."""
+    return s.protocol.size or s.assembly.size
+
+
+def baseline_provenance(data: ImageData, ipc: int, factor: int, s: Settings, classes: Sequence[str],
+                        judge: Judge | None) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides a baseline set's bytes."""
+    return {
+        "format": 1,
+        "ipc": ipc,
+        "factor": factor,
+        "seed": s.seed,
+        "classes": list(classes),
+        "image_size": s.data.image_size,
+        "images": data.digest,
+        "selection": {"method": s.selection.method},
+        "teacher": {"network": judge.name, "digest": judge.digest, "size": judge_size(s)} if judge else None,
+        "baseline": identity(s.baseline),
+        "assembly": identity(s.assembly),
+    }
 
 
 def drawn(data: ImageData, label: str, seed: int) -> list[Row]:
@@ -69,8 +135,8 @@ def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: 
 
 
 def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int, settings: BaselineSettings, seed: int,
-                teacher: Teacher, size: int, progress: Progress = quiet) -> list[Pick]:  # fmt: skip
-    """RDED's choice for a class: output ``target`` of ``teacher`` judges crops of ``size // factor`` pixels, zero-padded.
+                judge: Judge, size: int, progress: Progress = quiet) -> list[Pick]:  # fmt: skip
+    """RDED's choice for a class: output ``target`` of ``judge`` is asked about crops of ``size // factor`` pixels, zero-padded.
 
     ``score`` of a pick is minus its cross-entropy.  Raises SelectionError where the pool is too small.
     """
@@ -78,7 +144,7 @@ def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int,
     if len(pool) < need:
         raise too_few(label, len(pool), ipc, factor)
     boxes = [boxes_of(data, row, settings.model_copy(update={"whole": False}), seed, settings.crops) for row in pool]
-    device, losses = teacher.rows.device, []
+    device, losses = judge.device, []
     with progress(total=len(pool), desc=f"RDED {label}", unit="image") as bar:
         for start in range(0, len(pool), IMAGES_AT_ONCE):
             part = slice(start, start + IMAGES_AT_ONCE)
@@ -86,7 +152,7 @@ def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int,
                 _crops(data.pixels(row), box, size // factor, device) for row, box in zip(pool[part], boxes[part], strict=True)
             ]
             images = pad(normalise(torch.cat(crops)), size)
-            losses.append(crop_losses(teacher.logits(images), target).reshape(-1, settings.crops))
+            losses.append(crop_losses(judge.logits(images), target).reshape(-1, settings.crops))
             bar.update(len(crops))
     best, loss = best_crops(torch.cat(losses))
     order = torch.argsort(loss, stable=True)[:need].tolist()

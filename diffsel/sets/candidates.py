@@ -1,66 +1,135 @@
-"""How many patches a class can give to selection, and so whether its images can be mosaics."""
+"""RUN -> what selection may choose from: the patches of a class, without label suspects as asked, and how many there are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
-from ..data.images import Row, cap
-from ..machine.formats import read_column
-from ..runs.session import Session
+import numpy as np
+
+from ..data.images import ImageData, Row, cap
+from ..machine.formats import is_mine, read_column
+from ..runs.run import Run
+from ..settings.errors import ConfigError, DataError
+from ..settings.settings import Settings, identity
 from . import suspects
+from .selection import Candidates, too_few
 
 
-def mosaic_factor(session: Session, ipc: int, classes: Sequence[str]) -> int:
-    """Tiles per side: as set, or 2 at IPC <= 10 and else 1 (paper 3.2); 1 too where a class is too small for mosaics."""
-    usual = session.settings.assembly.factor_at(ipc, session.settings.selection.method)
-    if usual == 1 or session.settings.assembly.factor:  # nothing to count
-        return usual
-    small = [label for label, most in most_patches(session, classes).items() if most < ipc * usual**2]
-    if small:
-        session.note(f"ipc {ipc}: one patch an image, since class {small[0]!r} has too few patches for {usual} x {usual}")
-    return 1 if small else usual
+def known_classes(data: ImageData, names: Sequence[str] | None) -> list[str]:
+    """The classes asked for (all by default).  Raises DataError for one that the data lacks."""
+    there = [info.folder for info in data.classes]
+    for name in dict.fromkeys(names or ()):
+        if name not in there:
+            near = get_close_matches(name, there, n=3) or there[:8]
+            raise DataError(f"class {name!r} is not in {data.root}; there is {', '.join(near)}")
+    return list(dict.fromkeys(names or there))
 
 
-def most_patches(session: Session, classes: Sequence[str]) -> dict[str, int]:
-    """How many patches each class gives: as they are stored, or before that at most."""
-    stored = {label: _stored_patches(session, label) for label in classes}
-    return {label: _possible_patches(session, label) if n is None else n for label, n in stored.items()}
+def candidates(run: Run, label: str) -> Candidates:
+    """All patches of a class that selection may take.  Raises StoreError where a stage has not finished."""
+    parts = [run.patches(unit) for unit in run.of_class(label)]
+    parts = [part for part in parts if len(part["row"])] or parts[:1]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
+    kept = np.isin(joined["row"], list(kept_rows(run, label)))
+    return Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
 
 
-def _stored_patches(session: Session, label: str) -> int | None:
-    """None where a unit has not come that far.  Some images turn out not to decode, some boxes not to fit."""
-    units = [unit for unit in session.units if unit.label == label]
-    if session.settings.selection.method == "diffsel-noclusters":
-        if not all(session.run.map_file(unit).exists() for unit in units):
-            return None
-        rows = [row.row for unit in units for row, _, _ in session.boxes(unit)]
-    else:
-        files = [session.feature_file(unit) for unit in units]
-        if not all(file.exists() for file in files):
-            return None
-        rows = [row for file in files for row in read_column(file, "row").tolist()]
-    kept = kept_rows(session, label)
-    return sum(row in kept for row in rows)
+def kept_rows(run: Run, label: str) -> set[int]:
+    """Rows of the images that selection looks at, without label suspects as asked."""
+    drawn = {row.row for row in _drawn(run, label)}
+    return drawn - suspects.left_out(run, label, drawn)
 
 
-def _possible_patches(session: Session, label: str) -> int:
-    """``per_image`` of each image that is not dropped, as far as they fit."""
-    side, limit = session.settings.patches.patch_size, session.settings.patches.per_image
-    sizes = [session.data.size(row) for row in _drawn(session, label)]
-    each = sorted(min(limit, (w // side) * (h // side)) if side else 1 for w, h in sizes)
-    return sum(each[suspects.share_of(len(each), session.settings.selection) :])
-
-
-def _drawn(session: Session, label: str) -> list[Row]:
+def _drawn(run: Run, label: str) -> list[Row]:
     """The images of a class that selection looks at: all, or ``selection.images`` of them, as `data.images_per_class` caps."""
-    rows, s = session.data.of_class(label), session.settings
+    rows, s = run.data.of_class(label), run.settings
     if s.selection.images is None:
         return list(rows)
     kept = set(cap([row.path for row in rows], s.selection.images, s.seed, label))
     return [row for row in rows if row.path in kept]
 
 
-def kept_rows(session: Session, label: str) -> set[int]:
-    """Rows of the images that selection looks at, without label suspects as asked."""
-    drawn = {row.row for row in _drawn(session, label)}
-    return drawn - suspects.left_out(session, label, drawn)
+# ---- how many --------------------------------------------------------------------------------------------------------
+
+
+def most_patches(run: Run, classes: Sequence[str]) -> dict[str, int]:
+    """How many patches each class gives: as they are stored, or before that at most."""
+    stored = {label: _stored_patches(run, label) for label in classes}
+    return {label: _possible_patches(run, label) if n is None else n for label, n in stored.items()}
+
+
+def _stored_patches(run: Run, label: str) -> int | None:
+    """None where a unit has not come that far.  Some images turn out not to decode, some boxes not to fit."""
+    plain, units = run.settings.selection.method == "diffsel-noclusters", run.of_class(label)
+    files = [run.map_file(unit) if plain else run.feature_file(unit) for unit in units]
+    if not all(file.exists() for file in files):
+        return None
+    if plain:
+        rows = [row.row for unit in units for row, _, _ in run.boxes(unit)]
+    else:
+        rows = [row for file in files for row in read_column(file, "row").tolist()]
+    kept = kept_rows(run, label)
+    return sum(row in kept for row in rows)
+
+
+def _possible_patches(run: Run, label: str) -> int:
+    """``per_image`` of each image that is not dropped, as far as they fit."""
+    side, limit = run.settings.patches.patch_size, run.settings.patches.per_image
+    sizes = [run.data.size(row) for row in _drawn(run, label)]
+    each = sorted(min(limit, (w // side) * (h // side)) if side else 1 for w, h in sizes)
+    return sum(each[suspects.share_of(len(each), run.settings.selection) :])
+
+
+# ---- a set -----------------------------------------------------------------------------------------------------------
+
+
+def check_method(settings: Settings) -> None:
+    """Raises ConfigError for a baseline: it reads no scoring pass, and would get diffsel's patches under its name."""
+    if (name := settings.selection.method) in ("random", "rded"):
+        raise ConfigError(f"selection.method = {name!r} needs no scoring pass: use `diffsel select DATA --method {name}`")
+
+
+def check_set(run: Run, ipc: int, out: Path, classes: Sequence[str] | None = None) -> None:
+    """Refuse, before anything is computed, a set that cannot be made: SelectionError where a class cannot give that
+    many images, StoreError where ``out`` holds something else, DataError for an unknown class, ConfigError for a baseline."""
+    check_method(run.settings)
+    names = known_classes(run.data, classes)
+    (factor, _), most = mosaic_factor(run, ipc, names), most_patches(run, names)
+    is_mine(out, "set.yaml", provenance(run, ipc, factor, names), "a distilled set")
+    for label in names:
+        if most[label] < ipc * factor**2:
+            raise too_few(label, most[label], ipc, factor)
+
+
+def mosaic_factor(run: Run, ipc: int, classes: Sequence[str]) -> tuple[int, str]:
+    """Tiles per side: as set, or 2 at IPC <= 10 and else 1 (paper 3.2); 1 too where a class is too small for mosaics, which
+    a note tells."""
+    usual = run.settings.assembly.factor_at(ipc, run.settings.selection.method)
+    if usual == 1 or run.settings.assembly.factor:  # nothing to count
+        return usual, ""
+    small = next((label for label, most in most_patches(run, classes).items() if most < ipc * usual**2), None)
+    if small is None:
+        return usual, ""
+    return 1, f"ipc {ipc}: one patch an image, since class {small!r} has too few patches for {usual} x {usual}"
+
+
+def provenance(run: Run, ipc: int, factor: int, classes: Sequence[str]) -> Mapping[str, Any]:
+    """Everything that decides a set's bytes."""
+    s = run.settings
+    return {
+        "format": 1,
+        "ipc": ipc,
+        "factor": factor,
+        "run": run.mark,
+        "seed": s.seed,
+        "classes": list(classes),
+        "image_size": s.data.image_size,
+        "model": run.record["identity"]["model"],
+        "scoring": identity(s.scoring),
+        **run.feature_identity,
+        "selection": identity(s.selection),
+        "assembly": identity(s.assembly),
+    }

@@ -58,12 +58,17 @@ class Clustering:
 
 def cluster(vectors: Float[np.ndarray, "n channels"], scores: Float[np.ndarray, " n"], settings: SelectionSettings,
             seed: int) -> Clustering:  # fmt: skip
-    """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than K."""
+    """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than K.
+
+    Always on one thread: the order of its sums depends on their number.
+    """
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     points = np.ascontiguousarray(vectors, dtype=np.float64)
     k = min(settings.clusters, len(np.unique(points, axis=0)))
-    fit = KMeans(k, n_init=settings.restarts, random_state=seed % 2**32).fit(points)
+    with threadpool_limits(1):
+        fit = KMeans(k, n_init=settings.restarts, random_state=seed % 2**32).fit(points)
     distance = np.linalg.norm(points - fit.cluster_centers_[fit.labels_], axis=1)
     return rank_clusters(fit.labels_, distance, scores)
 
@@ -125,23 +130,18 @@ def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:
     )
 
 
-def select(classes: Iterable[Candidates], ipc: int, factor: int, settings: SelectionSettings, seed: int,
+def select_all(classes: Iterable[Candidates], ipc: int, factor: int, settings: SelectionSettings, seed: int,
            jobs: int = 1) -> Mapping[str, list[Pick]]:  # fmt: skip
     """Picks of every class.  Each class runs on one thread, ``jobs`` classes at a time; the picks do not depend on it.
 
     ``classes`` is asked for a few classes at a time, so that it may read them one by one.
     """
-    tasks = (delayed(_one_thread)(c, ipc, factor, settings, seed) for c in classes)
+    tasks = (delayed(_named)(c, ipc, factor, settings, seed) for c in classes)
     return dict(Parallel(n_jobs=jobs, pre_dispatch="2*n_jobs", max_nbytes=None)(tasks))
 
 
-def _one_thread(candidates: Candidates, ipc: int, factor: int, settings: SelectionSettings, seed: int
-                ) -> tuple[str, list[Pick]]:  # fmt: skip
-    """K-means sums in an order that depends on its thread count, so it always gets one."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        return candidates.label, select_class(candidates, ipc, factor, settings, seed)
+def _named(candidates: Candidates, ipc: int, factor: int, settings: SelectionSettings, seed: int) -> tuple[str, list[Pick]]:
+    return candidates.label, select_class(candidates, ipc, factor, settings, seed)
 
 
 def tile_rank(image: int, tile: int, ipc: int) -> int:

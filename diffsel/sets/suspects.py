@@ -7,15 +7,14 @@ best patch is a lucky one, and the sum over all cells has the most draws behind 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 from jaxtyping import Float
 
-from ..runs.session import Session
+from ..machine.formats import as_csv
+from ..runs.run import Run
 from ..scoring.patches import chosen_bins
 from ..settings.sections import SelectionSettings
 
@@ -31,12 +30,12 @@ class Suspect:
     path: str
 
 
-def suspects(session: Session, label: str) -> list[Suspect]:
+def suspects(run: Run, label: str) -> list[Suspect]:
     """Every scored image of a class, most suspect first (ties: the lower row).  Raises StoreError where one is not scored."""
-    bins = chosen_bins(session.settings.patches, session.settings.scoring)
-    prompt, found = session.settings.patches.prompt, []
-    for unit in (unit for unit in session.units if unit.label == label):
-        tensors, extra = session.maps(unit)
+    bins = chosen_bins(run.settings.patches, run.settings.scoring)
+    prompt, found = run.settings.patches.prompt, []
+    for unit in run.of_class(label):
+        tensors, extra = run.maps(unit)
         scored = set(extra["rows"])
         for row in (row for row in unit.rows if row.row in scored):
             found.append((statistic(tensors[f"{row.row}.differential"][prompt][bins]), row.row, row.path))
@@ -48,12 +47,12 @@ def statistic(differential: Float[np.ndarray, "B h w"]) -> float:
     return -float(differential.mean(dtype=np.float64))
 
 
-def left_out(session: Session, label: str, drawn: Collection[int]) -> set[int]:
+def left_out(run: Run, label: str, drawn: Collection[int]) -> set[int]:
     """Of the ``drawn`` rows of a class those that `select --drop-suspects` and `--drop-below` leave out."""
-    s = session.settings.selection
+    s = run.settings.selection
     if s.drop_suspects is None and s.drop_below is None:
         return set()
-    found = [each for each in suspects(session, label) if each.row in drawn]
+    found = [each for each in suspects(run, label) if each.row in drawn]
     below = set() if s.drop_below is None else {each.row for each in found if each.statistic < s.drop_below}
     return {each.row for each in found[: share_of(len(found), s)]} | below
 
@@ -63,10 +62,6 @@ def share_of(images: int, settings: SelectionSettings) -> int:
     return int(images * (settings.drop_suspects or 0) + 1e-9)
 
 
-def as_csv(found: Sequence[Suspect]) -> str:
-    """class, rank, statistic, row, path: one line an image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", *(field.name for field in fields(Suspect)[1:])])
-    writer.writerows(astuple(each) for each in found)
-    return text.getvalue()
+def suspect_table(found: Sequence[Suspect]) -> bytes:
+    """class, rank, statistic, row, path: one line an image, as CSV."""
+    return as_csv(["class", *(field.name for field in fields(Suspect)[1:])], [astuple(each) for each in found])

@@ -5,7 +5,6 @@ OUT/  agreement.csv, agreement.md    heat.png    sets/KEY-ipcN (each prompt's se
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +18,14 @@ from scipy.stats import rankdata
 
 from .. import method
 from ..machine.files import write_atomically
-from ..machine.formats import read_lines
-from ..report import text as report
+from ..machine.formats import as_csv
 from ..report.drawing import heat, sheet, with_boxes
-from ..runs.prompts import Study, View
+from ..report.text import table
+from ..runs.prompts import Comparison
+from ..runs.run import Run
+from ..runs.session import Session
 from ..scoring.patches import Box, best_boxes, patch_scores
+from ..sets.opening import read_set
 from ..settings.settings import fingerprint
 
 OUTLINE = "#ffd400"
@@ -46,12 +48,13 @@ class Agreement:
     selection: float | None  # share of the selected images that both select
 
 
-def compare(views: Sequence[View], sets: Sequence[Path] = ()) -> list[Agreement]:
+def compare(views: Sequence[Run], sets: Sequence[Path] = ()) -> list[Agreement]:
     """Every pair of prompts, on every class and (first) on all; ``sets`` are the prompts' distilled sets, in order."""
     pairs = list(combinations(range(len(views)), 2))
-    chosen = [_selected(path) for path in sets]
+    opened = [read_set(path) for path in sets]
+    chosen = [{label: {tile["source"] for tile in one.tiles(label)} for label in one.images} for one in opened]
     rows = []
-    for info in views[0].classes.values():
+    for info in views[0].classes:
         places, boxes, order = _class_agreement(views, info.folder)
         for i, j in pairs:
             shared = _shared(chosen[i][info.folder], chosen[j][info.folder]) if chosen else None
@@ -61,12 +64,12 @@ def compare(views: Sequence[View], sets: Sequence[Path] = ()) -> list[Agreement]
 
 
 def _class_agreement(
-    views: Sequence[View], label: str
+    views: Sequence[Run], label: str
 ) -> tuple[Float[np.ndarray, "n P P"], Float[np.ndarray, "n P P"], Float[np.ndarray, "P P"]]:
     """Of the scored images of a class: rank correlations of patch scores, overlaps of best boxes, and the rank
     correlations of best scores over the class."""
     places, overlaps, best = [], [], []
-    for unit in (unit for unit in views[0].units if unit.label == label):
+    for unit in views[0].of_class(label):
         held = [view.maps(unit) for view in views]
         scored = set(held[0][1]["rows"])
         for row in (row for row in unit.rows if row.row in scored):
@@ -114,14 +117,6 @@ def _overall(rows: Sequence[Agreement]) -> Agreement:
     return Agreement(None, rows[0].first, rows[0].second, images, weighted("places"), weighted("boxes"), order, selection)
 
 
-def _selected(path: Path) -> dict[str, set[str]]:
-    """Source images of a distilled set, by class."""
-    found: dict[str, set[str]] = {}
-    for line in read_lines(path / "metadata.jsonl"):
-        found.setdefault(line["class"], set()).update(tile["source"] for tile in line["tiles"])
-    return found
-
-
 def _shared(a: set[str], b: set[str]) -> float:
     return len(a & b) / max(len(a), len(b))
 
@@ -129,16 +124,16 @@ def _shared(a: set[str], b: set[str]) -> float:
 # ---- sets, tables, pictures ------------------------------------------------------------------------------------------
 
 
-def set_folder(view: View, out: Path, ipc: int) -> Path:
+def set_folder(view: Run, out: Path, ipc: int) -> Path:
     """Where a prompt's set lies: named by its texts, so that other prompts never meet it."""
     s = view.settings.scoring
     key = view.part.key if view.part else fingerprint([view.settings.patches.prompt, s.prompts, s.null_prompt])
     return out / "sets" / f"{key}-ipc{ipc}"
 
 
-def make_sets(views: Sequence[View], out: Path, ipc: int) -> list[Path]:
+def make_sets(views: Sequence[Session], out: Path, ipc: int) -> list[Path]:
     """Each prompt's distilled set, under the run's settings.  Raises SelectionError where a class is too small."""
-    folders = [set_folder(view, out, ipc) for view in views]
+    folders = [set_folder(view.run, out, ipc) for view in views]
     for view, folder in zip(views, folders, strict=True):
         method.embed(view)
         method.select(view, ipc, folder)
@@ -146,11 +141,20 @@ def make_sets(views: Sequence[View], out: Path, ipc: int) -> list[Path]:
     return folders
 
 
-def legend(study: Study) -> list[str]:
+def legend(study: Comparison) -> list[str]:
     """One line a prompt: number, template, whether it was among the run's own."""
     kinds = ["stored with the run" if own is not None else "added" for own in study.own]
     lines = [f"prompt {n}: {t!r} ({kind})" for n, (t, kind) in enumerate(zip(study.templates, kinds, strict=True))]
     return [*lines, f"null prompt: {study.null!r}"]
+
+
+def write_pages(study: Comparison, views: Sequence[Run], sets: Sequence[Path], out: Path, shown: int) -> str:
+    """OUT/agreement.csv, agreement.md and heat.png; the table for a terminal."""
+    rows, buffer = compare(views, sets), io.BytesIO()
+    write_tables(rows, study, out)
+    heat_page(views, study, shown).save(buffer, "PNG", optimize=True)
+    write_atomically(out / "heat.png", buffer.getvalue())
+    return as_table(rows)
 
 
 HEADER = ("class", "prompts", "images", "places", "boxes", "order", "selection")
@@ -159,17 +163,14 @@ HEADER = ("class", "prompts", "images", "places", "boxes", "order", "selection")
 def as_table(rows: Sequence[Agreement], limit: int = 60) -> str:
     """Overall lines, and those of the classes where there are not too many."""
     shown = [row for row in rows if row.label is None or len(rows) <= limit]
-    text = report.table([[*_names(row), *(_text(value) for value in _values(row))] for row in shown], HEADER)
+    text = table([[*_names(row), *(_text(value) for value in _values(row))] for row in shown], HEADER)
     return text if len(shown) == len(rows) else f"{text}\n{len(rows) - len(shown)} lines of single classes: agreement.csv"
 
 
-def write_tables(rows: Sequence[Agreement], study: Study, out: Path) -> None:
+def write_tables(rows: Sequence[Agreement], study: Comparison, out: Path) -> None:
     """OUT/agreement.csv with every line, OUT/agreement.md with the table and the legend."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows([*_names(row), *("" if v is None else round(v, 6) for v in _values(row))] for row in rows)
-    write_atomically(out / "agreement.csv", text.getvalue().encode())
+    listed = [[*_names(row), *(None if v is None else round(v, 6) for v in _values(row))] for row in rows]
+    write_atomically(out / "agreement.csv", as_csv(HEADER, listed))
     lines = [" | ".join(["", *HEADER, ""]).strip(), "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(map(str, [*_names(row), *(_text(v) for v in _values(row))])) + " |" for row in rows]
     write_atomically(out / "agreement.md", "\n".join([*(f"- {line}" for line in legend(study)), "", *lines, ""]).encode())
@@ -188,15 +189,15 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def heat_page(views: Sequence[View], study: Study, images: int = 8, side: int = 160) -> Image.Image:
+def heat_page(views: Sequence[Run], study: Comparison, images: int = 8, side: int = 160) -> Image.Image:
     """Some images, from class after class, with the map and best box of every prompt beside them."""
-    classes = list(views[0].classes)
+    classes = list(views[0].infos)
     per_class = -(-images // len(classes))
     rows: list[tuple[str, Sequence[Image.Image]]] = []
     header = ["image", *(f"{n}: {template}" for n, template in enumerate(study.templates))]
     rows.append((f"null prompt: {study.null!r}", [_words(text, side) for text in header]))
     for label in classes[:: max(1, len(classes) // images)]:
-        unit = next(unit for unit in views[0].units if unit.label == label)
+        unit = views[0].of_class(label)[0]
         scored = set(views[0].maps(unit)[1]["rows"])
         for row in [row for row in unit.rows if row.row in scored][:per_class]:
             if len(rows) > images:

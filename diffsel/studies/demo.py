@@ -8,11 +8,10 @@ OUT/summary.json      all figures                      OUT/demo.png      what a 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -21,20 +20,21 @@ import numpy as np
 from PIL import Image
 
 from .. import method
-from ..data.albums import open_set
 from ..data.images import Row, open_data
 from ..evaluation.cells import Bench, gather, make_cell, run_cells
-from ..evaluation.students import Spread
+from ..evaluation.results import Spread
 from ..evaluation.teachers import load_teacher
-from ..machine.device import Machine, pick_device
 from ..machine.files import write_atomically
-from ..machine.formats import read_lines, read_yaml
+from ..machine.formats import as_csv, dump_yaml, is_mine
 from ..machine.progress import Progress, quiet
-from ..report import text as report
 from ..report.drawing import heat, sheet, with_boxes
+from ..report.text import table
+from ..runs.run import Run
 from ..runs.session import Session, start
 from ..scoring.maps import forwards
 from ..scoring.patches import Box, best_boxes, estimate
+from ..sets.baselines import judge_size, select_baseline
+from ..sets.opening import open_set, read_set
 from ..settings.sections import Estimator
 from ..settings.settings import Settings, resolve
 from . import scenes
@@ -76,8 +76,8 @@ def run_demo(
     if not one.workers.is_main:
         return ""
     summary = {
-        "hit_rate": hit_rates(one, truth, "train"),
-        "hit_rate_two_objects": hit_rates(two, truth, "two_objects"),
+        "hit_rate": hit_rates(one.run, truth, "train"),
+        "hit_rate_two_objects": hit_rates(two.run, truth, "two_objects"),
         "hit_rate_selected": {str(n): _selected_rate(out / f"ipc{n}", truth) for n in IPCS},
         "patch": PATCH,
         "held_share_of_box": HELD,
@@ -91,7 +91,7 @@ def run_demo(
     }
     write_atomically(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     buffer = io.BytesIO()
-    draw_page(one, two, truth, out).save(buffer, "PNG", optimize=True)
+    draw_page(one.run, two.run, truth, out).save(buffer, "PNG", optimize=True)
     write_atomically(out / "demo.png", buffer.getvalue())
     return _as_text(summary, out)
 
@@ -106,13 +106,13 @@ def accuracies(session: Session, out: Path, progress: Progress = quiet) -> dict[
     """Top-1 on the test scenes, percent, of students trained on diffsel's sets, RDED's and random ones: same protocol,
     same teacher (embedded), for each IPC.  Empty on other processes than the main one."""
     settings, workers = session.settings, session.workers
-    machine = Machine(pick_device(workers.device))
-    bench, teacher = Bench(machine, progress), str(files("diffsel") / "assets" / "demo-teacher")
+    bench, teacher = Bench.of(settings, progress), str(files("diffsel") / "assets" / "demo-teacher")
+    bench.tell = lambda text: None
     if workers.is_main:
-        judge = load_teacher(teacher, session.data.classes, method.judge_size(settings), machine.device)
+        judge = load_teacher(teacher, session.data.classes, judge_size(settings), bench.machine.device)
         for name, ipc in product(("rded", "random"), IPCS):
             chosen = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": name})})
-            method.select_baseline(session.data, ipc, out / f"{name}-ipc{ipc}", chosen, None, judge if name == "rded" else None)
+            select_baseline(session.data, ipc, out / f"{name}-ipc{ipc}", chosen, None, judge if name == "rded" else None)
     sets = {(name, n): out / (f"ipc{n}" if name == "diffsel" else f"{name}-ipc{n}") for name, n in product(METHODS, IPCS)}
     workers.wait_for([path / "set.yaml" for path in sets.values()])
     test = open_data(str(out / "test"), settings.data, settings.seed)
@@ -122,10 +122,10 @@ def accuracies(session: Session, out: Path, progress: Progress = quiet) -> dict[
         for key, path in sets.items()
     }
     seeds = range(settings.seed, settings.seed + STUDENTS)
-    run_cells(list(cells.values()), seeds, out / "results", bench, workers)
+    run_cells(list(cells.values()), seeds, out / "results", bench)
     if not workers.is_main:
         return {}
-    lines = dict(zip(cells, gather(list(cells.values()), seeds, out / "results", machine), strict=True))
+    lines = dict(zip(cells, gather(list(cells.values()), seeds, out / "results", bench.machine), strict=True))
     return {str(n): {name: _figures(lines[name, n].top1) for name in METHODS} for n in IPCS}
 
 
@@ -140,14 +140,10 @@ def compose_data(out: Path, seed: int, per_class: int, progress: Progress = quie
     Raises StoreError where ``out`` holds a demo made with another seed or size.
     """
     wanted = {"train": ("train", per_class, 1), "test": ("test", per_class, 1), "two_objects": ("train", per_class // 4, 2)}
-    check = out / "demo.yaml"
     described = {"seed": seed, "scenes": per_class}
-    if check.exists() and (found := read_yaml(check)) != described:
-        from ..machine.formats import differences
-        from ..settings.errors import SettingsDiffer
-
-        raise SettingsDiffer(out, differences(found, described))
-    write_atomically(check, "".join(f"{k}: {v}\n" for k, v in described.items()).encode())
+    if (out / "demo.yaml").exists():
+        is_mine(out, "demo.yaml", described, "a demo")
+    write_atomically(out / "demo.yaml", dump_yaml(described))
     rows: list[tuple[str, Box]] = []
     with progress(total=10 * sum(n for _, n, _ in wanted.values()), desc="composing scenes", unit="image") as bar:
         for folder, (split, count, objects) in wanted.items():
@@ -161,11 +157,9 @@ def compose_data(out: Path, seed: int, per_class: int, progress: Progress = quie
                         buffer = io.BytesIO()
                         Image.fromarray(scene.pixels).save(buffer, "PNG")
                         write_atomically(out / path, buffer.getvalue())
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "top", "left", "height", "width"])
-    writer.writerows([path, *box] for path, box in rows)
-    write_atomically(out / "truth.csv", text.getvalue().encode())
+    write_atomically(
+        out / "truth.csv", as_csv(["path", "top", "left", "height", "width"], [[path, *box] for path, box in rows])
+    )
     return dict(rows)
 
 
@@ -175,49 +169,48 @@ def held(box: Box, patch: Box) -> float:
     return max(0, overlap[0]) * max(0, overlap[1]) / (box[2] * box[3])
 
 
-def hit_rates(session: Session, truth: Truth, folder: str) -> dict[str, float]:
+def hit_rates(run: Run, truth: Truth, folder: str) -> dict[str, float]:
     """Share of images whose chosen patch holds the labelled digit, by who chooses.
 
     ``random`` is the exact share over all patches of every image, ``centre`` the middle patch, ``diffsel`` the
     default estimator.
     """
-    names: dict[str, Estimator] = {"diffsel": session.settings.patches.estimator, "differential": "differential", "gap": "gap"}
+    names: dict[str, Estimator] = {"diffsel": run.settings.patches.estimator, "differential": "differential", "gap": "gap"}
     hits: dict[str, list[float]] = {name: [] for name in (*names, "random", "centre")}
     middle = (scenes.SIZE - PATCH) // 2
     everywhere = [
         (top, left, PATCH, PATCH) for top in range(scenes.SIZE - PATCH + 1) for left in range(scenes.SIZE - PATCH + 1)
     ]
-    for row, differential, gap in _stored(session):
+    for row, differential, gap in _stored(run):
         box = truth[f"{folder}/{row.path}"]
         for name, estimator in names.items():
-            chosen = session.settings.patches.model_copy(update={"estimator": estimator, "per_image": 1})
-            best = best_boxes(estimate(differential, gap, chosen, session.settings.scoring), scenes.SIZE, scenes.SIZE, chosen)
+            chosen = run.settings.patches.model_copy(update={"estimator": estimator, "per_image": 1})
+            best = best_boxes(estimate(differential, gap, chosen, run.settings.scoring), scenes.SIZE, scenes.SIZE, chosen)
             hits[name].append(held(box, best[0][0]) >= HELD)
         hits["random"].append(float(np.mean([held(box, patch) >= HELD for patch in everywhere])))
         hits["centre"].append(held(box, (middle, middle, PATCH, PATCH)) >= HELD)
     return {name: round(float(np.mean(values)), 4) for name, values in hits.items()}
 
 
-def _stored(session: Session):
-    for unit in session.units:
-        tensors, _ = session.maps(unit)
+def _stored(run: Run) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
+    for unit in run.units:
+        tensors, _ = run.maps(unit)
         for row in unit.rows:
             yield row, tensors[f"{row.row}.differential"][0], tensors[f"{row.row}.gap"][0]
 
 
 def _selected_rate(folder: Path, truth: Truth) -> float:
-    entries = read_lines(folder / "metadata.jsonl")
-    tiles = [tile for entry in entries for tile in entry["tiles"]]
+    tiles = [tile for picture in read_set(folder).pictures for tile in picture.tiles]
     return round(float(np.mean([held(truth[f"train/{t['source']}"], tuple(t["box"])) >= HELD for t in tiles])), 4)
 
 
-def draw_page(one: Session, two: Session, truth: Truth, out: Path) -> Image.Image:
+def draw_page(one: Run, two: Run, truth: Truth, out: Path) -> Image.Image:
     """Scenes with heat map, chosen box (yellow) and true box (white); then the mosaics of both sets."""
     rows: list[tuple[str, Sequence[Image.Image]]] = []
-    for session, folder, text in ((one, "train", "one digit"), (two, "two_objects", "a second digit of another class")):
+    for run, folder, text in ((one, "train", "one digit"), (two, "two_objects", "a second digit of another class")):
         pairs = []
-        for unit in session.units[:6]:
-            pairs += _pair(session, unit.rows[3], truth[f"{folder}/{unit.rows[3].path}"])
+        for unit in run.units[:6]:
+            pairs += _pair(run, unit.rows[3], truth[f"{folder}/{unit.rows[3].path}"])
         rows.append((f"Scenes with {text}, and the map that scores them: chosen patch yellow, true box white", pairs))
     for n in IPCS:
         pictures = [Image.open(out / f"ipc{n}" / name / "00000.png").resize((118, 118), 0) for name in scenes.NAMES]
@@ -227,12 +220,12 @@ def draw_page(one: Session, two: Session, truth: Truth, out: Path) -> Image.Imag
     return sheet(rows, "diffsel demo: handwritten digits on cluttered scenes")
 
 
-def _pair(session: Session, row: Row, box: Box) -> list[Image.Image]:
-    unit = next(u for u in session.units if row in u.rows)
-    cells = session.image_map(session.maps(unit)[0], row)
-    best = best_boxes(cells, scenes.SIZE, scenes.SIZE, session.settings.patches)[0][0]
+def _pair(run: Run, row: Row, box: Box) -> list[Image.Image]:
+    unit = next(u for u in run.units if row in u.rows)
+    cells = run.image_map(run.maps(unit)[0], row)
+    best = best_boxes(cells, scenes.SIZE, scenes.SIZE, run.settings.patches)[0][0]
     outlines = [(box, "#ffffff"), (best, "#ffd400")]
-    pictures = (session.data.pixels(row), heat(cells, scenes.SIZE, scenes.SIZE))
+    pictures = (run.data.pixels(row), heat(cells, scenes.SIZE, scenes.SIZE))
     return [with_boxes(pixels, outlines, scale=2) for pixels in pictures]
 
 
@@ -252,10 +245,10 @@ def _as_text(summary: dict, out: Path) -> str:
     return (
         f"\nBest {PATCH} x {PATCH} patches that hold at least {HELD:.0%} of the labelled digit's box, in percent\n"
         f"(diffsel: the default estimator, {summary['estimator']})\n\n"
-        + report.table(rows, ["chosen by", "one digit", "two digits"])
+        + table(rows, ["chosen by", "one digit", "two digits"])
         + f"\n\nOf the patches in the distilled sets: {selected}\n\n"
         f"Accuracy on the test scenes of {STUDENTS} students ({STUDENT}, same protocol and teacher) in percent, mean ± 95%\n"
-        + report.table(accuracy_rows(summary["accuracy"]), ["selected by", *(f"ipc {n}" for n in IPCS)])
+        + table(accuracy_rows(summary["accuracy"]), ["selected by", *(f"ipc {n}" for n in IPCS)])
         + "\n\n"
         f"{summary['images']} + {summary['images_two_objects']} scenes, {summary['forwards']:,} + "
         f"{summary['forwards_two_objects']:,} U-Net forwards, {summary['seconds']} s\n\n"

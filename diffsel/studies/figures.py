@@ -11,14 +11,17 @@ from jaxtyping import Float
 from PIL import Image
 
 from .. import method
-from ..evaluation.students import spread
-from ..machine.formats import read_lines
+from ..evaluation.results import spread
 from ..machine.progress import Progress
+from ..report.charts import tsne
 from ..report.drawing import heat, sheet, with_boxes
+from ..runs.run import Run
 from ..runs.session import Session, start
 from ..scoring.features import Patch, embed_patches
 from ..scoring.patches import best_boxes
 from ..sets.assembly import class_folder
+from ..sets.candidates import candidates
+from ..sets.opening import DistilledSet, read_set
 from ..settings.errors import ConfigError
 from .cases import Job
 from .tables import Place, Value
@@ -34,14 +37,6 @@ def session_of(job: Job, out: Path, progress: Progress) -> Session:
     session = start(job.source.train, out / "runs" / job.run_name, job.settings, progress)
     method.score(session)
     return session
-
-
-def tiles_of(folder: Path) -> dict[str, list[dict]]:
-    """The tiles of a distilled set by class, as its metadata.jsonl lists them."""
-    tiles: dict[str, list[dict]] = {}
-    for entry in read_lines(folder / "metadata.jsonl"):
-        tiles.setdefault(entry["class"], []).extend(entry["tiles"])
-    return tiles
 
 
 # ---- t-SNE (Fig. 4) --------------------------------------------------------------------------------------------------
@@ -62,8 +57,8 @@ def spreads(
     session = session_of(base, out, progress)
     method.embed(session)
     labels = [info.folder for info in session.data.classes]
-    real = {label: method.candidates(session, label).vectors for label in labels}
-    chosen = {job.case.row: _vectors(session, tiles_of(folders[job.set_name]), progress) for job in jobs}
+    real = {label: candidates(session.run, label).vectors for label in labels}
+    chosen = {job.case.row: _vectors(session, read_set(folders[job.set_name]), progress) for job in jobs}
     values = {}
     for job in jobs:
         figures = [_figures(real[label], chosen[job.case.row][label]) for label in labels]
@@ -74,24 +69,23 @@ def spreads(
     return values, _scatter(real, chosen, labels[:SHOWN])
 
 
-def _vectors(session: Session, tiles: Mapping[str, Sequence[dict]], progress: Progress) -> dict[str, Vectors]:
+def _vectors(session: Session, found: DistilledSet, progress: Progress) -> dict[str, Vectors]:
     """DIFT vectors of a set's tiles; each is brought to the size of the run's patches first."""
     s, rows = session.settings, {row.path: row for row in session.data.rows}
     side = s.patches.patch_size or s.data.image_size
-    found = {}
-    with progress(total=sum(map(len, tiles.values())), desc="embedding tiles", unit="patch") as bar:
-        for label, listed in tiles.items():
+    vectors: dict[str, Vectors] = {}
+    with progress(total=sum(len(picture.tiles) for picture in found.pictures), desc="embedding tiles", unit="patch") as bar:
+        for label in found.images:
             patches = []
-            for tile in listed:
+            for tile in found.tiles(label):
                 top, left, height, width = tile["box"]
                 cut = session.data.pixels(rows[tile["source"]])[top : top + height, left : left + width]
                 pixels = np.asarray(Image.fromarray(cut).resize((side, side), Image.Resampling.BICUBIC))
                 patches.append(Patch(tile["digest"], pixels, (0, 0, side, side)))
-            prompt = session.classes[label].prompt(s.scoring.prompts[s.patches.prompt])
-            vectors = dict(embed_patches(session.model, patches, prompt, s.features, s.seed, session.batch_size))
-            found[label] = np.stack([vectors[i] for i in range(len(patches))])
+            made = dict(embed_patches(session.scorer, patches, session.run.prompt(label), s.features))
+            vectors[label] = np.stack([made[i] for i in range(len(patches))])
             bar.update(len(patches))
-    return found
+    return vectors
 
 
 def _figures(real: Vectors, chosen: Vectors) -> tuple[float, float]:
@@ -103,12 +97,12 @@ def _figures(real: Vectors, chosen: Vectors) -> tuple[float, float]:
 
 def _scatter(real: Mapping[str, Vectors], chosen: Mapping[str, Mapping[str, Vectors]], labels: Sequence[str]) -> bytes:
     from matplotlib.figure import Figure
-    from sklearn.manifold import TSNE
 
     parts = [real[label] for label in labels] + [chosen[name][label] for name in chosen for label in labels]
     points = np.concatenate(parts)
-    perplexity = min(30.0, (len(points) - 1) / 3)
-    flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    flat = tsne(points, 0)
+    if flat is None:
+        raise ConfigError(f"t-SNE needs 16 different patches or more, there are {len(np.unique(points, axis=0))}")
     places = iter(np.split(flat, np.cumsum([len(part) for part in parts])[:-1]))
     grounds = [next(places) for _ in labels]
     figure = Figure(figsize=(3.4 * len(chosen), 3.7), dpi=90, layout="constrained")
@@ -150,9 +144,9 @@ def sheets(jobs: Sequence[Job], folders: Mapping[str, Path], kinds: Mapping[Plac
 def _rows(kind: str, job: Job, folder: Path, out: Path, progress: Progress) -> list[tuple[str, list[Image.Image]]]:
     match kind:
         case "stages":
-            return _stages(session_of(job, out, progress))
+            return _stages(session_of(job, out, progress).run)
         case "class":
-            there = tiles_of(folder)
+            there = read_set(folder).images
             label = job.case.shown if job.case.shown in there else next(iter(there))
             pictures = _pictures(folder, label, job.ipc)
             return [
@@ -160,7 +154,7 @@ def _rows(kind: str, job: Job, folder: Path, out: Path, progress: Progress) -> l
                 for i in range(0, len(pictures), ACROSS)
             ]
         case "set":
-            labels, each = list(tiles_of(folder))[:CLASSES], min(job.ipc, ACROSS)
+            labels, each = list(read_set(folder).images)[:CLASSES], min(job.ipc, ACROSS)
             groups = [labels[i : i + ACROSS // each] for i in range(0, len(labels), ACROSS // each)]
             return [(" · ".join(group), [one for label in group for one in _pictures(folder, label, each)]) for group in groups]
         case _:
@@ -178,15 +172,15 @@ def _shown(picture: Image.Image, side: int = 112) -> Image.Image:
                           Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)  # fmt: skip
 
 
-def _stages(session: Session, count: int = 4) -> list[tuple[str, list[Image.Image]]]:
+def _stages(run: Run, count: int = 4) -> list[tuple[str, list[Image.Image]]]:
     rows = []
-    for unit in list({unit.label: unit for unit in session.units}.values())[:count]:
-        tensors, extra = session.maps(unit)
+    for unit in list({unit.label: unit for unit in run.units}.values())[:count]:
+        tensors, extra = run.maps(unit)
         row = next(row for row in unit.rows if row.row in extra["rows"])
-        pixels = session.data.pixels(row)
+        pixels = run.data.pixels(row)
         height, width = pixels.shape[:2]
-        cells = session.image_map(tensors, row)
-        box, score = best_boxes(cells, height, width, session.settings.patches)[0]
+        cells = run.image_map(tensors, row)
+        box, score = best_boxes(cells, height, width, run.settings.patches)[0]
         outlined = with_boxes(pixels, [(box, "#ffd400")], max(1, round(112 / min(height, width))))
         top, left, tall, wide = box
         pictures = [Image.fromarray(pixels), Image.fromarray(heat(cells, height, width)), outlined,

@@ -8,8 +8,6 @@ OUT/  runs/DATASET/               one scoring pass a data set, for the diffsel m
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -20,21 +18,17 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from .. import method
-from ..data.albums import Opener, open_set
-from ..evaluation.cells import Bench, Cell, Line, gather, make_cell, run_cells
+from ..evaluation.cells import Bench, Cell, gather, make_cell, run_cells
 from ..evaluation.networks import canonical, check_size
-from ..evaluation.protocols import starred, whole_name
-from ..evaluation.students import fairness
-from ..machine.device import Machine
+from ..evaluation.results import Line, fairness
 from ..machine.files import safe_name, write_atomically
-from ..machine.processes import Workers
-from ..machine.progress import Progress, quiet
-from ..report import text as report
-from ..runs.session import start
+from ..machine.formats import as_csv
+from ..report.text import accuracy_table, table
+from ..sets.opening import open_set
 from ..settings.errors import ConfigError
 from ..settings.sections import Method, ProtocolSettings
 from ..settings.settings import Settings, default_patch, fingerprint, load_settings
+from .making import make_set
 
 
 def _all_classes() -> dict[str, tuple[str, ...] | None]:
@@ -126,11 +120,9 @@ def settings_of(settings: Settings, extra: Mapping[str, Any]) -> Settings:
     return load_settings([], None, _merged(base, extra))
 
 
-def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, workers: Workers,
-               progress: Progress = quiet, tell: Any = print) -> str:  # fmt: skip
+def run_matrix(matrix: Matrix, out: Path, settings: Settings, bench: Bench) -> str:
     """Make the sets that are missing, train the students that are missing; returns the table."""
-    bench = Bench(machine, progress, tell if workers.is_main else lambda text: None)
-    images = Opener(progress)
+    images = bench.images
     protocols = {name: _protocol(name, values, settings) for name, values in matrix.protocols.items()}
     own, val = {}, {}
     for name, source in matrix.datasets.items():
@@ -141,25 +133,28 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, machine: Machine, 
         check_size(canonical(student), side)
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
-        make_set(point, matrix, out / "sets" / name, out / "runs" / point.dataset, own[point.dataset], workers, bench, images)
+        s = own[point.dataset]
+        s = s.model_copy(update={"selection": s.selection.model_copy(update={"method": point.method})})
+        source, classes, run = matrix.datasets[point.dataset], matrix.classes[point.subset], out / "runs" / point.dataset
+        make_set(source.train, classes, point.ipc, point.teacher, out / "sets" / name, run, s, bench)
     sets = {name: open_set(out / "sets" / name) for name in folders}
-    cells: dict[Point, Cell] = {
-        point: make_cell(point.name, sets[point.set_name], val[point.dataset], point.student, protocols[point.protocol],
-                         point.teacher, bench)
-        for point in points(matrix)
-    }  # fmt: skip
+    cells: dict[Point, Cell] = {}
+    for point in points(matrix):
+        found, protocol = sets[point.set_name], protocols[point.protocol]
+        cells[point] = make_cell(point.name, found, val[point.dataset], point.student, protocol, point.teacher, bench)
     unique = {_key(cell): cell for cell in cells.values()}  # hard labels: one for all teachers
     seeds = range(settings.seed, settings.seed + matrix.seeds)
-    run_cells(list(unique.values()), seeds, out / "results", bench, workers)
-    if not workers.is_main:
+    run_cells(list(unique.values()), seeds, out / "results", bench)
+    if not bench.workers.is_main:
         return ""
-    found = dict(zip(unique, gather(list(unique.values()), seeds, out / "results", machine), strict=True))
-    lines = {point: found[_key(cell)] for point, cell in cells.items()}
-    text = "\n\n".join(
-        part for part in (report.accuracy_table(list(found.values())), *pivots(lines), scores(lines, matrix)) if part
-    )
+    found_lines = dict(zip(unique, gather(list(unique.values()), seeds, out / "results", bench.machine), strict=True))
+    lines = {point: found_lines[_key(cell)] for point, cell in cells.items()}
+    shown = list(found_lines.values())
+    protocols_of = {point: cell.protocol for point, cell in cells.items()}
+    parts = [accuracy_table(shown), *pivots(lines), scores(lines, protocols_of, matrix)]
+    text = "\n\n".join(part for part in parts if part)
     write_atomically(out / "table.txt", (text + "\n").encode())
-    write_atomically(out / "table.csv", as_csv(list(found.values())).encode())
+    write_atomically(out / "table.csv", _csv(shown))
     return text + "\n"
 
 
@@ -177,30 +172,30 @@ def pivots(lines: Mapping[Point, Line]) -> list[str]:
         teachers, students = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
         if len(teachers) > 1 and len(students) > 1:
             rows = [[Path(t).name, *(str(cells[t, s].top1 or "-") for s in students)] for t in teachers]
-            protocol = starred(next(iter(cells.values())).cell.protocol)
-            texts.append(f"{group.name}, {protocol}\n" + report.table(rows, ["teacher \\ student", *students]))
+            protocol = next(iter(cells.values())).starred
+            texts.append(f"{group.name}, {protocol}\n" + table(rows, ["teacher \\ student", *students]))
     return texts
 
 
-def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
+def scores(lines: Mapping[Point, Line], protocols: Mapping[Point, ProtocolSettings], matrix: Matrix) -> str:
     """DD-Ranking's scores of every soft-labelled cell, as far as the other cells of the table give them.
 
     All terms of a line are of the epoch (best or last) that its protocol reports.
     """
     rows = []
     for point, line in lines.items():
-        protocol = line.cell.protocol
+        protocol = protocols[point]
         if point.method == "random" or protocol.labels == "hard" or _is_plain(protocol):
             continue
-        others = {other.protocol: lines[other] for other in lines if replace(other, protocol=point.protocol) == point}
-        hard = next((one for one in others.values() if one.cell.protocol.labels == "hard"), None)
-        plain = next((name for name, one in others.items() if _is_plain(one.cell.protocol)), None)
+        others = {other.protocol: other for other in lines if replace(other, protocol=point.protocol) == point}
+        hard = next((lines[one] for one in others.values() if protocols[one].labels == "hard"), None)
+        plain = next((name for name, one in others.items() if _is_plain(protocols[one])), None)
         base = replace(point, method="random")
         known = {
             "soft": line,
             "random_soft": lines.get(base),
             "hard": hard,
-            "plain": others.get(plain or ""),
+            "plain": lines[others[plain]] if plain else None,
             "random_plain": lines.get(replace(base, protocol=plain or "")),
         }
         tops = {name: getattr(one, protocol.report) for name, one in known.items() if one}
@@ -209,9 +204,9 @@ def scores(lines: Mapping[Point, Line], matrix: Matrix) -> str:
             full = matrix.full.get(point.dataset, {}).get(point.subset, {}).get(point.student)
             found = fairness(**means, full_hard=full)
             columns = [f"{found[key]:.1f}" if key in found else "-" for key in ("IOR", "HLR", "LRS", "ARS")]
-            rows.append([point.name, point.student, starred(protocol), *columns])
+            rows.append([point.name, point.student, line.starred, *columns])
     head = "Fairness scores of DD-Ranking: improvement over random, hard-label recovery (points), robust scores (percent)\n"
-    return head + report.table(rows, ["set", "student", "protocol", "IOR", "HLR", "LRS", "ARS"]) if rows else ""
+    return head + table(rows, ["set", "student", "protocol", "IOR", "HLR", "LRS", "ARS"]) if rows else ""
 
 
 def _is_plain(protocol: ProtocolSettings) -> bool:
@@ -219,41 +214,13 @@ def _is_plain(protocol: ProtocolSettings) -> bool:
     return protocol.labels == "soft" and protocol.mix == "none" and not (protocol.crop or protocol.flip or protocol.shuffle)
 
 
-def make_set(point: Point, matrix: Matrix, folder: Path, run: Path, s: Settings, workers: Workers, bench: Bench,
-             images: Opener) -> None:  # fmt: skip
-    """The distilled set of a point, where it is missing.
-
-    Raises StoreError where the set or the run that is there was made of other images, by another model or teacher.
-    """
-    train, names = matrix.datasets[point.dataset].train, matrix.classes[point.subset]
-    s = s.model_copy(update={"selection": s.selection.model_copy(update={"method": point.method})})
-    if point.method in ("random", "rded"):
-        if workers.is_main:
-            data = images.training(train, s)
-            judge = bench.judge(point.teacher, data, method.known_classes(data, names), s) if point.method == "rded" else None
-            method.select_baseline(data, point.ipc, folder, s, names, judge, bench.progress)
-    else:
-        session = start(train, run, s, bench.progress)
-        method.check_set(session, point.ipc, folder, names)
-        if not (folder / "set.yaml").exists():  # else it is this very set
-            method.score(session)
-            method.embed(session)
-            method.select(session, point.ipc, folder, names)
-    workers.wait_for([folder / "set.yaml"])
-
-
-def as_csv(lines: list[Line]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cell", "student", "protocol", "n", "top1", "std", "ci95", "top5", "best_top1", "last_top1"])
+def _csv(lines: list[Line]) -> bytes:
+    rows = []
     for line in lines:
-        one, values = line.cell, [line.top1, line.top5, line.best, line.last]
-        means = [round(value.mean, 4) if value else "" for value in values]
-        std, ci95 = (line.top1.std, line.top1.ci95) if line.top1 else ("", "")
-        writer.writerow(
-            [one.name, one.student, whole_name(one.protocol), line.top1.n if line.top1 else 0, means[0], std, ci95, *means[1:]]
-        )
-    return text.getvalue()
+        means = [round(value.mean, 4) if value else None for value in (line.top1, line.top5, line.best, line.last)]
+        n, std, ci95 = (line.top1.n, line.top1.std, line.top1.ci95) if line.top1 else (0, None, None)
+        rows.append([line.name, line.student, line.protocol, n, means[0], std, ci95, *means[1:]])
+    return as_csv(["cell", "student", "protocol", "n", "top1", "std", "ci95", "top5", "best_top1", "last_top1"], rows)
 
 
 def _protocol(name: str, values: Mapping[str, Any], settings: Settings) -> ProtocolSettings:

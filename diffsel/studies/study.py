@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..cli.flags import Quiet
+from ..machine.files import write_atomically
 from ..machine.progress import progress
 from ..settings.errors import ConfigError, DiffselError
 from .cases import Case, Job, Scale, costs, plan, read_scale
-from .tables import Expected, Shape, Value, as_csv, markdown, picture
+from .tables import Expected, Shape, Value, markdown, picture, table_csv
 
 if TYPE_CHECKING:
     from ..machine.progress import Progress
@@ -58,8 +59,9 @@ def main(file: str, doc: str | None, cases: Sequence[Case], expected: Expected, 
         if dry_run:
             print(forecast(title, jobs, chosen, measure))
         else:
-            study = Study(source.stem, f"{title}, scale {Path(scale).stem}", cases, jobs, chosen, out, measure, shape)
-            print(study.run(expected, claim, progress(quiet)), end="")
+            named = f"{title}, scale {Path(scale).stem}"
+            done = run_study(source.stem, named, cases, jobs, chosen, out, expected, claim, measure, shape, progress(quiet))
+            print(done, end="")
 
     command.__doc__ = doc
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -103,61 +105,52 @@ def _needs(jobs: Sequence[Job]) -> list[str]:
     return [head + "; ".join(items) for head, items in lines if items]
 
 
-class Study:
-    """One pipeline at one scale."""
+def run_study(
+    name: str,
+    title: str,
+    cases: Sequence[Case],
+    jobs: Sequence[Job],
+    scale: Scale,
+    out: Path,
+    expected: Expected,
+    claim: str,
+    measure: Measure,
+    shape: Shape,
+    progress: Progress,
+) -> str:
+    """Do what is missing, write the table and its picture; returns the table (nothing on other processes than the main)."""
+    from ..evaluation.cells import Bench
+    from . import figures, making
 
-    def __init__(self, name: str, title: str, cases: Sequence[Case], jobs: Sequence[Job], scale: Scale, out: Path,
-                 measure: Measure, shape: Shape):  # fmt: skip
-        self.name, self.title, self.scale, self.out, self.measure, self.shape = name, title, scale, out, measure, shape
-        self.jobs = jobs
-        self.places = [(case.row, case.column) for case in cases]
-
-    def run(self, expected: Expected, claim: str, progress: Progress) -> str:
-        """Do what is missing, write the table and its picture; returns the table (nothing on other processes than the main)."""
-        from ..evaluation.cells import machine_of
-
-        machine, workers = machine_of(self.jobs[0].settings)
-        values, pages = self.measured(expected, machine, workers, progress)
-        return self.write(values, pages, expected, claim) if workers.is_main else ""
-
-    def measured(self, expected: Expected, machine, workers, progress: Progress):  # type: ignore[no-untyped-def]
-        """(values by place, pictures by suffix): what this pipeline is about."""
-        from ..data.albums import Opener
-        from ..evaluation.cells import Bench
-        from . import figures as gallery
-        from . import making as products
-
-        images = Opener(progress)
-        jobs = products.prepare(self.jobs, self.scale, self.out, machine, workers, images)
-        bench = Bench(machine, progress, tell=print if workers.is_main else lambda text: None)
-        pages: dict[str, bytes] = {}
-        values: dict[Place, Value] = {}
-        match self.measure:
-            case "accuracy":
-                values = products.accuracies(jobs, self.out, bench, workers, images)
-            case "time":
-                values = products.timings(jobs, self.out, bench, workers)
-            case "spread" | "sheet":
-                folders = products.make_sets(jobs, self.out, bench, workers, images)
-                if workers.is_main and self.measure == "spread":
-                    values, pages[""] = gallery.spreads(jobs, folders, self.out, progress)
-                elif workers.is_main:
-                    values, sheets = gallery.sheets(jobs, folders, expected, self.out, progress)
-                    pages = {"-" + figure.lower().replace(" ", "-"): page for figure, page in sheets.items()}
-        return values, pages
-
-    def write(self, values: Mapping[Place, Value], pages: Mapping[str, bytes], expected: Expected, claim: str) -> str:
-        from ..machine.files import write_atomically
-
-        folder, notes = self.out / "tables", list(self.scale.notes)
-        if self.scale.random_clip and any(job.settings.features.kind == "clip" for job in self.jobs):
-            notes.append("CLIP stands here with random weights, since none can be had: its column shows the path, not CLIP.")
-        text = markdown(self.title, self.places, values, expected, claim, notes)
+    bench = Bench.of(jobs[0].settings, progress)
+    ready = making.prepare(jobs, scale, out, bench)
+    pages: dict[str, bytes] = {}
+    values: dict[Place, Value] = {}
+    match measure:
+        case "accuracy":
+            values = making.accuracies(ready, out, bench)
+        case "time":
+            values = making.timings(ready, out, bench)
+        case "spread" | "sheet":
+            folders = making.make_sets(ready, out, bench)
+            if bench.workers.is_main and measure == "spread":
+                values, pages[""] = figures.spreads(ready, folders, out, progress)
+            elif bench.workers.is_main:
+                values, sheets = figures.sheets(ready, folders, expected, out, progress)
+                pages = {"-" + figure.lower().replace(" ", "-"): page for figure, page in sheets.items()}
+    if not bench.workers.is_main:
+        return ""
+    notes, places = list(scale.notes), [(case.row, case.column) for case in cases]
+    if scale.random_clip and any(job.settings.features.kind == "clip" for job in jobs):
+        notes.append("CLIP stands here with random weights, since none can be had: its column shows the path, not CLIP.")
+    text = markdown(title, places, values, expected, claim, notes)
+    if not pages:
         shown = {place: value for place, value in values.items() if not place[1].endswith(", forwards")}
-        drawn = pages or {"": picture(self.title, self.shape, self.places, shown, expected, UNITS[self.measure])}
-        for suffix, page in drawn.items():
-            write_atomically(folder / f"{self.name}{suffix}.png", page)
-        write_atomically(folder / f"{self.name}.md", text.encode())
-        write_atomically(folder / f"{self.name}.csv", as_csv(values, self.places, expected).encode())
-        pictures = ", ".join(str(folder / f"{self.name}{suffix}.png") for suffix in drawn)
-        return f"\n{text}\ntable:    {folder / self.name}.md, .csv\npicture:  {pictures}\n"
+        pages[""] = picture(title, shape, places, shown, expected, UNITS[measure])
+    folder = out / "tables"
+    for suffix, page in pages.items():
+        write_atomically(folder / f"{name}{suffix}.png", page)
+    write_atomically(folder / f"{name}.md", text.encode())
+    write_atomically(folder / f"{name}.csv", table_csv(values, places, expected))
+    pictures = ", ".join(str(folder / f"{name}{suffix}.png") for suffix in pages)
+    return f"\n{text}\ntable:    {folder / name}.md, .csv\npicture:  {pictures}\n"

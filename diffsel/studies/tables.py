@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
+from ..machine.formats import as_csv
 from ..settings.errors import ConfigError
 
 Place = tuple[str, str]  # row, column
@@ -77,20 +77,18 @@ def agreement(values: Mapping[Place, Value], expected: Expected) -> str:
     )
 
 
-def as_csv(values: Mapping[Place, Value], places: Sequence[Place], expected: Expected) -> str:
+def table_csv(values: Mapping[Place, Value], places: Sequence[Place], expected: Expected) -> bytes:
     """One line a place: ours and the paper's."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "column", "n", "mean", "std", "ci95", "paper", "paper_std", "ran_as"])
+    rows: list[list[Any]] = []
     for place in dict.fromkeys([*values, *places, *expected]):
         value, paper = values.get(place), expected.get(place)
-        ours: list[Any] = ["", "", "", ""]
+        ours: list[Any] = [None] * 4
         if value:
-            ours = [value.n, *("" if v is None else round(v, 4) for v in (value.mean, value.std, value.ci95))]
-        theirs: Any = _mean(paper) if _mean(paper) is not None else paper or ""
-        std = paper[1] if isinstance(paper, tuple) else ""
-        writer.writerow([*place, *ours, theirs, std, value.ran_as if value else ""])
-    return text.getvalue()
+            ours = [value.n, *(None if v is None else round(v, 4) for v in (value.mean, value.std, value.ci95))]
+        theirs = _mean(paper) if _mean(paper) is not None else paper
+        std = paper[1] if isinstance(paper, tuple) else None
+        rows.append([*place, *ours, theirs, std, value.ran_as if value else ""])
+    return as_csv(["row", "column", "n", "mean", "std", "ci95", "paper", "paper_std", "ran_as"], rows)
 
 
 def picture(title: str, shape: Shape, places: Sequence[Place], values: Mapping[Place, Value], expected: Expected,

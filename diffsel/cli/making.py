@@ -1,0 +1,119 @@
+"""The commands that make sets: `score`, `embed`, `select`, `distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..machine.progress import progress
+from ..settings.errors import ConfigError
+from ..settings.settings import Settings
+from .flags import Classes, DataArg, Ipcs, Quiet, RunArg, RunOut, Strict, finish, settings_flags, split_names
+
+
+def register(app: typer.Typer) -> None:
+    for command in (score, embed, select, distill):
+        app.command()(command)
+
+
+@settings_flags("data", "model", "compute", "scoring", "patches")
+def score(
+    data: DataArg,
+    settings: Settings,
+    out: RunOut,
+    strict: Strict = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what it would cost here: forwards, FLOP, bytes, hours.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Images to stored loss maps: the one expensive pass.  Started again, it goes on where it was."""
+    from .. import method
+    from ..runs.session import start
+
+    if dry_run:
+        from ..runs.forecast import forecast
+        from ..scoring.draws import open_scorer
+
+        return print(forecast(data, settings, open_scorer(settings)))
+    opened = start(data, out, settings, progress(quiet))
+    method.score(opened)
+    return finish(opened, strict, f"next: diffsel select {out} --ipc 10 --out SET")
+
+
+@settings_flags("compute", "patches", "features")
+def embed(run: RunArg, settings: Settings, quiet: Quiet = False) -> None:
+    """Stored maps to best patches and their vectors."""
+    from .. import method
+    from ..runs.session import resume
+
+    opened = resume(run, settings, progress(quiet))
+    method.embed(opened)
+    finish(opened, False, f"next: diffsel select {run} --ipc 10 --out SET")
+
+
+@settings_flags("data", "compute", "patches", "features", "selection", "baseline", "assembly")
+def select(
+    run: Annotated[str, typer.Argument(metavar="RUN|DATA", help="A scored RUN; for random and rded also a plain data set.")],
+    settings: Settings,
+    ipc: Ipcs,
+    out: Annotated[Path, typer.Option("--out", metavar="SET", help="Folder for the set; several IPCs: SET/ipcN.")],
+    only: Classes = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", metavar="T", help="For --method rded: who judges crops.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """A distilled set out of a stored run, for any IPC and any classes.  Patches not embedded yet are, first."""
+    from .. import method
+    from ..runs.session import resume
+    from ..sets.candidates import check_set
+
+    sets = {n: out if len(ipc) == 1 else out / f"ipc{n}" for n in ipc}
+    if settings.selection.method in ("random", "rded"):
+        return _baseline(run, settings, sets, only, teacher, quiet)
+    opened = resume(Path(run), settings, progress(quiet))
+    names = split_names(only, opened.run.infos)
+    for n, target in sets.items():
+        check_set(opened.run, n, target, names)
+    method.embed(opened)
+    for n, target in sets.items():
+        method.select(opened, n, target, names)
+    return finish(opened, False, f"the set: {out}")
+
+
+def _baseline(
+    run: str, settings: Settings, sets: dict[int, Path], only: list[str] | None, teacher: str | None, quiet: bool
+) -> None:
+    """`select --method random|rded`: the images of a run, or of any data set; the main process does it alone."""
+    from ..data.images import open_data
+    from ..evaluation.cells import Bench
+    from ..runs.run import open_run
+    from ..sets.baselines import select_baseline
+    from ..sets.candidates import known_classes
+
+    if settings.selection.method == "rded" and not teacher:
+        raise ConfigError("--method rded needs a classifier that judges crops: --teacher NAME, FOLDER or FILE")
+    bench = Bench.of(settings, progress(quiet))
+    if not bench.workers.is_main:
+        return bench.workers.wait_for([target / "set.yaml" for target in sets.values()])
+    if (Path(run) / "run.yaml").exists():
+        data = open_run(Path(run), settings).data
+    else:
+        data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
+    judge = None
+    if settings.selection.method == "rded" and teacher:
+        judge = bench.judge(teacher, data, names, settings)
+    for n, target in sets.items():
+        select_baseline(data, n, target, settings, names, judge, progress(quiet))
+        print(f"ipc {n}: {target}")
+
+
+@settings_flags("data", "model", "compute", "scoring", "patches", "features", "selection", "assembly")
+def distill(data: DataArg, settings: Settings, out: RunOut, ipc: Ipcs, strict: Strict = False, quiet: Quiet = False) -> None:
+    """Images to distilled sets RUN/ipcN: score, embed and select in one go."""
+    from .. import method
+
+    opened = method.distill(data, out, {n: out / f"ipc{n}" for n in ipc}, settings, progress(quiet))
+    finish(opened, strict, "\n".join(f"ipc {n}: {out / f'ipc{n}'}" for n in ipc))

@@ -1,0 +1,145 @@
+"""What students achieved: one JSON a student, read back as lines of a table with intervals.  No torch.
+
+RESULTS/ STUDENT-PROTOCOL-KEY/seed-0.json   what a student was trained on, and how well it did
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..settings.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Accuracies of n students: mean, standard deviation, and half of the 95% t-interval of the mean, percent."""
+
+    n: int
+    mean: float
+    std: float | None
+    ci95: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + (f" ± {self.ci95:.1f}" if self.ci95 is not None else "")
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Raises ValueError for no values at all.  One value has no deviation and no interval."""
+    if not values:
+        raise ValueError("no student finished")
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return Spread(1, mean, None, None)
+    from scipy.stats import t
+
+    std = float(np.std(values, ddof=1))
+    return Spread(n, mean, std, float(t.ppf(0.975, n - 1) * std / math.sqrt(n)))
+
+
+def difference(ours: Spread, theirs: Spread) -> str:
+    """How much better ours is, points, with Welch's 95% interval where both have one."""
+    text = f"{ours.mean - theirs.mean:+.1f}"
+    if ours.std is None or theirs.std is None or not (ours.std or theirs.std):
+        return text
+    from scipy.stats import t
+
+    a, b = ours.std**2 / ours.n, theirs.std**2 / theirs.n
+    freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (theirs.n - 1))
+    return f"{text} ± {t.ppf(0.975, freedom) * math.sqrt(a + b):.1f}"
+
+
+def fairness(*, soft: float, random_soft: float, hard: float | None = None, full_hard: float | None = None,
+             plain: float | None = None, random_plain: float | None = None) -> dict[str, float]:  # fmt: skip
+    """DD-Ranking's scores (Li et al. 2025, w = gamma = 0.5), from top-1 accuracies in percent under the same protocol.
+
+    ``soft``, ``random_soft``: this set, and random images.  ``hard``: this set with hard labels; ``full_hard``: the whole
+    data set with hard labels.  ``plain``, ``random_plain``: both without augmentation.  Gives, as far as these are known,
+    IOR (improvement over random) and HLR (hard label recovery, lower is better) in points, LRS and ARS in percent.
+    """
+    scores = {"IOR": soft - random_soft}
+    if hard is not None and full_hard is not None:
+        scores["HLR"] = full_hard - hard
+        scores["LRS"] = _squash(0.5 * scores["IOR"] / 100 - 0.5 * scores["HLR"] / 100)
+    if plain is not None and random_plain is not None:
+        scores["ARS"] = _squash(0.5 * (soft - random_soft) / 100 + 0.5 * (plain - random_plain) / 100)
+    return scores
+
+
+def _squash(value: float) -> float:
+    return 100 * (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """Students of one cell together, as their JSON files tell; ``failed`` maps a seed to what went wrong."""
+
+    name: str
+    teacher: str  # whose labels; empty for hard ones
+    labels: str  # hard, online (each student sees its own batches) or stored (all students see the same)
+    student: str
+    protocol: str  # its name, and what differs from it
+    precision: str
+    top1: Spread | None
+    top5: Spread | None
+    best: Spread | None  # top-1 of the best epoch, whatever the protocol reports
+    last: Spread | None
+    failed: Mapping[int, str]
+    seconds: float
+    trained_on: Mapping[str, Any] = field(repr=False)  # what the results tell of it
+    set: str = ""  # name of the set that it is of
+
+    @property
+    def labelled_by(self) -> str:
+        """For tables."""
+        return (self.teacher or "-") + " (stored)" * (self.labels == "stored")
+
+    @property
+    def starred(self) -> str:
+        """The protocol's name, with a star where something differs from it."""
+        name, _, changed = self.protocol.partition(" with ")
+        return name + "*" * bool(changed)
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """One student's result.  Raises StoreError where it is missing or damaged."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        _ = result["cell"], result["protocol"], result["report"], result["precision"], result["labels"], result["seed"]
+        identity = result["identity"]
+        _ = identity["student"], identity["set"], identity["images"], identity["classes"], identity["protocol"]["size"]
+        return result
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file} is damaged ({type(error).__name__}: {error}); delete it, and evaluate again") from None
+
+
+def line_of(results: Sequence[Mapping[str, Any]]) -> Line:
+    """The students of one cell as a line."""
+    first, good = results[0], [result for result in results if "failed" not in result]
+    identity, report = first["identity"], first["report"]
+    columns = [(report, "top1"), (report, "top5"), ("best", "top1"), ("last", "top1")]
+    top1, top5, best, last = (spread([one[epoch][key] for one in good]) if good else None for epoch, key in columns)
+    return Line(
+        name=first["cell"],
+        teacher=identity["teacher"]["network"] if identity["teacher"] else "",
+        labels=first["labels"],
+        student=identity["student"],
+        protocol=first["protocol"],
+        precision=first["precision"],
+        top1=top1,
+        top5=top5,
+        best=best,
+        last=last,
+        failed={int(one["seed"]): str(one["failed"]["reason"]) for one in results if "failed" in one},
+        seconds=sum(float(one["seconds"]) for one in good),
+        trained_on=identity,
+    )

@@ -1,0 +1,139 @@
+"""What the commands `teacher`, `relabel` and `evaluate` do, as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.albums import open_validation, validation_pictures
+from ..data.images import open_data
+from ..machine.device import machine_of
+from ..machine.files import beside, named
+from ..machine.processes import Workers
+from ..machine.progress import Progress, quiet
+from ..sets.opening import open_set
+from ..settings.errors import ConfigError
+from ..settings.sections import ProtocolSettings
+from ..settings.settings import Settings
+from .batches import stored_bytes, write_labels
+from .cells import Bench, Cell, gather, make_cell, run_cells
+from .networks import canonical, check_size
+from .protocols import resolve_recipe, validation_resize
+from .results import Line
+from .teaching import train
+
+
+def train_teacher(
+    data: str, out: Path, settings: Settings, val: str | None = None, progress: Progress = quiet
+) -> dict[str, Any]:
+    """Train ``settings.training.network`` on a labelled data set, or go on training it; the last line of metrics.jsonl.
+
+    ``val``: images that it is measured on after each epoch.  Raises ConfigError, DataError, SettingsDiffer.
+    """
+    t, workers = settings.training, Workers()
+    check_size(canonical(t.network), t.size)
+    machine = machine_of(settings.compute, workers.local)
+    images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress)
+    album = None
+    if val:
+        resize = t.size if t.crop != "resized" else validation_resize(t.size)
+        album = validation_pictures(open_validation(val, settings, progress), images.classes, t.size, resize)
+        if workers.is_main and (note := album.note()):
+            print(note)
+    track = workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json"))
+    loaders = min(settings.compute.workers, os.cpu_count() or 1)  # more is slower, and torch warns
+    pictures = album.load(progress) if album else None
+    return train(images, pictures, out, t, settings.seed, workers, machine, loaders, progress, track)
+
+
+def relabel(
+    set_: Path,
+    teacher: str,
+    settings: Settings,
+    out: Path | None = None,
+    val: str | None = None,
+    ipc: int | None = None,
+    factor: int | None = None,
+    student: str = "conv3",
+    top_k: int | None = None,
+    progress: Progress = quiet,
+) -> Path:
+    """A teacher's labels for every epoch that students will be trained, stored once; where they lie.
+
+    ``out``: by default SET-labels, beside SET.  ``val``: images to measure the teacher on, instead of the set's own.
+    ``top_k``: keep only the k largest logits of an image.  Raises ConfigError, DataError, SettingsDiffer.
+    """
+    p, bench = settings.protocol, Bench.of(settings, progress)
+    found = open_set(set_, factor, progress)
+    album = found.album(ipc, p.size or found.side)
+    loaded = bench.teacher(teacher, album)
+    recipe = resolve_recipe(
+        p,
+        classes=len(album.classes),
+        ipc=ipc or found.ipc,
+        factor=found.factor,
+        size=album.size,
+        student=canonical(student),
+        teacher=loaded.name,
+    )
+    if val:
+        images = open_validation(val, settings, progress)
+        bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
+    else:
+        bench.check_teacher(loaded, album, recorded=False, images="images of the set itself")
+    size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
+    bench.tell(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
+    target = out or beside(set_, "labels")
+    written = write_labels(target, bench.pictures(album), p, recipe, settings.seed, loaded, p.epochs, top_k, progress)
+    bench.tell(f"{written} epochs written, {p.epochs - written} were there: {target}")
+    return target
+
+
+def evaluate(
+    sets: Sequence[Path],
+    val: str,
+    students: Sequence[str],
+    settings: Settings,
+    teacher: str | None = None,
+    stored: Path | None = None,
+    count: int = 5,
+    ipc: int | None = None,
+    factor: int | None = None,
+    out: Path | None = None,
+    progress: Progress = quiet,
+) -> list[Line]:
+    """Train ``count`` fresh students of each network on each set, and measure them on the validation images.
+
+    Results are written to ``out`` (by default SET-results, beside each SET); what is there is not trained again.  A line for
+    each set and network, empty on other processes than the main one.
+
+    Raises ConfigError, DataError, StoreError before anything is trained.
+    """
+    refuse_unused(settings.protocol, {"--teacher": teacher, "--stored": stored})
+    bench = Bench.of(settings, progress)
+    found = [open_set(path, factor, progress) for path in sets]
+    images = open_validation(val, settings, progress)
+    cells: list[Cell] = []
+    targets: list[Path] = []
+    for one in found:
+        for student in dict.fromkeys(students):
+            cells.append(make_cell(named(one.path).name, one, images, student, settings.protocol, teacher, bench, ipc, stored))
+            targets.append(out or beside(one.path, "results"))
+    logged = settings.protocol.model_dump(mode="json")
+    bench.track = bench.workers.tracker(settings.compute.tracker, targets[0] / "logs", logged)
+    seeds = range(settings.seed, settings.seed + count)
+    run_cells(cells, seeds, targets, bench)
+    if not bench.workers.is_main:
+        return []
+    return [gather([cell], seeds, to, bench.machine)[0] for cell, to in zip(cells, targets, strict=True)]
+
+
+def refuse_unused(protocol: ProtocolSettings, given: dict[str, object]) -> None:
+    """Raises ConfigError for options about a teacher's labels beside a protocol that uses none."""
+    for option, value in given.items() if protocol.labels == "hard" else ():
+        if value:
+            raise ConfigError(
+                f"{option} {value}, but protocol.labels = hard uses no teacher's labels; leave it out, or take --labels soft"
+            )
