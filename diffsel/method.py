@@ -19,8 +19,9 @@ import numpy as np
 
 from .data.images import Skipped
 from .machine.claims import ahead
-from .machine.formats import is_mine, read_extra, write_unit
+from .machine.formats import is_mine
 from .machine.progress import Progress, quiet
+from .machine.tensors import read_extra, write_unit
 from .runs.run import Unit, columns, read_skipped
 from .runs.session import Session, open_features, start, write_skipped
 from .sets.assembly import assemble
@@ -86,11 +87,12 @@ def score(session: Session) -> None:
 def embed(session: Session) -> None:
     """RUN/maps -> the best patches and their vectors -> RUN/features/KEY (paper 3.2)."""
     s, run = session.settings, session.run
-    if s.selection.method == "diffsel-noclusters" or all(run.feature_file(unit).exists() for unit in run.units):
-        return  # ranks by score alone; or all is there
+    clip, done = s.features.kind == "clip", all(run.feature_file(unit).exists() for unit in run.units)
+    if s.selection.method == "diffsel-noclusters" or (done and not clip):
+        return  # ranks by score alone; or all is there, and of the run's own model
     from .scoring.features import Patch, clip_digest, embed_patches
 
-    open_features(run, clip_digest(s.features.clip_model) if s.features.kind == "clip" else None)
+    open_features(run, clip_digest(s.features.clip_model) if clip else None)
 
     def patches(unit: Unit) -> tuple[list, list[Patch]]:
         boxes = run.boxes(unit)

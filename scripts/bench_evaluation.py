@@ -39,7 +39,7 @@ from torchvision import transforms
 from diffsel.data.albums import Pictures
 from diffsel.data.classes import ClassInfo
 from diffsel.data.views import MEAN, STD
-from diffsel.evaluation.batches import Source, epochs_at_once, online, relabel, stored
+from diffsel.evaluation.batches import Source, epochs_at_once, online, stored, write_labels
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import rate_factor, resolve_recipe
 from diffsel.evaluation.results import spread
@@ -137,7 +137,7 @@ def labels(pictures: Pictures, teacher: Teacher, recipe, protocol, epochs: range
     keep_freed_memory()
     for seed in epochs:
         with tempfile.TemporaryDirectory() as folder:
-            relabel(Path(folder), pictures, protocol, recipe, seed, teacher, 1)
+            write_labels(Path(folder), pictures, protocol, recipe, seed, teacher, 1)
         yield
 
 
@@ -163,7 +163,7 @@ def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tupl
         quick.network.compile()
     if name == "stored":
         few = protocol.model_copy(update={"epochs": whole})
-        relabel(labelled, resident, few, recipe, 0, quick, whole)
+        write_labels(labelled, resident, few, recipe, 0, quick, whole)
         read = stored(labelled, resident, few, recipe)
         return ours(lambda epoch: read(epoch % whole), network, recipe, protocol, machine, forever), whole, images
     return ours(online(resident, protocol, recipe, 0, quick), network, recipe, protocol, machine, forever), whole, images
@@ -278,7 +278,7 @@ def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
     resident, shown = train.to(device), test.to(device)
     accuracies: dict[str, list[float]] = {"usual": [], "diffsel": [], "stored": []}
     with tempfile.TemporaryDirectory() as folder:
-        relabel(Path(folder), resident, protocol, recipe, 0, teacher, epochs)
+        write_labels(Path(folder), resident, protocol, recipe, 0, teacher, epochs)
         for seed in range(students):
             sources = {"diffsel": online(resident, protocol, recipe, seed, teacher)}
             sources["stored"] = stored(Path(folder), resident, protocol, recipe)

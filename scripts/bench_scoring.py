@@ -39,7 +39,7 @@ from diffsel.data.pixels import decode, digest, resize
 from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
 from diffsel.scoring.diffusion import DTYPES, Diffusion, locate
-from diffsel.scoring.draws import as_images, keyed_generator, latent_shape
+from diffsel.scoring.draws import Scorer, as_images, keyed_generator, latent_shape
 from diffsel.scoring.maps import filled_forwards, score_images
 from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSettings
 from diffsel.studies import scenes
@@ -83,7 +83,7 @@ def ours(model: Diffusion, images: list[np.ndarray], draws: int, batch_size: int
     settings = ScoringSettings(draws=draws)
     keyed = [(str(i), image) for i, image in enumerate(images)]
     tensors: dict[str, np.ndarray] = {}
-    for place, maps in score_images(model, keyed, [PROMPT], settings, 0, batch_size):
+    for place, maps in score_images(Scorer(model, settings, 0, batch_size), keyed, [PROMPT]):
         tensors |= maps.tensors(place)
     np.savez(folder / "unit.npz", **tensors)
 

@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from diffsel import method
 from diffsel.data.classes import ClassInfo, imagenet_wnids
 from diffsel.data.images import ImageData, Row
-from diffsel.machine.formats import write_unit
-from diffsel.machine.processes import Workers
 from diffsel.machine.progress import progress
+from diffsel.machine.tensors import write_unit
 from diffsel.report.text import table
 from diffsel.runs import run as store
-from diffsel.runs.session import Session, look
+from diffsel.runs.run import Run, image_identity, open_run, pass_identity
+from diffsel.runs.session import create_run, open_features
 from diffsel.sets import selection
-from diffsel.settings.settings import identity, resolve
+from diffsel.sets.candidates import candidates
+from diffsel.settings.settings import resolve
 
 CHANNELS, CENTRES = 1280, 60  # of Stable Diffusion v1.5's second up block
 
@@ -48,14 +48,13 @@ def make_store(out: Path, classes: int, images: int) -> None:
             rows.append(Row(len(rows), path, info.folder, 500, 375, digest))
     (out / "train").mkdir(parents=True, exist_ok=True)
     data = ImageData(str(out / "train"), infos, tuple(rows), (), settings.data, lambda name: b"")
-    described = {"seed": settings.seed, "scoring": identity(settings.scoring), "model": "none", "images": len(rows)}
-    run = store.create_run(out / "run", described, settings.model_dump(mode="json"), {}, data)
-    session = Session(settings, data, run, Workers(cpu=True))
-    session.run.open_features(session.feature_identity)
+    described = {**pass_identity(settings), "precision": "fp32", "model": "none", "images": image_identity(data)}
+    run = Run(out / "run", create_run(out / "run", described, settings, data), settings, infos, data)
+    open_features(run)
     with progress(False)(total=len(rows), desc="making the store", unit="patch") as bar:
-        for unit in session.units:
-            if not session.feature_file(unit).exists():
-                write_unit(session.feature_file(unit), session.feature_mark, columns(unit), {"label": unit.label})
+        for unit in run.units:
+            if not run.feature_file(unit).exists():
+                write_unit(run.feature_file(unit), run.feature_mark, columns(unit), {"label": unit.label})
             bar.update(len(unit.rows))
 
 
@@ -113,11 +112,11 @@ def main() -> None:
     rows = []
     for jobs in args.jobs:
         with watched() as found:
-            session = look(args.out / "run", resolve({"model": {"model": "demo"}}))
-            names = [info.folder for info in session.data.classes][: args.classes]
+            run = open_run(args.out / "run", resolve({"model": {"model": "demo"}}))
+            names = [info.folder for info in run.data.classes][: args.classes]
             opened = time.perf_counter()
-            pool = (method.candidates(session, name) for name in progress(False)(names, desc="selecting", unit="class"))
-            picks = selection.select(pool, args.ipc, 2, session.settings.selection, 0, jobs)
+            pool = (candidates(run, name) for name in progress(False)(names, desc="selecting", unit="class"))
+            picks = selection.select_all(pool, args.ipc, 2, run.settings.selection, 0, jobs)
             chosen = time.perf_counter() - opened
         assert all(len(found) == args.ipc * 4 for found in picks.values())
         rows.append([jobs, len(picks), f"{found['seconds'] - chosen:.1f}", f"{chosen:.1f}", f"{found['bytes'] / 2**30:.2f}"])

@@ -21,11 +21,11 @@ from PIL import Image
 
 from diffsel import method
 from diffsel.data.classes import imagenet_wnids
-from diffsel.machine.formats import write_unit
 from diffsel.machine.progress import progress
+from diffsel.machine.tensors import write_unit
 from diffsel.report.page import write_report
 from diffsel.runs import run as store
-from diffsel.runs.session import Session, start
+from diffsel.runs.session import Session, open_features, start
 from diffsel.settings.settings import resolve
 
 CELLS, CHANNELS = 32, 1280  # of Stable Diffusion v1.5 at 256 pixels
@@ -42,8 +42,8 @@ def main() -> None:
         link_pictures(options.out, folder, options.images)
     settings = resolve({"model": {"model": "demo"}, "patches": {"stride": 4}, "assembly": {"format": "jpeg"}})
     session = start(str(options.out / "train"), options.out / "run", settings, progress(False))
-    session.run.open_features(session.feature_identity)
-    for unit in session.units:
+    open_features(session.run)
+    for unit in session.run.units:
         fill(session, unit)
     method.select(session, options.ipc, options.out / "run" / f"ipc{options.ipc}")
     begin = time.monotonic()
@@ -78,7 +78,7 @@ def cloud(rng: np.random.Generator, height: int = 256, width: int = 341) -> np.n
 def fill(session: Session, unit: store.Unit) -> None:
     """Random maps and vectors for a unit that has none yet."""
     rng = np.random.default_rng(unit.rows[0].row)
-    scored, vectors = session.run.map_file(unit), session.feature_file(unit)
+    scored, vectors = session.run.map_file(unit), session.run.feature_file(unit)
     if not scored.exists():
         tensors = {}
         for row in unit.rows:
@@ -91,7 +91,7 @@ def fill(session: Session, unit: store.Unit) -> None:
         rows = [row.row for row in unit.rows]
         write_unit(scored, session.run.mark, tensors, {"label": unit.label, "rows": rows, "skipped": []})
     if not vectors.exists():
-        boxes = session.boxes(unit)
+        boxes = session.run.boxes(unit)
         centres = rng.standard_normal((6, CHANNELS))
         found = centres[rng.integers(0, 6, len(boxes))] + 0.5 * rng.standard_normal((len(boxes), CHANNELS))
         columns = {
@@ -100,7 +100,7 @@ def fill(session: Session, unit: store.Unit) -> None:
             "score": np.array([score for _, _, score in boxes]),
             "vector": (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32),
         }
-        write_unit(vectors, session.feature_mark, columns, {"label": unit.label})
+        write_unit(vectors, session.run.feature_mark, columns, {"label": unit.label})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from diffsel.machine.device import pick_device
 from diffsel.report.text import table
 from diffsel.scoring.adaptive import undecided
 from diffsel.scoring.diffusion import Diffusion, locate
-from diffsel.scoring.draws import draw_losses, encode
+from diffsel.scoring.draws import Scorer
 from diffsel.scoring.features import Patch, embed_patches
 from diffsel.scoring.patches import Box, best_boxes, estimate
 from diffsel.sets.selection import Candidates, select_class
@@ -37,7 +37,9 @@ def chosen(model: Diffusion, images, maps: Sequence[np.ndarray], prompt: str, co
     vectors = np.zeros((len(images), 1), np.float32)
     if method == "diffsel":
         cut = [Patch(images[i][0], images[i][1], box) for i, (box, _) in enumerate(found)]
-        vectors = np.stack([v for _, v in sorted(embed_patches(model, cut, prompt, FeatureSettings(), 0, 16))])
+        vectors = np.stack(
+            [v for _, v in sorted(embed_patches(Scorer(model, ScoringSettings(), 0, 16), cut, prompt, FeatureSettings()))]
+        )
     boxes, scores = np.array([box for box, _ in found]), np.array([score for _, score in found])
     candidates = Candidates("class", np.arange(len(images)), boxes, scores, vectors)
     settings = SelectionSettings(method=method, clusters=8, top_clusters=4)  # type: ignore[arg-type]
@@ -48,9 +50,10 @@ def every_draw(model: Diffusion, images, prompt: str, settings: ScoringSettings,
     """(images, draws, 2, h, w): D and G of each draw."""
     words = model.embed_prompts([settings.null_prompt, prompt])
     with torch.inference_mode():
-        latents = encode(model, images, settings, 0, batch_size)
+        scorer = Scorer(model, settings, 0, batch_size)
+        latents = scorer.encode(images)
         items = [(i, d) for i in range(len(images)) for d in range(settings.draws)]
-        found = draw_losses(model, latents, [key for key, _ in images], items, words, settings, 0, batch_size)
+        found = scorer.losses(latents, [key for key, _ in images], items, words)
         rows = np.stack([rows[:2] for _, rows in found])
     return rows.reshape(len(images), settings.draws, *rows.shape[1:])
 

@@ -16,6 +16,7 @@ import numpy as np
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table
 from diffsel.scoring.diffusion import Diffusion, locate
+from diffsel.scoring.draws import Scorer
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes, estimate
 from diffsel.settings.sections import ModelSettings, PatchSettings, ScoringSettings
@@ -38,7 +39,7 @@ def hits(model: Diffusion, objects: int, draws: int, per_class: int, seed: int, 
     for label, name in enumerate(scenes.NAMES):
         drawn = [scenes.compose("test", label, i, objects, seed) for i in range(per_class)]
         images = [(f"{label}/{i}", scene.pixels) for i, scene in enumerate(drawn)]
-        for place, maps in score_images(model, images, [f"An image of {name}."], settings, seed, batch_size):
+        for place, maps in score_images(Scorer(model, settings, seed, batch_size), images, [f"An image of {name}."]):
             for k, way in enumerate(WAYS.values()):
                 cells = estimate(maps.differential[0], maps.gap[0], way, settings)
                 box = best_boxes(cells, scenes.SIZE, scenes.SIZE, way)[0][0]

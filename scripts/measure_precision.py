@@ -25,6 +25,7 @@ from diffsel.data.images import open_data
 from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
 from diffsel.scoring.diffusion import DTYPES, Diffusion, locate
+from diffsel.scoring.draws import Scorer
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes, estimate, patch_scores
 from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings
@@ -55,7 +56,7 @@ def scores(model: Diffusion, found: Pictures, draws: int, batch_size: int, side:
     results: list[list] = [[] for _ in ways]
     begin, count = time.perf_counter(), 0
     for prompt, images in found.items():
-        maps = dict(score_images(model, images, [prompt], settings, 0, batch_size))
+        maps = dict(score_images(Scorer(model, settings, 0, batch_size), images, [prompt]))
         count += len(images)
         for way, result in zip(ways, results, strict=True):
             row = []

@@ -30,6 +30,7 @@ from diffsel.evaluation.teachers import Teacher, load_teacher
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table
 from diffsel.scoring.diffusion import Diffusion, locate
+from diffsel.scoring.draws import Scorer
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes
 from diffsel.sets.suspects import statistic
@@ -78,7 +79,7 @@ def by_maps(
         places = [i for i, image in enumerate(images) if (image.right, image.wrong) == pair]
         keyed = [(images[i].key, images[i].pixels) for i in places]
         prompts = [f"An image of {names[label]}." for label in pair]
-        for place, maps in score_images(model, keyed, prompts, settings, seed, batch):
+        for place, maps in score_images(Scorer(model, settings, seed, batch), keyed, prompts):
             for p, differential in enumerate(maps.differential):
                 whole[places[place], p] = -statistic(differential)
                 patch[places[place], p] = -best_boxes(-differential[0].astype(float), scenes.SIZE, scenes.SIZE, patches)[0][1]

@@ -1,9 +1,10 @@
-"""The house rules: imports go down only, heavy libraries have one door each, files stay small."""
+"""The house: which room may import which, and which files may load a heavy library."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import graphlib
 import re
 import subprocess
 import sys
@@ -14,85 +15,92 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "diffsel"
-FLOORS = [
-    {"sections", "augment", "scenes", "claims", "files", "memory", "helpers"},
-    {"config", "protocols", "networks"},
-    {"classes", "diffusion", "hub", "patches", "pixels"},
-    {"data", "teachers", "racing", "draws"},
-    {"store", "scoring"},
-    {"distributed", "features", "selection", "planning", "charts"},
-    {"session", "baselines", "tables", "scales"},
-    {"assembly", "export", "suspects"},
-    {"capacity"},
-    {"method", "pictures", "prompts"},
-    {"relabeling"},
-    {"evaluation"},
-    {"experiment", "teaching"},
-    {"report"},
-    {"page_pictures"},
-    {"page_class"},
-    {"page_accuracy"},
-    {"page_run"},
-    {"page"},
-    {"comparison", "demo", "matrix"},
-    {"products", "gallery"},
-    {"flags"},
-    {"cli_evaluation", "study"},
-    {"cli_study"},
-    {"cli"},
-    {"__main__"},
-]
-ONLY_DOOR = {
-    "diffusers": {"diffusion"},
-    "accelerate": {"distributed"},
-    "typer": {"cli", "cli_evaluation", "cli_study", "flags", "study"},
-    "timm": {"networks"},
-    "matplotlib": {"tables", "gallery"},
-    "sklearn": {"selection", "scenes", "charts", "gallery"},
-    "joblib": {"selection"},
-    "jinja2": {"page"},
+ROOMS = {  # room -> what it may import; a name with a dot is one file.  The line order is the order of the house.
+    "settings": "",
+    "machine": "settings",
+    "data": "settings machine",
+    "scoring": "settings machine data",
+    "runs": "settings machine data scoring",
+    "sets": "settings machine data scoring.patches runs",
+    "method": "settings machine data scoring runs sets",
+    "evaluation": "settings machine data sets",
+    "report": "settings machine data scoring.patches runs.run sets evaluation.results",
+    "studies": "settings machine data scoring runs sets method evaluation report",
+    "cli": "settings machine data scoring runs sets method evaluation report studies",
 }
-MAY_TORCH = {
-    *("diffusion", "draws", "scoring", "features", "session", "planning", "helpers"),
-    *("augment", "baselines", "networks", "teachers", "pictures", "relabeling", "evaluation", "teaching", "experiment"),
+DOORS = {  # a heavy library -> the files that import it
+    "accelerate": "machine.processes",
+    "diffusers": "scoring.diffusion",
+    "huggingface_hub": "scoring.diffusion sets.export",
+    "jinja2": "report.page",
+    "joblib": "sets.selection",
+    "matplotlib": "studies.figures studies.tables",
+    "sklearn": "sets.selection studies.scenes report.charts",
+    "timm": "evaluation.networks",
+    "torch": "machine.device machine.helpers data.albums data.views scoring.diffusion scoring.draws scoring.maps "
+    "scoring.features runs.forecast sets.baselines evaluation.networks evaluation.teachers evaluation.teaching "
+    "evaluation.batches evaluation.students evaluation.cells",
+    "typer": "cli.app cli.flags cli.making cli.looking cli.evaluation studies.study",
+}
+NEVER = {"pickle", "dill", "shelve"}
+
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name not in ("__init__.py", "__main__.py")
 }
 
 
 def imports(name: str) -> tuple[set[str], set[str]]:
-    """(modules of this package, top-level packages) that a module imports, wherever in the file."""
-    own, other = set(), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            other.add((node.module or "").split(".")[0])
-        elif isinstance(node, ast.Import):
+    """(files of this package, top-level packages) that a file imports, wherever in it."""
+    here, own, other = name.split("."), set(), set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
             other |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            other.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level], *(node.module.split(".") if node.module else [])]
+            own |= {".".join([*base, a.name]) if ".".join([*base, a.name]) in FILES else ".".join(base) for a in node.names}
     return own, other
 
 
-MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+def test_the_house_has_these_rooms_and_no_others() -> None:
+    there = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert there == {*ROOMS, "assets", "__init__.py", "__main__.py", "method.py", "py.typed"} - {"method"}
 
 
-def test_every_module_has_a_floor() -> None:
-    assert sorted(name for floor in FLOORS for name in floor) == MODULES
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_go_down_only(name: str) -> None:
-    floor = next(i for i, names in enumerate(FLOORS) if name in names)
-    below = set().union(*FLOORS[:floor])
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_to_earlier_rooms_only(name: str) -> None:
+    room = name.split(".")[0]
+    allowed = {room, *ROOMS[room].split()}
     own, other = imports(name)
-    assert own <= below
-    for package, doors in ONLY_DOOR.items():
-        assert package not in other or name in doors, f"{name} imports {package}"
-    assert "torch" not in other or name in MAY_TORCH
-    assert not other & {"pickle", "dill", "shelve"}
+    assert not [file for file in own if file.split(".")[0] not in allowed and file not in allowed]
+    assert not other & NEVER
+    for library, files in DOORS.items():
+        assert library not in other or name in files.split(), f"{name} imports {library}"
 
 
-@pytest.mark.parametrize("name", [*MODULES, "__init__"])
+def test_no_file_imports_itself_over_others() -> None:
+    """Nor are there long ways: from the command line to the settings a chain of at most 14 files."""
+    below = {name: imports(name)[0] & FILES.keys() for name in FILES}
+    longest: dict[str, int] = {}
+    for name in graphlib.TopologicalSorter(below).static_order():  # CycleError names the files of a circle
+        longest[name] = 1 + max((longest[other] for other in below[name]), default=0)
+    assert max(longest.values()) <= 14
+
+
+def test_every_room_says_what_its_files_are() -> None:
+    for room in ROOMS.keys() - {"method"}:
+        tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+        assert len(tree.body) == 1, f"{room}/__init__.py holds a docstring and nothing else"
+        told = re.findall(r"^    (\w+)  +\S", ast.get_docstring(tree, clean=False) or "", re.M)
+        assert told == [name.partition(".")[2] for name in FILES if name.startswith(f"{room}.")], room
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_files_stay_readable(name: str) -> None:
-    text = (PACKAGE / f"{name}.py").read_text()
+    text = FILES[name].read_text()
     tree = ast.parse(text)
     assert text.count("\n") <= 320
     assert ast.get_docstring(tree)
@@ -102,9 +110,34 @@ def test_files_stay_readable(name: str) -> None:
             assert node.end_lineno - node.lineno < 55, f"{name}.{node.name}"
 
 
-def test_help_loads_nothing_heavy() -> None:
-    heavy = ("torch", "numpy", "diffusers", "transformers", "PIL", "accelerate", "sklearn")
-    code = f"import sys, diffsel.cli; print([m for m in {heavy} if m in sys.modules])"
+def test_the_method_is_one_page() -> None:
+    assert (PACKAGE / "method.py").read_text().count("\n") <= 160
+
+
+def test_every_file_has_tests_of_its_name_or_is_tested_elsewhere() -> None:
+    elsewhere = {  # file -> the tests that are about it
+    }
+    tests = Path(__file__).parent
+    missing = [
+        name
+        for name in FILES
+        if not (tests / f"{'/test_'.join(name.split('.')) if '.' in name else f'test_{name}'}.py").exists()
+    ]
+    assert not missing or elsewhere
+
+
+LIGHT = {  # what is imported -> what must not come with it
+    "diffsel.cli.app": "torch numpy diffusers transformers PIL accelerate sklearn",
+    "diffsel.report.page": "torch accelerate diffusers transformers sklearn",
+    "diffsel.sets.candidates": "torch accelerate diffusers transformers sklearn",
+    "diffsel.method": "torch accelerate diffusers transformers sklearn",
+    "diffsel.runs.session": "torch accelerate diffusers transformers sklearn",
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_only_looks_loads_nothing_heavy(name: str) -> None:
+    code = f"import sys, {name}; print([m for m in {LIGHT[name].split()} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -13,8 +13,8 @@ from torchvision.datasets import ImageFolder
 
 from diffsel.data.images import ImageData, open_data
 from diffsel.data.pixels import resize
+from diffsel.machine.formats import is_mine
 from diffsel.sets.assembly import assemble, cut, mosaic, tile_sides
-from diffsel.sets.candidates import check_set
 from diffsel.sets.selection import Pick
 from diffsel.settings.errors import DataError, StoreError
 from diffsel.settings.sections import AssemblySettings, DataSettings
@@ -121,9 +121,9 @@ def test_a_set_is_all_or_nothing(folder: Callable[..., Path], tmp_path: Path) ->
 
 def test_another_folder_or_another_set_is_not_overwritten(folder: Callable[..., Path], tmp_path: Path) -> None:
     out = write(opened(folder(cat=4)), tmp_path / "set")
-    assert check_set(out, {"format": 1, "ipc": 1, "factor": 2})
-    assert not check_set(tmp_path / "new", {})
+    assert is_mine(out, "set.yaml", {"format": 1, "ipc": 1, "factor": 2}, "a distilled set")
+    assert not is_mine(tmp_path / "new", "set.yaml", {}, "a distilled set")
     with pytest.raises(StoreError, match=r"ipc: stored 1, asked 2"):
-        check_set(out, {"format": 1, "ipc": 2, "factor": 2})
+        is_mine(out, "set.yaml", {"format": 1, "ipc": 2, "factor": 2}, "a distilled set")
     with pytest.raises(StoreError, match="not a distilled set"):
-        check_set(tmp_path / "data", {})
+        is_mine(tmp_path / "data", "set.yaml", {}, "a distilled set")

@@ -12,11 +12,10 @@ from conftest import draw
 from PIL import Image
 from torch import nn
 
-from diffsel import method
 from diffsel.data.images import ImageData, open_data
 from diffsel.evaluation.teachers import Teacher
 from diffsel.sets import baselines
-from diffsel.sets.baselines import boxes_of, drawn, select_random, select_rded
+from diffsel.sets.baselines import boxes_of, drawn, select_baseline, select_random, select_rded
 from diffsel.settings.errors import SelectionError, StoreError
 from diffsel.settings.sections import AssemblySettings, BaselineSettings, DataSettings
 from diffsel.settings.settings import resolve
@@ -113,17 +112,17 @@ def test_crops_are_padded_with_the_mean_colour(data: ImageData) -> None:
 def test_rded_sets_have_provenance_and_are_not_overwritten(data: ImageData, tmp_path: Path) -> None:
     values = {"data": {"image_size": 32}, "patches": {"patch_size": 16}, "assembly": {"size": 32}, "baseline": {"pool": 8}}
     s = resolve({**values, "selection": {"method": "rded"}})
-    assert method.select_baseline(data, 2, tmp_path / "set", s, None, teacher())
+    assert select_baseline(data, 2, tmp_path / "set", s, None, teacher())
     lines = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == 4
     assert all(len(line["tiles"]) == 4 for line in lines)
     assert {tile["reason"] for line in lines for tile in line["tiles"]} == {"loss"}
-    assert not method.select_baseline(data, 2, tmp_path / "set", s, None, teacher())
+    assert not select_baseline(data, 2, tmp_path / "set", s, None, teacher())
     other = resolve({**values, "seed": 1, "selection": {"method": "rded"}})
     with pytest.raises(StoreError, match="seed: stored 0, asked 1"):
-        method.select_baseline(data, 2, tmp_path / "set", other, None, teacher())
+        select_baseline(data, 2, tmp_path / "set", other, None, teacher())
     with pytest.raises(SelectionError, match="ipc 8 is the most it can give"):
-        method.select_baseline(data, 9, tmp_path / "more", s, None, teacher())
+        select_baseline(data, 9, tmp_path / "more", s, None, teacher())
 
 
 def test_rded_makes_mosaics_at_any_ipc_where_a_class_has_enough_crops() -> None:
@@ -142,7 +141,7 @@ def test_rdeds_own_bytes_lose_what_rounding_keeps(tmp_path: Path) -> None:
             "data": {"image_size": 32}, "patches": {"patch_size": 0}, "selection": {"method": "random"},
             "baseline": {"whole": True}, "assembly": {"size": 32, "factor": 1, "resample": resample},
         })  # fmt: skip
-        method.select_baseline(data, 1, tmp_path / resample, s)
+        select_baseline(data, 1, tmp_path / resample, s)
         with Image.open(tmp_path / resample / "cat" / "00000.png") as picture:
             written[resample] = np.asarray(picture).astype(int)
     assert (written["bicubic"] == data.pixels(data.rows[0])).all()

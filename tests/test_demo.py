@@ -83,7 +83,7 @@ def test_the_best_patches_hold_the_digits_far_more_often_than_random_ones(tmp_pa
     truth = compose_data(tmp_path, 3, 6)
     session = start(str(tmp_path / "train"), tmp_path / "run", demo_settings(3))
     method.score(session)
-    rates = hit_rates(session, truth, "train")
+    rates = hit_rates(session.run, truth, "train")
     assert rates["random"] < 0.3
     assert rates["diffsel"] >= 0.9
 

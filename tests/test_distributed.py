@@ -21,9 +21,10 @@ from diffsel import method
 from diffsel.data.images import count_images
 from diffsel.machine.helpers import helped
 from diffsel.machine.processes import Workers
-from diffsel.runs.forecast import plan
-from diffsel.runs.session import load_model, resume, start
+from diffsel.runs.forecast import forecast
+from diffsel.runs.session import resume, start
 from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.draws import open_scorer
 from diffsel.settings.errors import StoreError
 from diffsel.settings.settings import Settings
 
@@ -49,7 +50,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_any_work(folder, tmp_pat
     for begin in (
         lambda: start(str(source), tmp_path / "new", values),
         lambda: resume(tmp_path / "run", values),
-        lambda: Workers(cpu=True).tracker("wandb", tmp_path, {}),
+        lambda: Workers().tracker("wandb", tmp_path, {}),
     ):
         with pytest.raises(StoreError, match=r"compute.tracker = 'wandb': pip install wandb"):
             begin()
@@ -70,19 +71,19 @@ def test_a_tracker_that_does_not_open_is_told_before_the_first_unit(folder, tmp_
 def test_a_plan_counts_what_the_pass_will_do(folder, tmp_path, small: Settings) -> None:
     """Forwards, bytes and classes as the pass then has them; FLOP as one image has them, times images."""
     source = folder(cat=5, dog=3)
-    model, size = load_model(small)
-    told = plan(str(source), small, model, size)
+    scorer = open_scorer(small)
+    told = forecast(str(source), small, scorer)
     session = distill(source, tmp_path / "run", small)
     assert (told.classes, told.images) == (2, 8)
     assert told.forwards == session.counts["U-Net forwards"]
-    tensors = session.maps(session.units[0])[0]
+    tensors = session.run.maps(session.run.units[0])[0]
     assert told.bytes * 5 // 8 == sum(value.nbytes for value in tensors.values())
-    half = plan(str(source), with_(small, data={"images_per_class": 2}), model, size)
+    half = forecast(str(source), with_(small, data={"images_per_class": 2}), scorer)
     assert half.images == 4
     assert half.flop == pytest.approx(told.flop / 2)
     assert told.seconds > 0
     assert told.rate > 0
-    more = plan(str(source), with_(small, scoring={"adaptive_draws": 12}), model, size)
+    more = forecast(str(source), with_(small, scoring={"adaptive_draws": 12}), scorer)
     assert (more.forwards, more.most_forwards) == (told.forwards, 4 * told.forwards)
     assert "adaptive" in str(more)
 
@@ -93,7 +94,7 @@ def test_the_plan_counts_what_fills_up_the_batches(folder, tmp_path, small, monk
     for i, size in enumerate([(96, 64), (96, 64), (64, 96), (128, 64)]):
         draw(source / "cat" / f"wide{i}.png", i, *size)
     values = with_(small, compute={"batch_size": 32})
-    told, run = plan(str(source), values, *load_model(values)), []
+    told, run = forecast(str(source), values, open_scorer(values)), []
     original = Diffusion.predict_noise
 
     def predict(self, noisy, *rest):

@@ -17,7 +17,7 @@ import yaml
 from conftest import small_values
 from PIL import Image
 
-from diffsel.machine.formats import RECOVER
+from diffsel.machine.tensors import RECOVER
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +122,7 @@ def literals() -> str:
     """All texts in the code, and the messages that are put together from two of them."""
     trees = [ast.parse(file.read_text()) for file in (ROOT / "diffsel").rglob("*.py")]
     found = [n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    found += [f" exists and is not {what}; give a new or empty folder" for what in ("a run", "a distilled set")]
     found += [str(OSError(code, os.strerror(code), "FILE")) for code in (errno.ENOSPC, errno.EROFS, errno.ENOENT)]
     return "\n".join([*found, f"is damaged (checksum differs); {RECOVER}", f"damaged (...); {RECOVER}"])
 

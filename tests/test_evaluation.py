@@ -21,13 +21,13 @@ from safetensors.numpy import load_file
 from scipy.stats import ttest_ind
 from tqdm import tqdm
 
-from diffsel.data.albums import match_classes, open_validation, set_pictures, validation_pictures
+from diffsel.data.albums import match_classes, open_validation, validation_pictures
 from diffsel.data.classes import ClassInfo
 from diffsel.data.images import open_data
 from diffsel.evaluation import batches as relabeling
 from diffsel.evaluation import cells as experiment
 from diffsel.evaluation import students as evaluation
-from diffsel.evaluation.batches import online, plan_epoch, relabel, show, stored
+from diffsel.evaluation.batches import online, plan_epoch, show, stored, write_labels
 from diffsel.evaluation.cells import Bench, gather, make_cell, result_file, run_cells, students_at_once
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import resolve_recipe
@@ -75,7 +75,7 @@ class Trusting(Bench):
 def test_stored_labels_give_the_batches_of_online_ones(world, tmp_path: Path, mix, top_k) -> None:
     cell = cell_of(world, Bench(CPU), QUICK.model_copy(update={"mix": mix}))
     pictures = cell.train.load()
-    relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3, top_k)
+    write_labels(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3, top_k)
     read = stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)
     live = online(pictures, cell.protocol, cell.recipe, 5, cell.teacher)
     for epoch in range(3):
@@ -96,7 +96,7 @@ def test_rdeds_extra_forward_sees_the_batch_before_mixup_and_after_cutmix(
     pictures, seen = cell.train.load(), []
     network = build("conv3w8", 2, 16)
     network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3)
+    write_labels(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3)
     plan = plan_epoch(pictures, cell.protocol, cell.recipe, 5, 0)[0]
     plain, mixed = (make(pictures, [plan], cell.protocol, cell.recipe) for make in (relabeling.unmixed, show))
     for source in (online(pictures, cell.protocol, cell.recipe, 5, cell.teacher),
@@ -129,15 +129,15 @@ def test_the_largest_logits_are_enough_at_the_protocols_temperature(world) -> No
 def test_stored_labels_are_as_large_as_was_told_and_resume(world, tmp_path: Path) -> None:
     cell = cell_of(world, Bench(CPU))
     pictures = cell.train.load()
-    assert relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2) == 2
-    assert relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 3) == 1
+    assert write_labels(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2) == 2
+    assert write_labels(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 3) == 1
     arrays = [load_file(file) for file in sorted((tmp_path / "l").glob("epoch-*"))]
     assert len(arrays) == 3
     kept = ("ids", "partner", "crop", "flip", "rows", "cols", "logits")
     size = sum(value.nbytes for each in arrays for key, value in each.items() if key in kept)
     assert size == relabeling.stored_bytes(6, 2, 3, None, cell.recipe.factor)
     with pytest.raises(SettingsDiffer, match="seed: stored 0, asked 1"):
-        relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 1, cell.teacher, 3)
+        write_labels(tmp_path / "l", pictures, cell.protocol, cell.recipe, 1, cell.teacher, 3)
 
 
 def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> None:
@@ -145,20 +145,20 @@ def test_stored_labels_of_something_else_are_refused(world, tmp_path: Path) -> N
     pictures = cell.train.load()
     with pytest.raises(StoreError, match="no stored labels"):
         stored(tmp_path / "nothing", pictures, cell.protocol, cell.recipe)
-    relabel(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2)
+    write_labels(tmp_path / "l", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2)
     with pytest.raises(StoreError, match=r"lacks the labels of 1 of the protocol's 3 epochs \(the first: epoch 2\)"):
         stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)
     with pytest.raises(SettingsDiffer, match="mix: stored 'cutmix', asked 'mixup'"):
         stored(tmp_path / "l", pictures, cell.protocol.model_copy(update={"mix": "mixup"}), cell.recipe)
     with pytest.raises(SettingsDiffer, match="teacher: stored"):
         stored(tmp_path / "l", pictures, cell.protocol, cell.recipe, "another")
-    relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 3, 1)
+    write_labels(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 3, 1)
     record = tmp_path / "k" / "labels.yaml"
     record.write_text(record.read_text().replace("rest: mean\n", ""))
     with pytest.raises(SettingsDiffer, match="rest: stored None, asked 'mean'"):  # another rule for the rest
         stored(tmp_path / "k", pictures, cell.protocol, cell.recipe)
     with pytest.raises(ConfigError, match="top_k = 3 must lie between 1 and the number of classes, 2"):
-        relabel(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2, 3)
+        write_labels(tmp_path / "k", pictures, cell.protocol, cell.recipe, 0, cell.teacher, 2, 3)
 
 
 def test_lost_and_damaged_labels_are_told_and_written_again(world, tmp_path: Path) -> None:
@@ -166,14 +166,14 @@ def test_lost_and_damaged_labels_are_told_and_written_again(world, tmp_path: Pat
     pictures = cell.train.load()
     (out / "logs").mkdir(parents=True)
     (out / ".part-host-1-x").touch()  # of a start that was killed
-    assert relabel(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 4
+    assert write_labels(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 4
     (out / "epoch-001.safetensors").unlink()  # three are left, but not 0, 1 and 2
     with pytest.raises(StoreError, match=r"lacks the labels of 1 of .* epoch 1\)"):
         stored(out, pictures, cell.protocol, cell.recipe)
     (out / "epoch-001.safetensors").write_bytes(b"damaged")
     with pytest.raises(StoreError, match=r"epoch-001\.safetensors is damaged .*; `diffsel relabel` writes it again"):
         list(stored(out, pictures, cell.protocol, cell.recipe)(1))
-    assert relabel(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 1
+    assert write_labels(out, pictures, cell.protocol, cell.recipe, 0, cell.teacher, 4) == 1
     assert list(stored(out, pictures, cell.protocol, cell.recipe)(1))
 
 
@@ -238,15 +238,13 @@ def test_a_student_learns_what_can_be_learned(colours, tmp_path: Path) -> None:
 
 
 def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None:
-    from diffsel.machine.processes import Workers
-
-    bench, workers = Trusting(CPU), Workers(cpu=True)
+    bench = Trusting(CPU)
     cell = cell_of(world, bench)
-    run_cells([cell], range(2), tmp_path / "r", bench, workers)
+    run_cells([cell], range(2), tmp_path / "r", bench)
     files = sorted((tmp_path / "r").rglob("*.json"))
     assert [file.name for file in files] == ["seed-0.json", "seed-1.json"]
     before = {file: file.stat().st_mtime_ns for file in files}
-    run_cells([cell], range(2), tmp_path / "r", bench, workers)
+    run_cells([cell], range(2), tmp_path / "r", bench)
     assert before == {file: file.stat().st_mtime_ns for file in files}
     other = cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))
     assert result_file(tmp_path, other, 0, CPU) != result_file(tmp_path, cell, 0, CPU)
@@ -265,27 +263,25 @@ def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None
 
 
 def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) -> None:
-    from diffsel.machine.processes import Workers
-
     bars: list = []
 
     def progress(*given, **words):
         bars.append(tqdm(*given, **words, file=io.StringIO()))
         return bars[-1]
 
-    bench = Trusting(CPU, progress)
+    bench = Trusting(CPU, progress=progress)
     cell, other = cell_of(world, bench), cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))
-    run_cells([cell], range(1), tmp_path, Trusting(CPU), Workers(cpu=True))
+    run_cells([cell], range(1), tmp_path, Trusting(CPU))
     late, real = result_file(tmp_path, other, 1, CPU), experiment.train_one
 
     def train(*given):  # meanwhile another process ends with the last one
         late.parent.mkdir(exist_ok=True)
-        late.write_text("{}")
+        late.write_text(result_file(tmp_path, cell, 0, CPU).read_text())
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "train_one", train)
-        run_cells([cell, other], range(2), tmp_path, bench, Workers(cpu=True))
+        run_cells([cell, other], range(2), tmp_path, bench)
     (bar,) = (bar for bar in bars if bar.desc == "students")
     assert (bar.initial, bar.n, bar.total) == (1, 4, 4)
 
@@ -298,8 +294,6 @@ def timeless(folder: Path) -> dict[str, dict]:
 @forks
 def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_path: Path, monkeypatch) -> None:
     """Two processes at work, each begins with a student of its own before either may go on."""
-    from diffsel.machine.processes import Workers
-
     real, here = experiment.train_one, tmp_path / "processes"
     here.mkdir()
 
@@ -310,9 +304,9 @@ def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_
 
     bench, two = Trusting(replace(CPU, at_once=1)), Trusting(replace(CPU, at_once=2))
     cells = [cell_of(world, bench), cell_of(world, bench, QUICK.model_copy(update={"temperature": 4.0}))]
-    run_cells(cells, range(2), tmp_path / "turn", bench, Workers(cpu=True))
+    run_cells(cells, range(2), tmp_path / "turn", bench)
     monkeypatch.setattr(experiment, "train_one", train)
-    run_cells(cells, range(2), tmp_path / "time", two, Workers(cpu=True))
+    run_cells(cells, range(2), tmp_path / "time", two)
     assert len(list(here.iterdir())) == 2
     assert timeless(tmp_path / "turn") == timeless(tmp_path / "time")
     assert len(timeless(tmp_path / "time")) == 4
@@ -320,8 +314,6 @@ def test_students_trained_at_the_same_time_are_those_trained_in_turn(world, tmp_
 
 @forks
 def test_what_a_helper_cannot_do_is_done_here(world, tmp_path: Path, monkeypatch, capfd) -> None:
-    from diffsel.machine.processes import Workers
-
     real, me, failed = experiment.train_one, os.getpid(), tmp_path / "failed"
 
     def train(cell, seed, bench):
@@ -333,15 +325,13 @@ def test_what_a_helper_cannot_do_is_done_here(world, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(experiment, "train_one", train)
     bench = Trusting(replace(CPU, at_once=2))
-    run_cells([cell_of(world, bench)], range(4), tmp_path / "r", bench, Workers(cpu=True))
+    run_cells([cell_of(world, bench)], range(4), tmp_path / "r", bench)
     assert len(timeless(tmp_path / "r")) == 4
     assert "a helping process failed and is missed: RuntimeError: no memory" in capfd.readouterr().err
 
 
 @forks
 def test_helpers_end_with_an_error_here_and_give_their_students_back(world, tmp_path: Path, monkeypatch) -> None:
-    from diffsel.machine.processes import Workers
-
     me, busy = os.getpid(), tmp_path / "busy"
 
     def train(cell, seed, bench):
@@ -354,7 +344,7 @@ def test_helpers_end_with_an_error_here_and_give_their_students_back(world, tmp_
     monkeypatch.setattr(experiment, "train_one", train)
     bench = Trusting(replace(CPU, at_once=2))
     with pytest.raises(RuntimeError, match="no memory"):
-        run_cells([cell_of(world, bench)], range(4), tmp_path / "r", bench, Workers(cpu=True))
+        run_cells([cell_of(world, bench)], range(4), tmp_path / "r", bench)
     assert not [child for child in multiprocessing.active_children() if isinstance(child, ForkProcess)]
     assert not [path for path in (tmp_path / "r").rglob("*") if path.is_file()]  # no claim either
 
@@ -372,8 +362,6 @@ def test_as_many_students_at_a_time_as_there_are_threads_on_a_cpu(monkeypatch) -
 
 
 def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_path: Path, monkeypatch) -> None:
-    from diffsel.machine.processes import Workers
-
     real = evaluation.batch_loss
 
     def loss(output, batch, temperature, labels):
@@ -382,7 +370,7 @@ def test_a_student_that_diverges_is_on_record_and_the_others_go_on(world, tmp_pa
     monkeypatch.setattr(evaluation, "batch_loss", loss)
     bench = Trusting(CPU)
     cell = cell_of(world, bench)
-    run_cells([cell], range(3), tmp_path, bench, Workers(cpu=True))
+    run_cells([cell], range(3), tmp_path, bench)
     (line,) = gather([cell], range(3), tmp_path, CPU)
     assert line.top1.n == 2
     assert line.failed == {1: "the loss is not a number in epoch 0"}
@@ -420,14 +408,12 @@ def test_epochs_without_a_step_and_batches_of_one_are_refused(world) -> None:
 
 
 def test_a_teacher_that_slipped_stops_before_it_labels(world, folder, tmp_path: Path) -> None:
-    from diffsel.machine.processes import Workers
-
     found, _, teacher = world
     val = open_data(str(folder("many", (16, 16), ant=30, bee=30)), DataSettings(), 0)
     bench = Bench(CPU)
     cell = make_cell("x", found, val, "conv3w8", QUICK, teacher, bench)
     with pytest.raises(DataError, match="on 60 validation images, no better than chance for 2 classes"):
-        run_cells([cell], range(1), tmp_path / "r", bench, Workers(cpu=True))
+        run_cells([cell], range(1), tmp_path / "r", bench)
     assert not (tmp_path / "r").exists()
 
 
@@ -450,7 +436,7 @@ def test_validation_pictures_are_torchvisions(tmp_path: Path) -> None:
 def test_a_subset_of_validation_classes_and_the_first_files(folder, world) -> None:
     found, _, _ = world
     more = open_data(str(folder("more", (16, 16), bee=3, ant=2, cow=2)), DataSettings(), 0)
-    train = set_pictures(found, 2, 16)
+    train = found.album(2, 16)
     assert len(train.rows) == 4
     album = validation_pictures(more, train.classes, 16, 16)
     assert [row.label for row in album.rows] == ["ant", "ant", "bee", "bee", "bee"]
@@ -521,7 +507,7 @@ def test_top_five_of_few_classes_is_everything() -> None:
 
 def test_load_teacher_keeps_the_order_of_the_classes_asked_for(world) -> None:
     found, _, teacher = world
-    infos = set_pictures(found, None, 16).classes
+    infos = found.album(None, 16).classes
     loaded = load_teacher(teacher, infos, 16, CPU.device)
     assert loaded.rows.tolist() == [0, 1]
     assert resolve_recipe(QUICK, classes=2, ipc=3, factor=2, size=16, student="conv3w8").crop_scale == (0.5, 1.0)

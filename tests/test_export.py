@@ -18,9 +18,9 @@ from conftest import small_values
 from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 
-from diffsel import method
 from diffsel.data.images import open_data
-from diffsel.sets import export, hub
+from diffsel.sets import export
+from diffsel.sets.baselines import select_baseline
 from diffsel.settings.errors import ConfigError, DataError, StoreError
 from diffsel.settings.settings import resolve
 
@@ -39,7 +39,7 @@ def made(tmp_path_factory) -> Path:
     values = {**small_values(), "selection": {"method": "random"}, "baseline": {"whole": True}, "assembly": {"size": 16}}
     values["data"] = {"image_size": 64, "classes": list(CLASSES)}
     settings = resolve(values)
-    assert method.select_baseline(open_data(str(place / "data"), settings.data, 0), 2, place / "set", settings)
+    assert select_baseline(open_data(str(place / "data"), settings.data, 0), 2, place / "set", settings)
     return place / "set"
 
 
@@ -69,7 +69,7 @@ def test_a_set_may_be_the_folder_one_is_in(diffsel, made: Path, tmp_path: Path, 
 def test_hf_loads_with_datasets_with_the_same_labels_names_and_pixels(made: Path, lines, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets = pytest.importorskip("datasets")
-    assert export.export(made, "hf", tmp_path / "out")
+    assert export.export_set(made, "hf", tmp_path / "out")
     table = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert table.features["label"].names == sorted(CLASSES, key=lambda name: export_label(lines, name))
     assert table["label"] == [line["label"] for line in lines]
@@ -88,8 +88,8 @@ def export_label(lines: list[dict], name: str) -> int:
 
 def test_webdataset_shards_hold_whole_samples_mixed_classes_and_fixed_bytes(made, lines, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(export, "SHARD_BYTES", 3 * (made / lines[0]["file_name"]).stat().st_size)
-    export.export(made, "webdataset", tmp_path / "out")
-    export.export(made, "webdataset", tmp_path / "again")
+    export.export_set(made, "webdataset", tmp_path / "out")
+    export.export_set(made, "webdataset", tmp_path / "again")
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
     shards = sorted((tmp_path / "out" / "shards").iterdir())
     assert len(shards) >= 2
@@ -113,7 +113,7 @@ def test_webdataset_shards_hold_whole_samples_mixed_classes_and_fixed_bytes(made
 
 def test_webdataset_loads_with_datasets(made: Path, lines, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    export.export(made, "webdataset", tmp_path / "out")
+    export.export_set(made, "webdataset", tmp_path / "out")
     table = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert sorted(table["cls"]) == sorted(line["label"] for line in lines)
     assert {tuple(t["source"] for t in row["tiles"]) for row in table["json"]} == {
@@ -122,7 +122,7 @@ def test_webdataset_loads_with_datasets(made: Path, lines, tmp_path: Path) -> No
 
 
 def test_fiftyone_has_the_documented_layout(made: Path, lines, tmp_path: Path) -> None:
-    export.export(made, "fiftyone", tmp_path / "out")
+    export.export_set(made, "fiftyone", tmp_path / "out")
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())
     files = {path.stem: path for path in (tmp_path / "out" / "data").iterdir()}
     assert set(labels) == {"classes", "labels"}
@@ -132,7 +132,7 @@ def test_fiftyone_has_the_documented_layout(made: Path, lines, tmp_path: Path) -
 
 
 def test_csv_lists_pictures_and_tiles(made: Path, lines, tmp_path: Path) -> None:
-    export.export(made, "csv", tmp_path / "out")
+    export.export_set(made, "csv", tmp_path / "out")
     pictures = list(csv.DictReader((tmp_path / "out" / "images.csv").read_text().splitlines()))
     tiles = list(csv.DictReader((tmp_path / "out" / "tiles.csv").read_text().splitlines()))
     assert [(p["class"], int(p["label"])) for p in pictures] == [(line["class"], line["label"]) for line in lines]
@@ -145,9 +145,9 @@ def test_csv_lists_pictures_and_tiles(made: Path, lines, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("form", export.FORMS)
 def test_every_form_has_a_card_and_is_not_made_twice(made: Path, lines, tmp_path: Path, form) -> None:
-    assert export.export(made, form, tmp_path / "out", "Random pixels.")
+    assert export.export_set(made, form, tmp_path / "out", "Random pixels.")
     before = contents(tmp_path / "out")
-    assert not export.export(made, form, tmp_path / "out", "Random pixels.")
+    assert not export.export_set(made, form, tmp_path / "out", "Random pixels.")
     assert contents(tmp_path / "out") == before
     front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)[1:]
     matter = yaml.safe_load(front)
@@ -160,20 +160,20 @@ def test_every_form_has_a_card_and_is_not_made_twice(made: Path, lines, tmp_path
     if form == "hf":
         names = matter["dataset_info"]["features"][1]["dtype"]["class_label"]["names"]
         assert {names[str(line["label"])] for line in lines} == set(CLASSES)
-    with pytest.raises(StoreError, match="is not this export; give a new folder"):
-        export.export(made, form, tmp_path / "out", "Other pixels.")
+    with pytest.raises(StoreError, match="made with other settings"):
+        export.export_set(made, form, tmp_path / "out", "Other pixels.")
 
 
 def test_what_is_no_whole_set_is_refused(made: Path, lines, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a distilled set"):
-        export.export(tmp_path, "csv", tmp_path / "out")
+        export.export_set(tmp_path, "csv", tmp_path / "out")
     shutil.copytree(made, tmp_path / "set")
     (tmp_path / "set" / lines[3]["file_name"]).unlink()
     with pytest.raises(DataError, match=r"named in metadata\.jsonl but is not there"):
-        export.export(tmp_path / "set", "csv", tmp_path / "out")
+        export.export_set(tmp_path / "set", "csv", tmp_path / "out")
     (tmp_path / "set" / "metadata.jsonl").write_text("{}\n")
     with pytest.raises(StoreError, match="is damaged"):
-        export.export(tmp_path / "set", "csv", tmp_path / "out")
+        export.export_set(tmp_path / "set", "csv", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -205,7 +205,7 @@ class Hub:
 
 def test_push_uploads_the_export_to_a_private_data_set_repository(diffsel, made: Path, tmp_path: Path, monkeypatch) -> None:
     fake = Hub()
-    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: fake)
     code, out, _ = diffsel("export", made, "--to", "hf", "--out", tmp_path / "out", "--push", "somebody/pets")
     assert code == 0
     assert "logged in to the hub as somebody" in out
@@ -223,7 +223,7 @@ def test_push_without_a_login_or_with_a_bad_id_is_refused_before_any_work(diffse
         raise LocalTokenNotFoundError("no token")
 
     monkeypatch.setattr(Hub, "whoami", nobody)
-    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     for hub_id, message in (("me/pets", "nobody is logged in to the hub; run `hf auth login`"), ("a/b/c", "not a hub id")):
         code, _, err = diffsel("export", made, "--to", "hf", "--out", tmp_path / "out", "--push", hub_id)
         assert code == 2
@@ -237,10 +237,10 @@ def test_a_hub_that_fails_is_one_clear_line_and_the_export_stays(diffsel, made, 
         def upload_folder(self, **options) -> None:
             raise error
 
-    monkeypatch.setattr(hub, "HfApi", Failing)
+    monkeypatch.setattr("huggingface_hub.HfApi", Failing)
     code, _, err = diffsel("export", made, "--to", "csv", "--out", tmp_path / "out", "--push", "me/pets")
     assert code == 2
     assert err == f"error: --push me/pets: {str(error).splitlines()[0]} (the export itself is whole: {tmp_path / 'out'})\n"
     monkeypatch.setattr(Failing, "whoami", Failing.upload_folder)
     with pytest.raises(ConfigError, match="did not answer"):
-        hub.check_login("me/pets")
+        export.check_login("me/pets")

@@ -30,6 +30,7 @@ from diffsel.machine.files import PART
 from diffsel.runs import run as store
 from diffsel.runs.run import read_skipped
 from diffsel.runs.session import resume, start
+from diffsel.scoring import maps
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
 from diffsel.settings.settings import resolve
@@ -316,20 +317,20 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_unit(folder, tmp_path, sma
 def test_out_of_memory_in_the_middle_makes_only_the_rest_again(folder, tmp_path, small, monkeypatch) -> None:
     source = folder(cat=8)
     seen: list[str] = []
-    original, score_images = Diffusion.predict_noise, method.scoring.score_images
+    original, score_images = Diffusion.predict_noise, maps.score_images
 
     def predict(self, noisy, *rest):
         if len(noisy) == 16 and seen:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return original(self, noisy, *rest)
 
-    def score(model, images, *rest):
-        for place, maps in score_images(model, images, *rest):
+    def score(scorer, images, *rest):
+        for place, found in score_images(scorer, images, *rest):
             seen.append(images[place][0])
-            yield place, maps
+            yield place, found
 
     monkeypatch.setattr(Diffusion, "predict_noise", predict)
-    monkeypatch.setattr(method.scoring, "score_images", score)
+    monkeypatch.setattr(maps, "score_images", score)
     distill(source, tmp_path / "run", with_(small, compute={"batch_size": 16}))
     assert len(seen) == len(set(seen)) == 8
 

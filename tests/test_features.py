@@ -10,10 +10,10 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffsel.scoring.diffusion import Diffusion
-from diffsel.scoring.draws import as_images, keyed_generator
+from diffsel.scoring.draws import Scorer, as_images, keyed_generator
 from diffsel.scoring.features import Patch, embed_patches
 from diffsel.settings.errors import ConfigError
-from diffsel.settings.sections import FeatureSettings
+from diffsel.settings.sections import FeatureSettings, ScoringSettings
 
 PROMPT = "An image of cat."
 
@@ -24,7 +24,7 @@ def patch(seed: int, box=(0, 8, 32, 32), height: int = 64, width: int = 64) -> P
 
 
 def embed(model, patches, settings=None, batch_size=8) -> np.ndarray:
-    found = dict(embed_patches(model, patches, PROMPT, settings or FeatureSettings(), 0, batch_size))
+    found = dict(embed_patches(Scorer(model, ScoringSettings(), 0, batch_size), patches, PROMPT, settings or FeatureSettings()))
     return np.stack([found[i] for i in range(len(patches))])
 
 

@@ -17,16 +17,16 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from diffsel import method
 from diffsel.data.images import open_data
 from diffsel.evaluation.batches import label_identity
 from diffsel.evaluation.cells import Bench, make_cell
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine
 from diffsel.runs.run import open_run
-from diffsel.runs.session import look
+from diffsel.sets.baselines import baseline_provenance
+from diffsel.sets.candidates import provenance
 from diffsel.sets.opening import open_set
-from diffsel.settings.settings import fingerprint, load_settings, resolve, without_execution
+from diffsel.settings.settings import fingerprint, resolve
 from tests.conftest import TINY
 
 MADE = Path(__file__).parent / "data" / "format-1"
@@ -43,16 +43,16 @@ def made(tmp_path: Path) -> Path:
 
 
 def test_what_decides_the_bytes_of_runs_and_sets_hashes_as_before(made: Path) -> None:
-    settings = load_settings([], None, without_execution(open_run(made / "run").record["settings"]))
-    session = look(made / "run", settings)
-    assert session.run.mark == "1e8b595929fe0ba7"
-    assert fingerprint(session.feature_identity) == "35a8a612ced7f587"
-    assert session.feature_mark == "57938c97a3d6a4d1"
-    record = method.provenance(session, 1, ["blue", "red"])
+    settings = open_run(made / "run").settings
+    run = open_run(made / "run", settings)
+    assert run.mark == "1e8b595929fe0ba7"
+    assert fingerprint(run.feature_identity) == "35a8a612ced7f587"
+    assert run.feature_mark == "57938c97a3d6a4d1"
+    record = provenance(run, 1, 2, ["blue", "red"])
     assert fingerprint(record) == "b3f0dcb863ad9fcd"
     assert record == yaml.safe_load((made / "run" / "ipc1" / "set.yaml").read_text())
     random = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": "random"})})
-    baseline = method.baseline_provenance(session.data, 1, 2, random, ["blue", "red"], None)
+    baseline = baseline_provenance(run.data, 1, 2, random, ["blue", "red"], None)
     assert fingerprint(baseline) == "8996f70fc587e559"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,10 @@ import yaml
 from conftest import TINY
 
 from diffsel.evaluation import cells as experiment
+from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.results import Line, fairness, spread
 from diffsel.machine.device import Machine
-from diffsel.machine.processes import Workers
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ProtocolSettings
 from diffsel.settings.settings import fingerprint, resolve
@@ -46,7 +45,7 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
     matrix = read_matrix(file)
     assert len(points(matrix)) == 8
     s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 2}})
-    text = run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True))
+    text = run_matrix(matrix, tmp_path / "out", s, Bench(CPU))
     assert text.count("±") == 8 * 4 + 2  # the header has two
     table, fair = text.split("\n\n")
     assert len(table.splitlines()) == 2 + 8 + 1
@@ -63,7 +62,7 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
         f"toy+all+{name}" for name in ("random+ipc1", "random+ipc2", f"rded+ipc1+{judge}", f"rded+ipc2+{judge}")
     ]
     before = {file: file.stat().st_mtime_ns for file in results}
-    assert run_matrix(matrix, tmp_path / "out", s, CPU, Workers(cpu=True)) == text
+    assert run_matrix(matrix, tmp_path / "out", s, Bench(CPU)) == text
     assert before == {file: file.stat().st_mtime_ns for file in results}
     assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 9
 
@@ -74,7 +73,7 @@ def test_teachers_down_students_across(world, tmp_path: Path) -> None:
     world["teachers"].append(str(tmp_path / "u.pth"))
     file = write(tmp_path / "m.yaml", **world, methods=["random"], ipc=[1], students=["conv3w8", "conv3w4"], seeds=1)
     s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 1}})
-    text = run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
+    text = run_matrix(read_matrix(file), tmp_path / "out", s, Bench(CPU))
     pivot = text.split("\n\n")[1].splitlines()
     assert pivot[0] == "toy all random ipc 1, rded-fixed*"  # of one epoch
     assert pivot[1].split() == ["teacher", "\\", "student", "conv3w8", "conv3w4"]
@@ -88,7 +87,7 @@ def test_diffsel_takes_part(world, tmp_path: Path) -> None:
         tmp_path / "m.yaml", **world, methods=["diffsel", "diffsel-noclusters"], ipc=[1], students=["conv3w8"], seeds=1
     )
     s = resolve({"assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 1}, "selection": {"clusters": 2}})
-    text = run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
+    text = run_matrix(read_matrix(file), tmp_path / "out", s, Bench(CPU))
     assert "toy all diffsel ipc 1" in text
     assert "toy all diffsel-noclusters ipc 1" in text
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 1  # one scoring pass serves both
@@ -100,15 +99,16 @@ def test_fairness_compares_like_with_like() -> None:
     protocols = {"soft": {"report": "best"}, "hard": {"labels": "hard", **bare}, "bare": bare}
     top1 = {("rded", "soft"): 60, ("random", "soft"): 50, ("rded", "hard"): 40, ("random", "hard"): 30, ("rded", "bare"): 45,
             ("random", "bare"): 43}  # fmt: skip
-    lines = {}
+    lines, chosen = {}, {}
     for (method, name), value in top1.items():
         last, best = spread([value - 7.0 * (method == "rded")]), spread([float(value)])
-        cell = SimpleNamespace(protocol=ProtocolSettings(**protocols[name]))
-        top = best if cell.protocol.report == "best" else last
-        lines[Point("toy", "all", method, 1, "t", "conv3", name)] = Line(cell, top, None, best, last, {})
+        point, protocol = Point("toy", "all", method, 1, "t", "conv3", name), ProtocolSettings(**protocols[name])
+        top = best if protocol.report == "best" else last
+        chosen[point] = protocol
+        lines[point] = Line("set", "t", "online", "conv3", name, "fp32", top, None, best, last, {}, 0, {})
     full = {"toy": {"all": {"conv3": 90.0, "conv4": 99.0}, "half": {"conv3": 98.0}}}
     matrix = Matrix({"toy": Source("a", "b")}, ("random", "rded"), (1,), ("t",), ("conv3",), full=full)
-    (row,) = scores(lines, matrix).splitlines()[3:]
+    (row,) = scores(lines, chosen, matrix).splitlines()[3:]
     expected = fairness(soft=60, random_soft=50, hard=40, full_hard=90, plain=45, random_plain=43)
     assert [float(value) for value in row.split()[-4:]] == [round(expected[key], 1) for key in ("IOR", "HLR", "LRS", "ARS")]
 
@@ -138,7 +138,7 @@ def test_what_cannot_work_is_refused_before_any_set_is_made(world, tmp_path: Pat
     file = write(tmp_path / "m.yaml", **world, methods=["random"], ipc=[1], students=["conv3w8", student], seeds=1)
     s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}})
     with pytest.raises(ConfigError, match=message):
-        run_matrix(read_matrix(file), tmp_path / "out", s, CPU, Workers(cpu=True))
+        run_matrix(read_matrix(file), tmp_path / "out", s, Bench(CPU))
     assert not (tmp_path / "out").exists()
 
 

@@ -19,11 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsel import method
-from diffsel.machine.formats import read_unit
+from diffsel.machine.tensors import read_unit
 from diffsel.runs.run import read_skipped
 from diffsel.runs.session import Session, resume, start
 from diffsel.scoring import features
 from diffsel.scoring.diffusion import Diffusion
+from diffsel.sets.candidates import check_set, mosaic_factor, most_patches
 from diffsel.settings.errors import ConfigError, DataError, SelectionError, SettingsDiffer, StoreError
 from diffsel.settings.settings import Settings, resolve
 
@@ -113,7 +114,7 @@ def test_an_image_has_the_same_maps_in_a_smaller_data_set(folder, tmp_path, smal
     (source / "cat" / "1.png").unlink()
     distill(source, tmp_path / "four", small)
     maps = [resume(tmp_path / name, small) for name in ("all", "four")]
-    tensors = [session.maps(session.units[0])[0] for session in maps]
+    tensors = [session.run.maps(session.run.units[0])[0] for session in maps]
     paths = [{row.path: row.row for row in session.data.rows} for session in maps]
     for path, row in paths[1].items():
         assert np.array_equal(tensors[1][f"{row}.differential"], tensors[0][f"{paths[0][path]}.differential"])
@@ -207,7 +208,7 @@ def test_a_class_too_small_for_mosaics_gives_one_patch_an_image(folder, tmp_path
     assert any("class 'dog' has too few patches for 2 x 2" in note for note in session.notes)
     lines = [json.loads(line) for line in (tmp_path / "run" / "ipc2" / "metadata.jsonl").read_text().splitlines()]
     assert [len(line["tiles"]) for line in lines] == [1, 1, 1, 1]
-    assert method.mosaic_factor(session, 2, ["cat"]) == 2
+    assert mosaic_factor(session.run, 2, ["cat"])[0] == 2
 
 
 def test_an_image_that_does_not_decode_may_cost_the_mosaics_but_not_the_set(folder, tmp_path, small) -> None:
@@ -218,9 +219,9 @@ def test_an_image_that_does_not_decode_may_cost_the_mosaics_but_not_the_set(fold
     assert any("class 'dog' has too few patches for 2 x 2" in note for note in session.notes)
     lines = [json.loads(line) for line in (tmp_path / "run" / "ipc1" / "metadata.jsonl").read_text().splitlines()]
     assert [len(line["tiles"]) for line in lines] == [1, 1]
-    assert method.most_patches(session, ["cat", "dog"]) == {"cat": 5, "dog": 3}
+    assert most_patches(session.run, ["cat", "dog"]) == {"cat": 5, "dog": 3}
     by_score = with_(small, selection={"method": "diffsel-noclusters"})
-    assert method.most_patches(resume(tmp_path / "run", by_score), ["dog"]) == {"dog": 3}
+    assert most_patches(resume(tmp_path / "run", by_score).run, ["dog"]) == {"dog": 3}
 
 
 def test_a_baseline_is_not_made_of_a_scoring_pass(folder, tmp_path, small, calls) -> None:
@@ -229,7 +230,7 @@ def test_a_baseline_is_not_made_of_a_scoring_pass(folder, tmp_path, small, calls
         distill(source, tmp_path / "run", at_random)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="needs no scoring pass"):
-        method.check_set(start(str(source), tmp_path / "run", at_random), 1, tmp_path / "set")
+        check_set(start(str(source), tmp_path / "run", at_random).run, 1, tmp_path / "set")
     assert calls == []
 
 
@@ -292,7 +293,7 @@ def test_an_image_that_does_not_decode_is_passed_over_by_every_stage(folder, tmp
     assert lost.path == "cat/3.jpg"
     assert "unreadable image" in lost.reason
     session = resume(run, small)
-    assert read_unit(session.run.map_file(session.units[0]), session.run.mark)[1]["rows"] == [0, 1, 2, 4, 5, 6]
+    assert read_unit(session.run.map_file(session.run.units[0]), session.run.mark)[1]["rows"] == [0, 1, 2, 4, 5, 6]
 
 
 def test_another_model_is_refused_for_a_stored_run(folder, tmp_path, small) -> None:
@@ -335,7 +336,7 @@ def test_another_data_folder_is_not_taken_for_the_indexed_one(folder, tmp_path, 
 def test_a_kill_while_the_run_is_made_is_no_harm(folder, tmp_path, small, monkeypatch) -> None:
     source, run = folder(cat=4), tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("diffsel.runs.run.dump_yaml", lambda values: 1 / 0)
+        patch.setattr("diffsel.runs.session.dump_yaml", lambda values: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             start(str(source), run, small)
     assert (run / "skipped.jsonl").exists()

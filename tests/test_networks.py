@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffsel.data.classes import ClassInfo, imagenet_wnids
+from diffsel.data.views import normalise
 from diffsel.evaluation import networks, teachers
 from diffsel.evaluation.networks import build, canonical, check_size
 from diffsel.evaluation.teachers import check_order, class_rows, load_teacher, read_checkpoint, recognise
@@ -97,7 +98,7 @@ def test_timm_teachers_see_images_as_they_were_trained(monkeypatch: pytest.Monke
         teacher = load_teacher("timm:light", infos, 16, CPU)
         mean, std = (torch.tensor(recorded[key]) for key in ("mean", "std"))
         expected = ((pixels / 255).mean((2, 3)) - mean) / std
-        torch.testing.assert_close(teacher.logits(networks.normalise(pixels)), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(teacher.logits(normalise(pixels)), expected, atol=1e-5, rtol=1e-5)
         digests.add(teacher.digest)
     assert len(digests) == 2  # labels of the one are not those of the other
     monkeypatch.setattr(Light, "pretrained_cfg", {"mean": None})

@@ -19,23 +19,21 @@ from scipy.stats import t
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from diffsel import method
-from diffsel.data.albums import set_pictures
 from diffsel.data.images import open_data
-from diffsel.machine.formats import read_unit, write_unit
+from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.method import distill
 from diffsel.report import accuracies as page_accuracy
 from diffsel.report import opening as page_run
 from diffsel.report.charts import Scale, evenly, histogram, tsne
-from diffsel.report.classes import ShownSet, class_part
+from diffsel.report.classes import class_part
 from diffsel.report.opening import open_target
-from diffsel.report.page import Extra, write_report
+from diffsel.report.page import write_report
 from diffsel.report.text import trace_image
 from diffsel.runs import prompts
-from diffsel.runs.run import forwards_taken
 from diffsel.runs.session import start
-from diffsel.sets import selection
 from diffsel.sets.baselines import select_baseline
-from diffsel.sets.opening import open_set, read_set
+from diffsel.sets.candidates import candidates
+from diffsel.sets.opening import DistilledSet, open_set, read_set
 from diffsel.sets.suspects import suspects
 from diffsel.settings.errors import ConfigError, StoreError
 from diffsel.settings.settings import resolve
@@ -43,7 +41,6 @@ from diffsel.settings.settings import resolve
 HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
 NAME = "</script><script>alert(3)</script>"
 PROMPT = "An image of {label}.<b onclick=alert(4)>"
-EXTRA = Extra("Suspects <b>", "Images & labels.", [(f"{HOSTILE[0]}/3<i>'&.png", HOSTILE[0], -0.5)])
 
 
 class Tree(HTMLParser):
@@ -90,9 +87,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_result(folder: Path, seed: int, top1: float | None, set_: Path, ipc: int | None = None, **more: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    album = set_pictures(open_set(set_), ipc, 16)
+    album = open_set(set_).album(ipc, 16)
     of_set = {"set": album.digest, "images": len(album.rows), "classes": [info.folder for info in album.classes]}
-    result: dict = {"cell": f"{set_.name} <b>", "seed": seed, "protocol": "plain", "report": "last", "precision": "fp32",
+    result: dict = {"cell": f"{set_.name} <b>", "seed": seed, "protocol": "plain", "report": "last", "precision": "fp32", "labels": "hard",
                     "identity": {**of_set, "student": "conv3", "teacher": None, "protocol": {"size": 16}}, **more}  # fmt: skip
     if top1 is None:
         result["failed"] = {"epoch": 1, "reason": "the loss is not a number <i>"}
@@ -104,7 +101,7 @@ def write_result(folder: Path, seed: int, top1: float | None, set_: Path, ipc: i
 
 @pytest.fixture(scope="module")
 def report(work: Path) -> Path:
-    files = write_report(work / "run", work / "report.html", extras=[EXTRA])
+    files = write_report(work / "run", work / "report.html")
     assert files == [work / "report.html"]
     return files[0]
 
@@ -115,13 +112,13 @@ def paged(work: Path, report: Path) -> list[Path]:
 
 
 def test_the_images_whose_label_fits_least_are_shown(work: Path, report: Path) -> None:
-    session = open_target(work / "run").session
-    assert session
-    found = [each for label in session.classes for each in suspects(session, label)]
+    run = open_target(work / "run").run
+    assert run
+    found = [each for label in run.infos for each in suspects(run, label)]
     worst = [each.path for each in sorted(found, key=lambda each: (each.statistic, each.row))[:24]]
-    section = report.read_text().split('<section id="extra1">')[1].split("</table>")[0]
+    section = report.read_text().split('<section id="extra0">')[1].split("</table>")[0]
     assert "Label suspects" in section
-    assert [unescape(path) for path in re.findall(r'<a href="#x1-\d+">(.*?)</a>', section)] == worst
+    assert [unescape(path) for path in re.findall(r'<a href="#x0-\d+">(.*?)</a>', section)] == worst
 
 
 def test_what_comes_from_the_data_is_text(report: Path) -> None:
@@ -135,7 +132,7 @@ def test_what_comes_from_the_data_is_text(report: Path) -> None:
     }
     assert not any(name.startswith("on") for _, attrs in tree.tags for name in attrs)
     assert all(attrs["src"].startswith("data:image/webp;base64,") for attrs in tree.all("img"))
-    for text in (*HOSTILE, NAME, f"An image of {NAME}.<b onclick=alert(4)>", "<u>broken.png", "ipc2 <b>", "Suspects <b>"):
+    for text in (*HOSTILE, NAME, f"An image of {NAME}.<b onclick=alert(4)>", "<u>broken.png", "ipc2 <b>"):
         assert text in tree.text, text
 
 
@@ -166,14 +163,14 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
     """The page clusters anew; the set's own record of each tile must agree."""
     opened = page_run.open_target(work / "run")
     for number, label in enumerate(opened.classes):
-        part, pool = class_part(opened.session, opened.sets, number, label)
+        part, pool = class_part(opened.run, opened.sets, number, label)
         assert pool is not None
         medians = [group.median for group in part.groups]
         assert medians == sorted(medians, reverse=True)
         assert sum(group.size for group in part.groups) == len(pool.scores) == (10, 10, 16)[number]
         assert len(part.points) == (0, 0, 16)[number]  # too few to lay out
         for shown, _, _ in part.sets:
-            for tile in (tile for entry in shown.images[label] for tile in entry["tiles"]):
+            for tile in shown.tiles(label):
                 place = pool.place[tile["row"], tuple(tile["box"])]
                 assert pool.clusters is not None
                 assert (pool.clusters.cluster[place], pool.clusters.place[place]) == (tile["cluster"], tile["place"])
@@ -186,15 +183,17 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
 
 def test_a_trace_clusters_on_one_thread(work: Path, monkeypatch) -> None:
     """As selection does: on two it may name another cluster than metadata.jsonl."""
-    threads, cluster = [], selection.cluster
+    from sklearn.cluster import KMeans
+
+    threads, fit = [], KMeans.fit
 
     def watched(*args):
         threads.append({pool["num_threads"] for pool in threadpool_info()})
-        return cluster(*args)
+        return fit(*args)
 
-    monkeypatch.setattr(selection, "cluster", watched)
+    monkeypatch.setattr(KMeans, "fit", watched)
     tile = json.loads((work / "run/ipc1/metadata.jsonl").read_text().splitlines()[0])["tiles"][0]
-    session = open_target(work / "run").session
+    session = open_target(work / "run").run
     assert session
     with threadpool_limits(2):
         text = trace_image(session, tile["source"], [])
@@ -203,7 +202,7 @@ def test_a_trace_clusters_on_one_thread(work: Path, monkeypatch) -> None:
 
 
 def test_the_same_report_has_the_same_bytes(work: Path, report: Path) -> None:
-    assert write_report(work / "run", work / "again.html", extras=[EXTRA])[0].read_bytes() == report.read_bytes()
+    assert write_report(work / "run", work / "again.html")[0].read_bytes() == report.read_bytes()
 
 
 def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
@@ -262,14 +261,14 @@ def test_a_prompts_set_is_shown_with_its_own_prompts_maps(tmp_path: Path, folder
     method.embed(view)
     method.select(view, 1, tmp_path / "sketch")
     opened = open_target(tmp_path / "sketch", run=run)
-    assert opened.session
-    for unit in view.units:
-        for name, values in view.maps(unit)[0].items():
-            np.testing.assert_array_equal(opened.session.maps(unit)[0][name], values)
-    part, pool = class_part(opened.session, opened.sets, 0, "cat")
+    assert opened.run
+    for unit in view.run.units:
+        for name, values in view.run.maps(unit)[0].items():
+            np.testing.assert_array_equal(opened.run.maps(unit)[0][name], values)
+    part, pool = class_part(opened.run, opened.sets, 0, "cat")
     assert part.prompt == "A sketch of cat."
     assert pool
-    assert pool.scores.tolist() == method.candidates(view, "cat").scores.tolist()
+    assert pool.scores.tolist() == candidates(view.run, "cat").scores.tolist()
     assert "against “A sketch of {label}.”" not in Tree(write_report(run, tmp_path / "r.html")[0]).text
     assert "“A sketch of {label}.”" in Tree(write_report(tmp_path / "sketch", tmp_path / "s.html", run=run)[0]).text
     shown = open_target(run, [tmp_path / "sketch", run / "ipc1"]).sets[::-1]
@@ -277,7 +276,7 @@ def test_a_prompts_set_is_shown_with_its_own_prompts_maps(tmp_path: Path, folder
     assert shown[1].differs["scoring.prompts"] == (["A sketch of {label}."], list(small.scoring.prompts))
     shutil.rmtree(run / "prompts")
     alone = open_target(tmp_path / "sketch", run=run)
-    assert alone.session is None
+    assert alone.run is None
     assert "The maps of sketch's prompt are not in" in alone.notes[0]
 
 
@@ -296,10 +295,10 @@ def test_forwards_of_adaptive_draws_are_those_taken(tmp_path: Path, folder, smal
     taken = session.counts["U-Net forwards"]
     assert 11 * 2 * 2 < taken < 11 * 8 * 2
     assert f"{taken} U-Net forwards (11 images, 2 draws to 8)" in page_run.costs(open_target(tmp_path / "run"), [])[0].work
-    for unit in session.units:  # as units were before they recorded it
+    for unit in session.run.units:  # as units were before they recorded it
         tensors, extra = read_unit(session.run.map_file(unit), session.run.mark)
         write_unit(session.run.map_file(unit), session.run.mark, tensors, {"label": unit.label, "rows": extra["rows"]})
-    assert forwards_taken(session.run) == 11 * 2 * 2
+    assert session.run.forwards_taken() == 11 * 2 * 2
 
 
 def test_long_reports_are_paged(work: Path, report: Path, paged: list[Path]) -> None:
@@ -342,10 +341,10 @@ def test_a_run_whose_images_are_gone_is_still_shown(work: Path, tmp_path: Path) 
 
 
 def test_a_set_finds_its_run_or_does_without(work: Path, tmp_path: Path) -> None:
-    assert page_run.open_target(work / "run" / "ipc1").session is not None
+    assert page_run.open_target(work / "run" / "ipc1").run is not None
     random = page_run.open_target(work / "random")
-    assert random.session is not None  # same images
-    part, _ = class_part(random.session, random.sets, 0, HOSTILE[0])
+    assert random.run is not None  # same images
+    part, _ = class_part(random.run, random.sets, 0, HOSTILE[0])
     assert {use[4] for source in part.sources for use in source.uses} == {"random"}
     assert all(source.picture and source.heat for source in part.sources)
     (work / "run" / "ipc1").rename(tmp_path / "alone")
@@ -425,7 +424,7 @@ def test_samples_are_even_and_keep_what_they_must() -> None:
 
 
 def test_baselines_come_after_diffsels_own_sets() -> None:
-    made = [ShownSet(Path(name), {"ipc": ipc, **({"run": 1} if own else {})}, {}) for name, ipc, own in
+    made = [DistilledSet(Path(name), {"ipc": ipc, **({"run": 1} if own else {})}, ()) for name, ipc, own in
             [("a", 50, False), ("b", 1, True), ("c", 10, True)]]  # fmt: skip
     assert [shown.name for shown in page_run._largest_first(made)] == ["c", "b", "a"]
 
@@ -512,7 +511,7 @@ def test_light_and_dark_wide_and_narrow(browser: Browser, report: Path) -> None:
     backs = []
     for dark in (False, True):
         for width in (1400, 420):
-            browser.look(width, 900, dark)
+            browser.open_run(width, 900, dark)
             browser.open(report)
             assert min(browser.run(luminance)) >= 4.5
             assert browser.run("document.documentElement.scrollWidth <= innerWidth")
@@ -521,5 +520,5 @@ def test_light_and_dark_wide_and_narrow(browser: Browser, report: Path) -> None:
         assert browser.run("getComputedStyle(document.body).backgroundColor") != backs[-1]
         browser.run("localStorage.clear()")
     assert backs[0] != backs[1]
-    browser.look(1400, 900)
+    browser.open_run(1400, 900)
     assert browser.problems == []

@@ -11,6 +11,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from conftest import GOLDEN, TINY, draw
 
 from diffsel.machine.progress import quiet
+from diffsel.sets.candidates import candidates, most_patches
 from diffsel.settings.errors import ConfigError
 from diffsel.studies import cases as scales
 from diffsel.studies import figures as gallery
@@ -272,14 +274,15 @@ def test_fewer_images_are_read_from_the_same_pass(tmp_path: Path, small, folder)
     session = start(str(folder(cat=7, dog=5)), tmp_path / "run", small)
     method.score(session)
     method.embed(session)
-    everything = {label: set(method.candidates(session, label).rows) for label in ("cat", "dog")}
-    session.settings = small.model_copy(update={"selection": small.selection.model_copy(update={"images": 3})})
+    everything = {label: set(candidates(session.run, label).rows) for label in ("cat", "dog")}
+    fewer = small.model_copy(update={"selection": small.selection.model_copy(update={"images": 3})})
+    session = session.seen(replace(session.run, settings=fewer))
     capped = open_data(session.data.root, small.data.model_copy(update={"images_per_class": 3}), small.seed)
     for label in ("cat", "dog"):
-        found = {session.data.rows[row].path for row in method.candidates(session, label).rows}
+        found = {session.data.rows[row].path for row in candidates(session.run, label).rows}
         assert found == {row.path for row in capped.of_class(label)}
         assert len(everything[label]) > 3
-    assert method.most_patches(session, ["cat"])["cat"] < 7 * small.patches.per_image + 1
+    assert most_patches(session.run, ["cat"])["cat"] < 7 * small.patches.per_image + 1
 
 
 def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, tmp_path: Path, monkeypatch) -> None:
@@ -306,8 +309,9 @@ def test_the_sheet_of_one_class_shows_the_one_named(tmp_path: Path) -> None:
         folder = tmp_path / expected
         for label in labels:
             draw(folder / label / "00000.png", 0)
-        lines = [json.dumps({"class": label, "tiles": []}) for label in labels]
-        (folder / "metadata.jsonl").write_text("\n".join(lines))
+        files = [{"file_name": f"{name}/00000.png", "label": i, "class": name, "tiles": []} for i, name in enumerate(labels)]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, files)))
+        (folder / "set.yaml").write_text("selection: {method: diffsel}")
         assert gallery._rows("class", job, folder, tmp_path, quiet)[0][0] == f"all {job.ipc} of {expected}"
 
 

@@ -11,11 +11,9 @@ import torch
 import yaml
 from conftest import TINY, draw
 
-from diffsel.data.albums import Opener
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.networks import build
 from diffsel.machine.device import Machine
-from diffsel.machine.processes import Workers
 from diffsel.settings.errors import StoreError
 from diffsel.studies import making as products
 from diffsel.studies.cases import Case, Job, Scale, plan, read_scale
@@ -49,11 +47,11 @@ def write_teacher(path: Path, seed: int) -> None:
 
 def jobs_of(scale: Scale, out: Path, *methods: str, **case: object) -> list[Job]:
     cases = [Case(method, "c", "toy", 1, method, **case) for method in methods]  # type: ignore[arg-type]
-    return products.prepare(plan(cases, scale, CONFIGS, once=False), scale, out, CPU, Workers(cpu=True), Opener())
+    return products.prepare(plan(cases, scale, CONFIGS, once=False), scale, out, Bench(CPU))
 
 
 def make(scale: Scale, out: Path, *methods: str) -> dict[str, Path]:
-    return products.make_sets(jobs_of(scale, out, *methods), out, Bench(CPU), Workers(cpu=True), Opener())
+    return products.make_sets(jobs_of(scale, out, *methods), out, Bench(CPU))
 
 
 def replace_model(tmp_path: Path) -> None:
@@ -108,7 +106,7 @@ def test_a_trained_teacher_is_kept_and_checked(world, tmp_path: Path, monkeypatc
     jobs_of(world, out, "random", teacher="pupil")
     weights = (out / "teachers" / "toy-pupil" / "best.safetensors").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(products, "train_teacher", never)
+        patched.setattr(products, "train", never)
         patched.setattr("diffsel.data.albums.Album.load", never)
         jobs_of(world, out, "random", teacher="pupil", settings={"data.images_per_class": 2})  # a case's own images
     assert (out / "teachers" / "toy-pupil" / "best.safetensors").read_bytes() == weights
@@ -125,7 +123,7 @@ def test_a_timing_is_of_its_model_and_teacher(world, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def timed() -> dict:
-        return products.timings(jobs_of(world, out, "diffsel", "rded"), out, Bench(CPU), Workers(cpu=True))
+        return products.timings(jobs_of(world, out, "diffsel", "rded"), out, Bench(CPU))
 
     first = timed()
     assert first["diffsel", "c, forwards"].mean == 6 * 3 * 2

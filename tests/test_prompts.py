@@ -17,7 +17,7 @@ from diffsel import method
 from diffsel.cli import looking as cli_study
 from diffsel.data.images import Row
 from diffsel.runs import prompts
-from diffsel.runs import run as store
+from diffsel.runs.run import Run
 from diffsel.runs.session import Session, resume, start
 from diffsel.scoring.patches import patch_scores
 from diffsel.settings.errors import ConfigError, DataError, StoreError
@@ -53,11 +53,11 @@ def run(original: Path, tmp_path: Path) -> Session:
     return resume(tmp_path / "run", settings())
 
 
-def study(run: Session, *templates: str, null: str | None = None, words: Path | None = None, **patches) -> prompts.Study:
+def study(run: Session, *templates: str, null: str | None = None, words: Path | None = None, **patches) -> prompts.Comparison:
     return prompts.plan(resume(run.run.path, settings(**patches)), templates, null, words)
 
 
-def scored(run: Session, *templates: str, **options) -> prompts.Study:
+def scored(run: Session, *templates: str, **options) -> prompts.Comparison:
     planned = study(run, *templates, **options)
     promised = planned.forwards()
     prompts.score(planned)
@@ -95,11 +95,12 @@ def test_an_added_prompt_has_the_maps_of_a_run_made_with_it(run: Session, tmp_pa
     )
     own = start(run.data.root, tmp_path / "own", asked)
     method.score(own)
+    own, view = own.run, views[1].run
     for unit in own.units:
-        tensors, _ = views[1].maps(unit)
+        tensors, _ = view.maps(unit)
         for row in unit.rows:
             expected = own.image_map(own.maps(unit)[0], row)
-            np.testing.assert_allclose(views[1].image_map(tensors, row), expected, rtol=3e-3, atol=3e-5)
+            np.testing.assert_allclose(view.image_map(tensors, row), expected, rtol=3e-3, atol=3e-5)
 
 
 def test_with_latents_kept_prompts_need_no_images_and_have_the_same_bytes(run: Session, original: Path, tmp_path: Path) -> None:
@@ -108,18 +109,18 @@ def test_with_latents_kept_prompts_need_no_images_and_have_the_same_bytes(run: S
     shutil.copytree(original.parent / "data", tmp_path / "data")
     session = start(str(tmp_path / "data"), tmp_path / "kept", kept)
     method.score(session)
-    for unit in session.units:
+    for unit in session.run.units:
         assert session.run.map_file(unit).read_bytes() == run.run.map_file(unit).read_bytes()
     for file in (tmp_path / "data").glob("*/*.png"):
         file.unlink()
     a, b = (scored(each, CAT, PHOTO) for each in (run, resume(tmp_path / "kept", kept)))
     for one, other in zip(a.parts, b.parts, strict=True):
-        for unit in session.units if one and other else []:
+        for unit in session.run.units if one and other else []:
             assert one.file(unit).read_bytes() == other.file(unit).read_bytes()
-    assert sum(reason is None for _, reason in store.damaged(session.run)) == 3 * len(session.units)  # maps, latents, prompt
-    file = session.run.latent_file(session.units[0])
+    assert sum(reason is None for _, reason in session.run.damaged()) == 3 * len(session.run.units)  # maps, latents, prompt
+    file = session.run.latent_file(session.run.units[0])
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    assert [path for path, reason in store.damaged(session.run) if reason] == [file]
+    assert [path for path, reason in session.run.damaged() if reason] == [file]
 
 
 def test_a_killed_comparison_goes_on_and_ends_with_the_same_bytes(run: Session, monkeypatch) -> None:
@@ -144,7 +145,7 @@ def test_the_stages_after_scoring_work_on_a_view_and_leave_the_run_alone(run: Se
 
 
 def test_agreement_is_one_with_itself_and_known_otherwise(run: Session) -> None:
-    views = scored(run, CAT, PHOTO, estimator="differential").views()
+    views = [view.run for view in scored(run, CAT, PHOTO, estimator="differential").views()]
     same = compare([views[0], views[0]])
     assert [row.label for row in same] == [None, "cat", "dog"]
     assert all((row.places, row.boxes) == pytest.approx((1, 1)) for row in same)
@@ -156,7 +157,7 @@ def test_agreement_is_one_with_itself_and_known_otherwise(run: Session) -> None:
     assert found.places == pytest.approx(np.mean(expected))
 
 
-def scores(view: prompts.View, row: Row) -> np.ndarray:
+def scores(view: Run, row: Row) -> np.ndarray:
     width, height = view.data.size(row)
     return patch_scores(view.image_map(view.maps(view.units[0])[0], row), height, width, 32, 8)[0].ravel()
 

@@ -8,6 +8,7 @@ from test_scoring import PROMPTS, picture, score
 
 from diffsel.scoring.adaptive import undecided
 from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.draws import Scorer
 from diffsel.scoring.maps import score_adaptively
 from diffsel.settings.sections import PatchSettings, ScoringSettings
 
@@ -67,7 +68,7 @@ def test_adaptive_maps_are_those_of_a_pass_with_as_many_draws(tiny: Diffusion, m
     images = [(str(i), picture(i, 64, 64 + 24 * (i % 2))) for i in range(6)]
     rounds = [np.array([True, True, True, False, False, True]), np.array([True, False, True, False, False, False])]
     monkeypatch.setattr("diffsel.scoring.maps.undecided", lambda *_: rounds.pop(0))
-    found = {images[i][0]: maps for i, maps in score_adaptively(tiny, images, PROMPTS, SETTINGS, WHOLE, 0, 8)}
+    found = {images[i][0]: maps for i, maps in score_adaptively(Scorer(tiny, SETTINGS, 0, 8), images, PROMPTS, WHOLE)}
     assert {key: maps.draws for key, maps in found.items()} == {"0": 8, "1": 4, "2": 8, "3": 2, "4": 2, "5": 4}
     for draws in (2, 4, 8):
         fixed = score(tiny, images, settings=SETTINGS.model_copy(update={"draws": draws, "adaptive_draws": None}))
@@ -81,6 +82,6 @@ def test_adaptive_scoring_does_not_depend_on_the_order_of_images(tiny: Diffusion
     patches = PatchSettings(patch_size=32)
     runs = []
     for order in (images, images[::-1]):
-        found = {order[i][0]: maps for i, maps in score_adaptively(tiny, order, PROMPTS, SETTINGS, patches, 0, 8)}
+        found = {order[i][0]: maps for i, maps in score_adaptively(Scorer(tiny, SETTINGS, 0, 8), order, PROMPTS, patches)}
         runs.append({key: (maps.draws, maps.gap.tobytes()) for key, maps in found.items()})
     assert runs[0] == runs[1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffsel.scoring.diffusion import Diffusion
-from diffsel.scoring.draws import differential_and_gap, draw_noise, padded
+from diffsel.scoring.draws import Scorer, differential_and_gap, draw_noise, padded
 from diffsel.scoring.maps import Maps, forwards, label_losses, score_images
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ScoringSettings
@@ -21,7 +21,7 @@ def picture(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
 
 
 def score(model, images, prompts=PROMPTS, settings=SETTINGS, batch_size=8) -> dict[str, Maps]:
-    return {images[i][0]: maps for i, maps in score_images(model, images, prompts, settings, 0, batch_size)}
+    return {images[i][0]: maps for i, maps in score_images(Scorer(model, settings, 0, batch_size), images, prompts)}
 
 
 def same_bytes(a: Maps, b: Maps) -> bool:
@@ -201,6 +201,6 @@ def test_losses_of_a_prompt_alone_minus_the_kept_null_loss_are_its_differential_
     images = [("0", picture(0)), ("1", picture(1))]
     full = score(tiny, images, ["a photo", "An image of dog."])
     for batch_size in (2, 8):
-        for place, losses in label_losses(tiny, images, ["An image of dog.", "a photo"], SETTINGS, 0, batch_size):
+        for place, losses in label_losses(Scorer(tiny, SETTINGS, 0, batch_size), images, ["An image of dog.", "a photo"]):
             maps = full[images[place][0]]
             np.testing.assert_allclose((losses - maps.null)[::-1], maps.differential, rtol=2e-3, atol=2e-5)

@@ -14,9 +14,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from diffsel import method
-from diffsel.runs.session import look
+from diffsel.runs.run import open_run
 from diffsel.sets import selection
+from diffsel.sets.candidates import candidates
 from diffsel.settings.settings import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -71,21 +71,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_selection_holds_few_classes_at_a_time_and_picks_the_same_with_any_jobs(store: Path) -> None:
     """Vectors are read class by class: all of ImageNet's would be 6.7 GB."""
-    session = look(store, resolve({"model": {"model": "demo"}}))
+    run = open_run(store, resolve({"model": {"model": "demo"}}))
     most, found = {1: 0, 2: 0}, {}
 
     def watched(jobs: int) -> Iterator[selection.Candidates]:
         seen: list[weakref.ref] = []
-        for info in session.data.classes:
-            candidates = method.candidates(session, info.folder)
-            assert candidates.vectors.shape == (PATCHES, CHANNELS)
-            seen.append(weakref.ref(candidates))
+        for info in run.data.classes:
+            pool = candidates(run, info.folder)
+            assert pool.vectors.shape == (PATCHES, CHANNELS)
+            seen.append(weakref.ref(pool))
             most[jobs] = max(most[jobs], sum(each() is not None for each in seen))
-            yield candidates
-            del candidates
+            yield pool
+            del pool
 
     for jobs in (1, 2):
-        picks = selection.select(watched(jobs), 5, 1, session.settings.selection, 0, jobs)
+        picks = selection.select_all(watched(jobs), 5, 1, run.settings.selection, 0, jobs)
         found[jobs] = [asdict(pick) for name in sorted(picks) for pick in picks[name]]
     assert len(found[1]) == CLASSES * 5
     assert repr(found[1]).encode() == repr(found[2]).encode()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from diffsel.sets.selection import Candidates, cluster, rank_clusters, select, select_class, tile_rank
+from diffsel.sets.selection import Candidates, cluster, rank_clusters, select_all, select_class, tile_rank
 from diffsel.settings.errors import SelectionError
 from diffsel.settings.sections import SelectionSettings
 
@@ -60,7 +60,7 @@ def test_picks_do_not_depend_on_the_number_of_threads() -> None:
     found = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found.append(select([pool], 10, 1, SelectionSettings(clusters=8, top_clusters=4), 0))
+            found.append(select_all([pool], 10, 1, SelectionSettings(clusters=8, top_clusters=4), 0))
     assert found[0] == found[1]
 
 
@@ -96,8 +96,8 @@ def test_picks_depend_neither_on_jobs_nor_on_other_classes() -> None:
     pools = [blobs(8, 12, seed, f"class {seed}") for seed in range(4)]
     settings = SelectionSettings(clusters=8, top_clusters=5)
     alone = {p.label: select_class(p, 5, 2, settings, 0) for p in pools}
-    assert select(pools, 5, 2, settings, 0, jobs=1) == alone
-    assert select(pools[::-1], 5, 2, settings, 0, jobs=2) == alone
+    assert select_all(pools, 5, 2, settings, 0, jobs=1) == alone
+    assert select_all(pools[::-1], 5, 2, settings, 0, jobs=2) == alone
 
 
 def test_mosaics_are_dealt_as_rded_does() -> None:

@@ -1,1 +1,8 @@
-"""."""
+"""Images as numbered rows, classes, and pictures as networks take them.  Knows no model.
+
+albums   pictures in memory: square, labelled, hashed; validation images
+classes  class folders, names and prompt words, in an order that is data
+images   a data set as numbered rows; the only reader of pixels
+pixels   any image file as upright RGB pixels; resizing
+views    crops, flips, shuffled tiles, CutMix and MixUp
+"""

@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
-from torch import Tensor
 
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError
@@ -22,6 +21,10 @@ from ..settings.settings import Settings, fingerprint, identity
 from .classes import ClassInfo, refuse_shared
 from .images import ImageData, Row, Skipped, is_datasets_folder, open_data
 from .pixels import resized_size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Album:
 
     def load(self, progress: Progress = quiet, workers: int = 4) -> Pictures:
         """Decode every picture, in threads.  Raises DataError for one that is gone or was edited."""
+        import torch  # an album is a list: only its pictures need it
+
         pixels = np.empty((len(self.rows), self.size, self.size, 3), np.uint8)
 
         def one(item: tuple[int, Row]) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor
 from ..data.albums import Pictures
 from ..data.views import Mix, Views, apply_mix, draw_mix, draw_views, epoch_generator, normalise, view
 from ..machine.files import write_atomically
-from ..machine.formats import differences, dump_yaml, is_mine, read_unit, read_yaml, write_unit
+from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.progress import Progress, quiet
+from ..machine.tensors import read_unit, write_unit
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.sections import ProtocolSettings
 from ..settings.settings import fingerprint

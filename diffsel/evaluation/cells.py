@@ -278,7 +278,11 @@ def result_file(out: Path, cell: Cell, seed: int, machine: Machine) -> Path:
 
 def gather(cells: Sequence[Cell], seeds: Sequence[int], out: Path, machine: Machine) -> list[Line]:
     """Means and intervals of finished cells.  Raises StoreError where a result is missing or damaged."""
-    return [line_of([read_result(result_file(out, cell, seed, machine)) for seed in seeds]) for cell in cells]
+    lines = []
+    for cell in cells:  # cells of other names may share results: of the same pictures, or shown by another epoch
+        found = [read_result(result_file(out, cell, seed, machine)) for seed in seeds]
+        lines.append(replace(line_of(found, cell.protocol.report), name=cell.name, protocol=whole_name(cell.protocol)))
+    return lines
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -122,10 +122,10 @@ def read_result(file: Path) -> dict[str, Any]:
         raise StoreError(f"{file} is damaged ({type(error).__name__}: {error}); delete it, and evaluate again") from None
 
 
-def line_of(results: Sequence[Mapping[str, Any]]) -> Line:
-    """The students of one cell as a line."""
+def line_of(results: Sequence[Mapping[str, Any]], report: str | None = None) -> Line:
+    """The students of one cell as a line; ``report``: which epoch it shows, by default as they were asked."""
     first, good = results[0], [result for result in results if "failed" not in result]
-    identity, report = first["identity"], first["report"]
+    identity, report = first["identity"], report or first["report"]
     columns = [(report, "top1"), (report, "top5"), ("best", "top1"), ("last", "top1")]
     top1, top5, best, last = (spread([one[epoch][key] for one in good]) if good else None for epoch, key in columns)
     return Line(

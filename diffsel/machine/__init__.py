@@ -1,1 +1,11 @@
-"""."""
+"""Files, processes, devices and progress.  Knows no image.
+
+claims     who makes which file, among any number of processes
+device     devices, precisions, copies to and fro, memory
+files      files and folders that are whole or not there
+formats    YAML records, JSON lines, CSV tables; is this folder mine?
+helpers    copies of this process that train students beside it
+processes  this process among its peers; accelerate
+progress   progress bars
+tensors    checked tensor files
+"""

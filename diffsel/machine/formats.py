@@ -1,25 +1,18 @@
-"""What lies in files: YAML records, JSON lines, CSV tables, and checked tensors.  Nothing is ever pickled.
-
-Every tensor file carries, as metadata, the fingerprint of the settings that made it, facts about its rows, and a checksum.
-"""
+"""What people can read in files: YAML records and what they say of a folder, JSON lines, CSV tables."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as save_safetensors
 
 from ..settings.errors import SettingsDiffer, StoreError
-from .files import PART, write_atomically
+from .files import PART
 
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -81,61 +74,3 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     writer.writerow(header)
     writer.writerows(["" if value is None else value for value in row] for row in rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-# ---- checked tensors -------------------------------------------------------------------------------------------------
-
-
-def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
-    """One unit file: tensors, and as metadata the fingerprint ``mark``, ``extra`` (JSON) and a checksum."""
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    about = {"fingerprint": mark, "extra": dict(extra), "checksum": _checksum(ordered, extra)}
-    # One metadata key: safetensors writes several in an order that changes from process to process.
-    write_atomically(path, save_safetensors(ordered, {"diffsel": json.dumps(about, sort_keys=True)}))
-
-
-RECOVER = "`diffsel check RUN --remove` removes it, the next start makes it again"
-
-
-def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and ``extra`` of a unit.
-
-    Raises StoreError if it is damaged (``recover`` says what to do then) or made with other settings.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {recover}") from None
-    if about.get("checksum") != _checksum(tensors, about.get("extra")):
-        raise StoreError(f"{path} is damaged (checksum differs); {recover}")
-    if about.get("fingerprint") != mark:
-        raise StoreError(f"{path} was made with other settings than those recorded beside it; it does not belong here")
-    return tensors, about["extra"]
-
-
-def read_column(file: Path, name: str) -> np.ndarray:
-    """One tensor of a unit file, unchecked: to count before the unit is read.  Raises StoreError where it is damaged."""
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return np.asarray(opened.get_tensor(name))
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
-
-
-def read_extra(path: Path) -> dict[str, Any]:
-    """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return json.loads((file.metadata() or {})["diffsel"])["extra"]
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {RECOVER}") from None
-
-
-def _checksum(tensors: Mapping[str, np.ndarray], extra: Any) -> str:
-    state = hashlib.blake2b(json.dumps(extra, sort_keys=True).encode(), digest_size=16)
-    for name, value in tensors.items():
-        state.update(f"{name} {value.dtype} {value.shape};".encode())
-        state.update(value.tobytes())
-    return state.hexdigest()

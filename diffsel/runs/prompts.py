@@ -20,7 +20,7 @@ import numpy as np
 
 from ..data.classes import ClassInfo, read_class_file
 from ..data.images import Row
-from ..machine.formats import read_unit
+from ..machine.tensors import read_unit
 from ..scoring.diffusion import check_prompts, locate
 from ..scoring.draws import Picture, Scorer
 from ..scoring.maps import label_losses, score_images

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, Row, Skipped, reopen
 from ..machine.files import safe_name, write_atomically
-from ..machine.formats import differences, dump_yaml, read_extra, read_lines, read_unit, read_yaml, write_unit
+from ..machine.formats import differences, dump_yaml, read_lines, read_yaml
+from ..machine.tensors import read_extra, read_unit, write_unit
 from ..scoring.patches import Box, best_boxes, chosen_bins, estimate
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, without_execution

@@ -208,7 +208,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"model": str(folder.resolve())})})
     if workers.is_main:
         sweep(out)
-    record = _create(out, described, settings, data)
+    record = create_run(out, described, settings, data)
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
     session.note_missing_latents()
     return session
@@ -249,7 +249,7 @@ def _precision(settings: Settings, workers: Workers) -> dict[str, str]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _create(path: Path, identity: Mapping[str, Any], settings: Settings, data: ImageData) -> dict[str, Any]:
+def create_run(path: Path, identity: Mapping[str, Any], settings: Settings, data: ImageData) -> dict[str, Any]:
     """Make RUN, or open it where it exists; its record.
 
     Raises SettingsDiffer where it holds results of another ``identity``, StoreError where something else lies there.

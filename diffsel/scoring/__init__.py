@@ -1,1 +1,9 @@
-"""."""
+"""What a diffusion prior says of an image.  Knows no run and no set.
+
+adaptive   which images need more draws
+diffusion  Stable Diffusion behind four verbs; diffusers
+draws      one draw at a time: keyed noise, predictions, losses
+features   patches as vectors: DIFT, CLIP
+maps       loss maps and gap maps of images
+patches    maps as patch scores and boxes
+"""

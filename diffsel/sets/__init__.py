@@ -1,1 +1,10 @@
-"""."""
+"""RUN -> SET -> other forms.
+
+assembly    picks as pictures and mosaics, with their provenance
+baselines   random images and RDED, through the same selection and assembly
+candidates  what selection may choose from; what decides a set
+export      a set in the forms that other tools read; the hub
+opening     the one reader of a set
+selection   clusters, ranks and picks
+suspects    images whose label raises the loss
+"""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..data.images import ImageData, Row, cap
-from ..machine.formats import is_mine, read_column
+from ..machine.formats import is_mine
+from ..machine.tensors import read_column
 from ..runs.run import Run
 from ..settings.errors import ConfigError, DataError
 from ..settings.settings import Settings, identity

@@ -1,1 +1,6 @@
-"""."""
+"""What may be asked for, and every error that a user may meet.  Imports no other room.
+
+errors    every foreseeable error, with its message
+sections  the sections of the settings, one class each
+settings  all sections together, from flags and YAML files; what of them decides results
+"""

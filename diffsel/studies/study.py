@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..cli.flags import Quiet
 from ..machine.files import write_atomically
 from ..machine.progress import progress
 from ..settings.errors import ConfigError, DiffselError
@@ -47,7 +46,7 @@ def main(file: str, doc: str | None, cases: Sequence[Case], expected: Expected, 
         dry_run: Annotated[bool, typer.Option("--dry-run", help="List cells, forwards and hours; do nothing.")] = False,
         model: Annotated[str | None, typer.Option("--model", help="Diffusion model, in place of the scale's.")] = None,
         students: Annotated[int | None, typer.Option("--students", min=1, help="Students a cell.")] = None,
-        quiet: Quiet = False,
+        quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     ) -> None:
         configs = source.parent.parent / "configs"
         chosen = read_scale(scale, configs, model, students)
