@@ -16,7 +16,8 @@ from diffsel.machine.helpers import can_fork
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.settings.settings import Settings, resolve
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 TINY = str(GOLDEN / "tiny-sd")
 
 

@@ -16,26 +16,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import GOLDEN, TINY, draw
+from conftest import GOLDEN, ROOT, TINY
+from programs import CONFIGS, SCALES, load
 
-from diffsel.machine.progress import quiet
 from diffsel.sets.candidates import candidates, most_patches
-from diffsel.settings.errors import ConfigError
-from diffsel.studies import cases as scales
-from diffsel.studies import figures as gallery
 from diffsel.studies import study, tables
-from diffsel.studies.cases import Case, costs, plan, read_scale
-from diffsel.studies.tables import Value, agreement, markdown
+from diffsel.studies.cases import plan, read_scale
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "configs"
 FILES = sorted((ROOT / "pipelines").glob("*.py"))
 NAMES = [file.stem for file in FILES]
-SCALES = ("demo", "cifar10", "paper")
-
-
-def load(file: Path) -> dict:
-    return runpy.run_path(str(file))
 
 
 def run(file: Path, *words: object) -> None:
@@ -157,76 +146,6 @@ def test_rdeds_scripts_are_all_there() -> None:
     assert ours == theirs
 
 
-def test_the_full_set_has_no_cap() -> None:
-    """Figure 7: all images of the demo (its pass is the same), ImageNet-1K's 1.28 million; left out on CIFAR-10."""
-    cases = load(ROOT / "pipelines" / "real_images.py")["cells"]()
-    counts = {}
-    for name in SCALES:
-        scale = read_scale(name, CONFIGS)
-        jobs = plan(cases, scale, CONFIGS)
-        counts[name] = len(jobs), jobs[-1].settings.selection.images, costs(jobs, scale)[-1].forwards
-        assert jobs[-1].settings.data.images_per_class == (300 if name == "cifar10" else None)
-    assert counts == {"demo": (5, None, 0), "cifar10": (4, 300, 0), "paper": (5, None, 1_281_167 * 16 * 2)}
-
-
-def test_the_cost_of_shared_work_is_counted_once() -> None:
-    scale = read_scale("paper", CONFIGS)
-    ranges = plan(load(ROOT / "pipelines" / "timestep_ranges.py")["cells"](), scale, CONFIGS)
-    found = costs(ranges, scale)
-    assert [cost.forwards for cost in found] == [300_000 * 16 * 2] + [0] * 9
-    assert [cost.vectors for cost in found] == [300_000] * 10
-    assert {cost.images for cost in found} == {50 * 1000 * 300 * 5}
-    assert len({job.run_name for job in ranges}) == 1
-    assert len({job.set_name for job in ranges}) == 10
-
-
-def test_a_scale_stands_for_the_paper_and_refuses_what_it_lacks(tmp_path: Path) -> None:
-    scale = read_scale("demo", CONFIGS, model="elsewhere", students=7)
-    case = Case("r", "c", "imagewoof", 50, settings={"selection.clusters": 64})
-    (job,) = plan([case, case, Case("r", "d", "cifar100", 50)], scale, CONFIGS)
-    assert (job.dataset, job.ipc, job.student, job.students) == ("scenes", 5, "conv4w32", 7)
-    assert job.settings.selection.clusters == 16
-    assert job.settings.model.model == "elsewhere"
-    assert job.settings.patches.t_range == (0.1, 0.7)
-    with pytest.raises(ConfigError, match="data set 'mars' is not in this scale"):
-        plan([Case("r", "c", "mars", 1)], scale, CONFIGS)
-    with pytest.raises(ConfigError, match="there is cifar10, demo, paper"):
-        read_scale("huge", CONFIGS)
-    with pytest.raises(ConfigError, match="set the environment variable NOWHERE"):
-        scales.place("$NOWHERE/train", tmp_path)
-    for speed in ("{}", "{forward: 1}", "{forward: 0, student: 1}", "{forward: 1, student: 1, resnet50: -1}"):
-        (tmp_path / "s.yaml").write_text(f"datasets: {{}}\nspeed: {speed}\n")
-        with pytest.raises(ConfigError, match=r"s\.yaml: speed\.\w+: must be there and above 0, such as"):
-            read_scale(str(tmp_path / "s.yaml"), CONFIGS)
-    (tmp_path / "s.yaml").write_text("datasets: {}\nspeed: {}\nstands: {selection.clutsers: {32: 8}}\n")
-    with pytest.raises(ConfigError, match=r"s\.yaml: stands.selection.clutsers: neither one of dataset, ipc"):
-        read_scale(str(tmp_path / "s.yaml"), CONFIGS)
-    (tmp_path / "s.yaml").write_text("datasets: {}\nspeed: {}\nstudnts: 3\n")
-    with pytest.raises(ConfigError, match=r"s\.yaml: studnts"):
-        read_scale(str(tmp_path / "s.yaml"), CONFIGS)
-
-
-def test_agreement_counts_pairs_in_rows_and_columns() -> None:
-    expected = {("a", "x"): 10.0, ("a", "y"): 20.0, ("b", "x"): 30.0, ("b", "y"): (5.0, 0.1), ("a", "word"): "yes"}
-    values = {
-        ("a", "x"): Value(1, 0, 0.1, 3),
-        ("a", "y"): Value(2, 0, 0.1, 3),  # as in the paper, apart
-        ("b", "x"): Value(1.1, 0, 0.1, 3),  # above a, x as in the paper, not apart
-        ("b", "y"): Value(9, 0, 0.1, 3),  # above b, x and above a, y: both not as in the paper, apart
-    }
-    text = agreement(values, expected)
-    assert "of 4 pairs" in text
-    assert "2 stand as in the paper" in text
-    assert "of 3 pairs are apart, and 1 of those" in text
-    assert agreement({}, expected) == ""
-
-
-def test_markdown_escapes_and_sets_ours_beside_the_paper() -> None:
-    text = markdown("T", [("a|b", "x")], {("a|b", "x"): Value(51.25, 1.0, 2.48, 3, "toy")}, {("a|b", "x"): (50.0, 0.3)}, "so.")
-    assert "| a\\|b | **51.2 ± 2.5** (50.0 ± 0.3) |" in text
-    assert "| 51.25 | 1.00 | 48.77 to 53.73 | 50.0 ± 0.3 |" in text
-
-
 def tiny_scale(tmp_path: Path) -> Path:
     """The demo in seconds: two scenes a class, one draw a bin, one epoch."""
     values = yaml.safe_load((CONFIGS / "scales" / "demo.yaml").read_text())
@@ -283,45 +202,6 @@ def test_fewer_images_are_read_from_the_same_pass(tmp_path: Path, small, folder)
         assert found == {row.path for row in capped.of_class(label)}
         assert len(everything[label]) > 3
     assert most_patches(session.run, ["cat"])["cat"] < 7 * small.patches.per_image + 1
-
-
-def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, tmp_path: Path, monkeypatch) -> None:
-    from diffsel.data.albums import Opener
-
-    root = str(folder(cat=5, dog=4))
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({
-        "datasets": {"toy": {"train": root, "val": root, "images": 9, "classes": 2}},
-        "settings": {"data.images_per_class": 2, "data.image_size": 64}, "speed": {"forward": 1, "student": 1},
-    }))  # fmt: skip
-    (job,) = plan([Case("r", "c", "toy", 1)], read_scale(str(tmp_path / "s.yaml"), CONFIGS), CONFIGS)
-    assert job.settings.data.images_per_class == 2
-    assert len(Opener().validation(job.source.val, job.settings).rows) == 9
-    monkeypatch.setattr("diffsel.data.albums.validation_split", lambda path: "held")
-    monkeypatch.setattr("diffsel.data.albums.open_data", lambda path, data, *rest: data.split)
-    assert Opener().validation("some/hub-id", job.settings) == "held"  # not the split of the training images
-    assert Opener().training("some/hub-id", job.settings) == "train"
-
-
-def test_the_sheet_of_one_class_shows_the_one_named(tmp_path: Path) -> None:
-    (case,) = [case for case in load(ROOT / "pipelines" / "sheets.py")["cells"]() if case.row == "Figure 14"]
-    (job,) = plan([case], read_scale("demo", CONFIGS), CONFIGS)
-    for labels, expected in ((["n01440764", "n02099601"], "n02099601"), (["a", "b"], "a")):
-        folder = tmp_path / expected
-        for label in labels:
-            draw(folder / label / "00000.png", 0)
-        files = [{"file_name": f"{name}/00000.png", "label": i, "class": name, "tiles": []} for i, name in enumerate(labels)]
-        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, files)))
-        (folder / "set.yaml").write_text("selection: {method: diffsel}")
-        assert gallery._rows("class", job, folder, tmp_path, quiet)[0][0] == f"all {job.ipc} of {expected}"
-
-
-def test_gallery_measures_spread_against_the_real_data() -> None:
-    import numpy as np
-
-    real = np.array([[0.0, 1], [0, -1], [1, 0], [-1, 0]])
-    assert gallery._figures(real, real) == (100, 0)
-    spread, gap = gallery._figures(real, np.zeros((1, 2)))
-    assert (spread, gap) == (0, 100)
 
 
 def test_study_and_tables_are_public_where_pipelines_need_them() -> None:

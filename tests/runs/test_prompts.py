@@ -22,7 +22,7 @@ from diffsel.runs.session import Session, resume, start
 from diffsel.scoring.patches import patch_scores
 from diffsel.settings.errors import ConfigError, DataError, StoreError
 from diffsel.settings.settings import resolve
-from diffsel.studies.agreement import compare, overlap, rank_correlations
+from diffsel.studies.agreement import compare
 
 CAT, PHOTO, WORDS = "An image of {label}.", "a photo of a {label}", "{label}, {description}"
 N, DRAWS = 3, 3
@@ -160,18 +160,6 @@ def test_agreement_is_one_with_itself_and_known_otherwise(run: Session) -> None:
 def scores(view: Run, row: Row) -> np.ndarray:
     width, height = view.data.size(row)
     return patch_scores(view.image_map(view.maps(view.units[0])[0], row), height, width, 32, 8)[0].ravel()
-
-
-def test_correlations_and_overlaps_of_known_cases() -> None:
-    values = np.array([[1.0, 2, 3, 4], [10, 20, 30, 40], [4, 3, 2, 1], [1, 1, 1, 1], [1, 1, 2, 2]])
-    found = rank_correlations(values)
-    assert found[0, 1] == pytest.approx(1)
-    assert found[0, 2] == pytest.approx(-1)
-    assert np.isnan(found[3]).all()
-    assert found[0, 4] == pytest.approx(spearmanr(values[0], values[4]).statistic)
-    assert overlap((0, 0, 4, 4), (0, 0, 4, 4)) == 1
-    assert overlap((0, 0, 4, 4), (0, 2, 4, 4)) == pytest.approx(8 / 24)
-    assert overlap((0, 0, 4, 4), (4, 0, 4, 4)) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY, draw
+from conftest import ROOT, TINY, draw
 
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.networks import build
@@ -18,7 +18,7 @@ from diffsel.settings.errors import StoreError
 from diffsel.studies import making as products
 from diffsel.studies.cases import Case, Job, Scale, plan, read_scale
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 CPU = Machine(torch.device("cpu"))
 
 

@@ -1,6 +1,6 @@
 """What is stored by earlier versions stays valid: hashes of what decides bytes, and a RUN of store format 1.
 
-tests/data/format-1 was written by version 0.1.0:
+tests/assets/format-1 was written by version 0.1.0:
 ``diffsel distill data --out run --ipc 1 --model tests/golden/tiny-sd --image-size 32 --draws 3 --batch-size 8
 --patch-size 16 --stride 4 --clusters 2 --top-clusters 1 --size 32 --factor 2 --device cpu``, with paths made relative.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import ROOT, TINY
 from PIL import Image
 from torch import nn
 
@@ -27,9 +28,8 @@ from diffsel.sets.baselines import baseline_provenance
 from diffsel.sets.candidates import provenance
 from diffsel.sets.opening import open_set
 from diffsel.settings.settings import fingerprint, resolve
-from tests.conftest import TINY
 
-MADE = Path(__file__).parent / "data" / "format-1"
+MADE = ROOT / "tests" / "assets" / "format-1"
 
 
 @pytest.fixture

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from conftest import draw
+from conftest import ROOT, draw
 from PIL import Image
 
 from diffsel.data.albums import open_validation
-from diffsel.data.classes import ClassInfo, imagenet_wnids
 from diffsel.data.images import open_data, reopen
-from diffsel.data.pixels import decode, resized_size
-from diffsel.settings.errors import ConfigError, DataError
-from diffsel.settings.sections import DataSettings, hash_classes
-from diffsel.settings.settings import Settings, load_settings
+from diffsel.settings.errors import DataError
+from diffsel.settings.sections import DataSettings
+from diffsel.settings.settings import Settings
 
 SETTINGS = DataSettings(image_size=32)
-CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def read(blob: bytes) -> np.ndarray:
-    return np.asarray(decode(blob, 10_000_000, "name"))
+CONFIGS = ROOT / "configs" / "datasets"
 
 
 def test_rows_are_numbered_by_class_and_name_whatever_the_listing_order(folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,41 +32,6 @@ def test_rows_are_numbered_by_class_and_name_whatever_the_listing_order(folder, 
     assert open_data(str(root), SETTINGS, 0).rows == first.rows
 
 
-MODES = {
-    "grey": (lambda p: p.convert("L"), "PNG"),
-    "palette": (lambda p: p.convert("P", palette=Image.Palette.ADAPTIVE, colors=200), "PNG"),
-    "opaque RGBA": (lambda p: p.convert("RGBA"), "PNG"),
-    "LA": (lambda p: p.convert("LA"), "PNG"),
-    "CMYK": (lambda p: p.convert("CMYK"), "JPEG"),
-    "16 bit": (lambda p: Image.fromarray(np.asarray(p.convert("L")).astype(np.uint16) * 257), "PNG"),
-    "1 bit": (lambda p: p.convert("1"), "PNG"),
-    "GIF": (lambda p: p, "GIF"),
-    "WebP": (lambda p: p, "WEBP"),
-    "TIFF float": (lambda p: Image.fromarray(np.asarray(p.convert("L")).astype(np.float32) / 255), "TIFF"),
-}
-
-
-@pytest.mark.parametrize("name", MODES)
-def test_every_mode_is_read_as_the_picture_it_shows(name: str) -> None:
-    ramp = np.add.outer(np.arange(40) * 3, np.arange(50) * 2).clip(0, 255).astype(np.uint8)
-    picture = Image.fromarray(np.stack([ramp] * 3, -1))
-    change, kind = MODES[name]
-    pixels = read(encoded(change(picture), kind))
-    assert pixels.shape == (40, 50, 3)
-    assert pixels.dtype == np.uint8
-    mean, tolerance = np.abs(pixels.astype(int) - np.asarray(picture)).mean(), 130 if name == "1 bit" else 6
-    assert mean < tolerance
-
-
-def test_transparency_is_white_and_exif_orientation_is_applied() -> None:
-    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert (read(encoded(clear)) == 255).all()
-    wide = Image.new("RGB", (30, 10), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert read(encoded(wide, "JPEG", exif=exif)).shape == (30, 10, 3)
-
-
 def test_the_index_holds_the_upright_size(folder, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -92,11 +43,6 @@ def test_the_index_holds_the_upright_size(folder, tmp_path: Path) -> None:
     assert (data.rows[0].width, data.rows[0].height) == (40, 60)
     assert data.pixels(data.rows[0]).shape == (48, 32, 3)
     assert data.size(data.rows[0]) == (32, 48)
-
-
-def test_tiny_images_are_enlarged_and_sizes_round_down() -> None:
-    assert resized_size(5, 7, 256) == (256, 358)
-    assert resized_size(1000, 999, 256) == (256, 256)
 
 
 BROKEN = {
@@ -164,65 +110,6 @@ def test_the_cap_is_seeded_and_keeps_its_choice_when_files_are_listed_otherwise(
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------
-
-
-def test_class_order_and_names_come_from_classes_yaml(folder) -> None:
-    root = folder(n01440764=1, tabby_cat=1, other=1)
-    table = {"tabby_cat": {"name": "tabby", "description": "a striped cat"}, "n01440764": {"wnid": "n01440764"}}
-    (root / "classes.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
-    data = open_data(str(root), SETTINGS, 0)
-    assert [(c.folder, c.name) for c in data.classes] == [("tabby_cat", "tabby"), ("n01440764", "tench"), ("other", "other")]
-    assert data.classes[0].prompt("{label}, {description}") == "tabby, a striped cat"
-    with pytest.raises(DataError, match=r"asks for \{description\}, which class 'other' lacks"):
-        data.classes[2].prompt("{label}, {description}")
-
-
-def test_names_of_folders_become_words() -> None:
-    assert ClassInfo("tabby", "tabby cat").prompt("An image of {label}.") == "An image of tabby cat."
-    assert ClassInfo("x", "{label} {0} {label.__class__}").prompt("a {label}") == "a {label} {0} {label.__class__}"
-
-
-def test_a_class_file_that_does_not_fit_is_refused(folder) -> None:
-    root = folder(cat=1)
-    (root / "classes.yaml").write_text("cats: a cat\n")
-    with pytest.raises(DataError, match=r"names class 'cats'.*did you mean 'cat'"):
-        open_data(str(root), SETTINGS, 0)
-    (root / "classes.yaml").write_text("- cat\n")
-    with pytest.raises(DataError, match="expected lines like"):
-        open_data(str(root), SETTINGS, 0)
-
-
-def test_wnids_are_named_by_their_imagenet_index() -> None:
-    wnids = imagenet_wnids()
-    assert len(wnids) == 1000
-    assert wnids == sorted(wnids)
-    assert wnids.index("n02123045") == 281  # tabby
-
-
-@pytest.mark.parametrize(
-    ("preset", "count"), [("imagenette", 10), ("imagewoof", 10), ("imagenet-10", 10), ("imagenet-100", 100)]
-)
-def test_presets_are_hashed_lists_of_imagenet_classes(preset: str, count: int, tmp_path: Path) -> None:
-    file = CONFIGS / f"{preset}.yaml"
-    settings = load_settings([file])
-    assert settings.data.classes is not None
-    assert len(settings.data.classes) == count
-    assert set(settings.data.classes) <= set(imagenet_wnids())
-    assert hash_classes(settings.data.classes) == settings.data.classes_sha256
-    swapped = tmp_path / "swapped.yaml"
-    lines = file.read_text().splitlines()
-    lines[4], lines[5] = lines[5], lines[4]
-    swapped.write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match="does not match classes_sha256"):
-        load_settings([swapped])
-
-
-def test_classes_are_taken_in_the_order_asked(folder) -> None:
-    root = folder(a=1, b=1, c=1)
-    data = open_data(str(root), DataSettings(image_size=32, classes=("c", "a")), 0)
-    assert [r.path for r in data.rows] == ["c/0.png", "a/0.png"]
-    with pytest.raises(DataError, match=r"class 'cc' is not in .*did you mean 'c'"):
-        open_data(str(root), DataSettings(classes=("cc",)), 0)
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------
@@ -352,13 +239,6 @@ def test_validation_images_come_from_their_own_split(
             open_validation(str(where), Settings())
         return
     assert {row.path.split("/")[0] for row in open_validation(str(where), Settings()).rows} == {expected}
-
-
-def test_words_of_classes_are_read_as_they_stand(folder, tmp_path: Path) -> None:
-    root = folder(**{"0010": 1, "s0": 1})
-    (root / "classes.yaml").write_text("0010: off\ns0: {name: 007, colour: yes}\n")
-    data = open_data(str(root), SETTINGS, 0)
-    assert [(c.folder, c.name, dict(c.words)) for c in data.classes] == [("0010", "off", {}), ("s0", "007", {"colour": "yes"})]
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "@eaDir", "__MACOSX"])

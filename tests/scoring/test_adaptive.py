@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_scoring import PROMPTS, picture, score
+from pictures import PROMPTS, picture, score
 
 from diffsel.scoring.adaptive import undecided
 from diffsel.scoring.diffusion import Diffusion

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from diffsel.evaluation import cells as experiment
 from diffsel.evaluation.cells import Bench
@@ -142,7 +142,7 @@ def test_what_cannot_work_is_refused_before_any_set_is_made(world, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-EXPERIMENTS = sorted((Path(__file__).parent.parent / "configs" / "experiments").glob("*.yaml"))
+EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda p: p.stem)

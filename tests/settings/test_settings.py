@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from diffsel.evaluation.protocols import NAMED, starred, whole_name
 from diffsel.runs.session import start
@@ -90,7 +91,7 @@ def test_every_setting_is_explained_and_frozen() -> None:
         Settings().seed = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "configs").glob("[dmp]*/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("[dmp]*/*.yaml")), ids=lambda p: p.stem)
 def test_every_settings_file_loads(file: Path) -> None:
     settings = load_settings([file])
     assert (settings == Settings()) == (file.stem == "rded-fixed")  # which spells out the default protocol
@@ -99,7 +100,7 @@ def test_every_settings_file_loads(file: Path) -> None:
 
 @pytest.mark.parametrize("name", list(NAMED))
 def test_a_protocols_name_is_marked_where_its_settings_are_not_those_of_its_file(name: str) -> None:
-    file = Path(__file__).parent.parent / "configs" / "protocols" / f"{name}.yaml"
+    file = ROOT / "configs" / "protocols" / f"{name}.yaml"
     plain = load_settings([file]).protocol
     assert (plain.name, starred(plain), whole_name(plain)) == (name, name, name)
     changed = plain.model_copy(update={"epochs": 3, "labels": "soft", "temperature": 4.0})

@@ -1,0 +1,69 @@
+"""Validation pictures: cut as torchvision does, of the right classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw
+from students import CPU, QUICK, Trusting
+
+from diffsel.data.albums import match_classes, open_validation, validation_pictures
+from diffsel.data.classes import ClassInfo
+from diffsel.data.images import open_data
+from diffsel.evaluation import cells as experiment
+from diffsel.evaluation.cells import make_cell
+from diffsel.settings.errors import DataError
+from diffsel.settings.sections import DataSettings
+from diffsel.settings.settings import resolve
+
+
+def test_validation_pictures_are_torchvisions(tmp_path: Path) -> None:
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    for i, (width, height) in enumerate(((50, 37), (37, 50), (36, 36), (91, 36))):
+        draw(tmp_path / "v" / "cat" / f"{i}.png", i, width, height)
+    data = open_data(str(tmp_path / "v"), DataSettings(), 0)
+    ours = validation_pictures(data, data.classes, 32, 36).load()
+    theirs = v2.Compose([v2.Resize(36), v2.CenterCrop(32), v2.PILToTensor()])
+    for row, mine in zip(data.rows, ours.pixels, strict=True):
+        assert torch.equal(mine, theirs(Image.open(tmp_path / "v" / row.path).convert("RGB")))
+
+
+def test_a_subset_of_validation_classes_and_the_first_files(folder, world) -> None:
+    found, _, _ = world
+    more = open_data(str(folder("more", (16, 16), bee=3, ant=2, cow=2)), DataSettings(), 0)
+    train = found.album(2, 16)
+    assert len(train.rows) == 4
+    album = validation_pictures(more, train.classes, 16, 16)
+    assert [row.label for row in album.rows] == ["ant", "ant", "bee", "bee", "bee"]
+    assert album.load().labels.tolist() == [0, 0, 1, 1, 1]
+    assert len(validation_pictures(more, train.classes, 16, 16, per_class=1).rows) == 2
+
+
+def test_all_validation_images_are_read_and_broken_ones_told(folder, world, tmp_path: Path) -> None:
+    val = folder("v", (16, 16), ant=3, bee=2)
+    (val / "bee" / "9.png").write_bytes(b"broken")
+    data = open_validation(str(val), resolve({"data": {"images_per_class": 1}}))
+    assert len(data.rows) == 5
+    found, _, teacher = world
+    told: list[str] = []
+    bench = Trusting(CPU, tell=told.append)
+    cell = make_cell("x", found, data, "conv3w8", QUICK.model_copy(update={"epochs": 1}), teacher, bench)
+    result = experiment.train_one(cell, 0, bench)
+    assert result["validation_images"] == {"read": 5, "unreadable": 1}
+    assert len(told) == 1
+    assert "1 of 6 images cannot be read and are left out; the first: bee/9.png" in told[0]
+
+
+def test_two_classes_never_share_a_folder(folder) -> None:
+    cranes = [ClassInfo("crane_bird", "crane"), ClassInfo("crane_machine", "crane")]
+    one = open_data(str(folder("one", (16, 16), crane=1, bee=1)), DataSettings(), 0)
+    with pytest.raises(DataError, match=r"'crane_bird' and 'crane_machine' both match 'crane'"):
+        match_classes(cranes, one)
+    two = replace(one, classes=(ClassInfo("bird", "crane"), ClassInfo("machine", "crane")))
+    with pytest.raises(DataError, match="lacks 1 of the 1 classes: 'crane_bird'"):  # which of the two?
+        match_classes(cranes[:1], two)

@@ -1,0 +1,63 @@
+"""One student learns, the same for the same seed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from students import CPU, cell_of
+
+from diffsel.data.images import open_data
+from diffsel.evaluation import batches as relabeling
+from diffsel.evaluation import cells as experiment
+from diffsel.evaluation import students as evaluation
+from diffsel.evaluation.batches import online
+from diffsel.evaluation.cells import Bench, make_cell
+from diffsel.evaluation.students import train_student
+from diffsel.sets.opening import open_set
+from diffsel.settings.sections import DataSettings, ProtocolSettings
+
+
+def test_hard_labels_weigh_both_classes_of_a_mix() -> None:
+    output = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    batch = relabeling.Batch(output, torch.tensor([0, 1]), None, torch.tensor([1, 1]), 0.75)
+    own = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
+    other = (math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1))) / 2
+    assert evaluation.batch_loss(output, batch, 20.0, "hard").item() == pytest.approx(0.75 * own + 0.25 * other, rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_student(world) -> None:
+    cell, out = cell_of(world, Bench(CPU)), []
+    pictures, val = cell.train.load(), cell.validation.load()
+    torch.backends.cudnn.allow_tf32 = True  # as torch has it, and as no student in fp32 may
+    for seed in (3, 3, 4):
+        source = online(pictures, cell.protocol, cell.recipe, seed, cell.teacher)
+        out.append(train_student("conv3w8", source, val, cell.protocol, cell.recipe, seed, CPU))
+        del out[-1]["seconds"]
+    assert out[0] == out[1]
+    assert out[0]["loss"] != out[2]["loss"]
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_student_learns_what_can_be_learned(colours, tmp_path: Path) -> None:
+    """Two classes told apart by colour: hard labels bring a fresh student from chance to near certainty."""
+    colours(set=8, val=20)
+    found = open_set(tmp_path / "set")
+    val = open_data(str(tmp_path / "val"), DataSettings(), 0)
+    protocol = ProtocolSettings(labels="hard", epochs=25, batch_size=8, mix="none", evaluate_every=1)
+    cell = make_cell("colours", found, val, "conv3w8", protocol, None, Bench(CPU))
+    result = experiment.train_one(cell, 0, Bench(CPU))
+    assert result["best"]["top1"] >= 95
+    assert result["loss"][-1] < result["loss"][0] / 2
+    assert result["best"]["top1"] == max(top1 for _, top1, _ in result["evaluations"])
+    assert result["last"]["epoch"] == 24
+    assert result["images_seen"] == 25 * 16
+    assert np.mean(result["last"]["per_class"]) == pytest.approx(result["last"]["top1"])
+
+
+def test_top_five_of_few_classes_is_everything() -> None:
+    logits, labels = torch.eye(3), torch.tensor([0, 1, 1])
+    assert evaluation.accuracy(logits, labels) == (66.6667, 100.0)

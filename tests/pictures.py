@@ -1,0 +1,20 @@
+"""Random pictures, and their maps by the tiny pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffsel.scoring.draws import Scorer
+from diffsel.scoring.maps import Maps, score_images
+from diffsel.settings.sections import ScoringSettings
+
+SETTINGS = ScoringSettings(draws=4, bins=2)
+PROMPTS = ["An image of cat."]
+
+
+def picture(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def score(model, images, prompts=PROMPTS, settings=SETTINGS, batch_size=8) -> dict[str, Maps]:
+    return {images[i][0]: maps for i, maps in score_images(Scorer(model, settings, 0, batch_size), images, prompts)}

@@ -1,0 +1,26 @@
+"""Tables: ours beside the paper."""
+
+from __future__ import annotations
+
+from diffsel.studies.tables import Value, agreement, markdown
+
+
+def test_agreement_counts_pairs_in_rows_and_columns() -> None:
+    expected = {("a", "x"): 10.0, ("a", "y"): 20.0, ("b", "x"): 30.0, ("b", "y"): (5.0, 0.1), ("a", "word"): "yes"}
+    values = {
+        ("a", "x"): Value(1, 0, 0.1, 3),
+        ("a", "y"): Value(2, 0, 0.1, 3),  # as in the paper, apart
+        ("b", "x"): Value(1.1, 0, 0.1, 3),  # above a, x as in the paper, not apart
+        ("b", "y"): Value(9, 0, 0.1, 3),  # above b, x and above a, y: both not as in the paper, apart
+    }
+    text = agreement(values, expected)
+    assert "of 4 pairs" in text
+    assert "2 stand as in the paper" in text
+    assert "of 3 pairs are apart, and 1 of those" in text
+    assert agreement({}, expected) == ""
+
+
+def test_markdown_escapes_and_sets_ours_beside_the_paper() -> None:
+    text = markdown("T", [("a|b", "x")], {("a|b", "x"): Value(51.25, 1.0, 2.48, 3, "toy")}, {("a|b", "x"): (50.0, 0.3)}, "so.")
+    assert "| a\\|b | **51.2 ± 2.5** (50.0 ± 0.3) |" in text
+    assert "| 51.25 | 1.00 | 48.77 to 53.73 | 50.0 ± 0.3 |" in text
