@@ -1,8 +1,11 @@
-"""Random pictures, and their maps by the tiny pipeline."""
+"""Random pictures, as files and as maps by the tiny pipeline."""
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from PIL import Image
 
 from diffsel.scoring.draws import Scorer
 from diffsel.scoring.maps import Maps, score_images
@@ -18,3 +21,9 @@ def picture(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
 
 def score(model, images, prompts=PROMPTS, settings=SETTINGS, batch_size=8) -> dict[str, Maps]:
     return {images[i][0]: maps for i, maps in score_images(Scorer(model, settings, 0, batch_size), images, prompts)}
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, draw
+from pictures import encoded
 from PIL import Image
 
 from diffsel.data.albums import open_validation

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
+from pictures import encoded
 from PIL import Image
 
 from diffsel.data.pixels import decode, resized_size
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def read(blob: bytes) -> np.ndarray:
