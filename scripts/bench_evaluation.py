@@ -91,9 +91,13 @@ def usual(pictures: Pictures, student: nn.Module, teacher: Callable, recipe, pro
     # RDED: no workers at ipc 1, four otherwise
     workers = 0 if len(pictures.labels) <= len(pictures.classes) else 4
     loader = DataLoader(
-        Folder(pictures, transforms.Compose(steps)), recipe.batch_size, shuffle=True, num_workers=workers,
-        pin_memory=device.type == "cuda", persistent_workers=workers > 0,
-    )  # fmt: skip
+        Folder(pictures, transforms.Compose(steps)),
+        recipe.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
     optimizer = make_optimizer(student, protocol, recipe)
     for epoch in epochs:
         for group in optimizer.param_groups:

@@ -46,8 +46,21 @@ from diffsel.studies import scenes
 
 PROMPT = "An image of seven."
 UNITS = 64  # classes of the data set for --scaling
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+LAUNCH = (
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+)
 
 
 MIX = ((4, 3), (3, 2), (3, 4), (1, 1), (16, 9), (2, 3), (5, 4), (7, 5))  # sides of photographs, for --sizes mixed
@@ -128,9 +141,13 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
             "ours": vae + (need["ours"] - vae - filled) / 3 * args.draws,
         }
         ways: dict[str, tuple[Callable[[], None], int, float, float]] = {
-            "usual": (lambda: usual(model, images[: args.usual_images], args.usual_draws, out), args.usual_images,
-                      2 * args.usual_draws, per_image["usual"])
-        }  # fmt: skip
+            "usual": (
+                lambda: usual(model, images[: args.usual_images], args.usual_draws, out),
+                args.usual_images,
+                2 * args.usual_draws,
+                per_image["usual"],
+            )
+        }
         models = {"": model}
         if args.compile:
             models[" compiled"] = Diffusion.load(folder, device, precision, compiled=True)
@@ -158,10 +175,18 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
             profile(model, images, args, device)
     base = median(seconds["usual"])
     return [
-        [precision, way, f"{forwards:.1f}", f"{1 / median(seconds[way]):.4g}", f"{base / median(seconds[way]):.2f}",
-         f"{100 * flop / median(seconds[way]) / rate:.1f}", f"{stored[way]:,.0f}", f"{memory[way] / 2**30:.2f}"]
+        [
+            precision,
+            way,
+            f"{forwards:.1f}",
+            f"{1 / median(seconds[way]):.4g}",
+            f"{base / median(seconds[way]):.2f}",
+            f"{100 * flop / median(seconds[way]) / rate:.1f}",
+            f"{stored[way]:,.0f}",
+            f"{memory[way] / 2**30:.2f}",
+        ]
         for way, (_, _, forwards, flop) in ways.items()
-    ]  # fmt: skip
+    ]
 
 
 def _peak(device: torch.device) -> float:
@@ -221,8 +246,10 @@ def profile(model: Diffusion, images: list[np.ndarray], args: argparse.Namespace
             wall = synchronised(device) - begin
     for handle in handles:
         handle.remove()
-    print(f"decoding: {decoded:.3g} s for {len(read)} files, {100 * decoded / wall:.1f} % of {wall:.3g} s "
-          "(one after the other here; a run decodes the next unit meanwhile)")  # fmt: skip
+    print(
+        f"decoding: {decoded:.3g} s for {len(read)} files, {100 * decoded / wall:.1f} % of {wall:.3g} s "
+        "(one after the other here; a run decodes the next unit meanwhile)"
+    )
     if device.type == "cuda":  # kernels of one stream follow each other: their sum is the time that the device was at work
         busy = sum(event.self_device_time_total for event in found.key_averages()) / 1e6
         print(f"host: {wall - decoded - busy:.3g} s in which the device waited, {100 * (1 - (decoded + busy) / wall):.1f} %")

@@ -48,8 +48,10 @@ def main() -> None:
     method.select(session, options.ipc, options.out / "run" / f"ipc{options.ipc}")
     begin = time.monotonic()
     sizes = [file.stat().st_size for file in write_report(options.out / "run", options.out / "report.html")]
-    print(f"report: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, the largest {max(sizes) / 1e6:.2f} MB, the first "
-          f"{sizes[0] / 1e6:.2f} MB; {time.monotonic() - begin:.0f} s")  # fmt: skip
+    print(
+        f"report: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, the largest {max(sizes) / 1e6:.2f} MB, the first "
+        f"{sizes[0] / 1e6:.2f} MB; {time.monotonic() - begin:.0f} s"
+    )
 
 
 def link_pictures(out: Path, folder: str, count: int) -> None:

@@ -303,8 +303,10 @@ class State:
         line = {"cpu_seconds": round(self.seconds()), **line}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in line.items()),
-              flush=True)  # fmt: skip
+        print(
+            "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in line.items()),
+            flush=True,
+        )
 
 
 def take_up(state: dict[str, Any], parts: dict[str, Any], average: list[Tensor]) -> None:
@@ -492,10 +494,15 @@ def train_unet(
                 save(unet, text, scheduler)
             state.log({"step": step, "loss": running, **figures})
         if measured or step % args.save_every == 0:
-            state.write("unet", {
-                "average": average, "running": running, "step": step,
-                **{name: part.state_dict() for name, part in parts.items()},
-            })  # fmt: skip
+            state.write(
+                "unet",
+                {
+                    "average": average,
+                    "running": running,
+                    "step": step,
+                    **{name: part.state_dict() for name, part in parts.items()},
+                },
+            )
 
 
 # ---- what it is worth --------------------------------------------------------------------------------------------------
@@ -571,9 +578,15 @@ def make_save(out: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Callab
     def save(unet, text, scheduler) -> None:
         half = [copy.deepcopy(m).half().cpu() for m in (vae, unet, text)]
         StableDiffusionPipeline(
-            vae=half[0], unet=half[1], text_encoder=half[2], tokenizer=tokenizer, scheduler=scheduler,
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        ).save_pretrained(out)  # fmt: skip
+            vae=half[0],
+            unet=half[1],
+            text_encoder=half[2],
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(out)
 
     return save
 

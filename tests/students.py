@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
+from diffsel.data.images import open_data
 from diffsel.evaluation.cells import Bench, make_cell
+from diffsel.evaluation.networks import build
 from diffsel.machine.device import Machine
-from diffsel.settings.sections import ProtocolSettings
+from diffsel.sets.opening import open_set
+from diffsel.settings.sections import DataSettings, ProtocolSettings
 
 CPU = Machine(torch.device("cpu"))
 
@@ -24,3 +30,14 @@ class Trusting(Bench):
 
     def check_teacher(self, teacher, album, recorded=True, images="") -> float:
         return 50.0
+
+
+@pytest.fixture
+def world(folder, tmp_path: Path):
+    """A set of 2 x 3 images of 16 pixels, validation images, and a teacher that is right about half of the time."""
+    made = folder("set", (16, 16), ant=3, bee=3)
+    val = folder("val", (20, 16), ant=4, bee=4)
+    torch.manual_seed(0)
+    network = build("conv3w8", 2, 16)
+    torch.save(network.state_dict(), tmp_path / "t.pth")
+    return open_set(made, factor=2), open_data(str(val), DataSettings(), 0), str(tmp_path / "t.pth")

@@ -61,10 +61,13 @@ def spawn() -> Callable[..., multiprocessing.Process]:
     context = multiprocessing.get_context("forkserver")
     loaded = ("unets.unet_2d_condition", "autoencoders.autoencoder_kl")
     clip = ("modeling_clip", "tokenization_clip")
-    context.set_forkserver_preload([
-        *("test_faults", "sklearn.cluster", "accelerate.tracking", "diffusers.schedulers.scheduling_ddpm"),
-        *(f"diffusers.models.{name}" for name in loaded), *(f"transformers.models.clip.{name}" for name in clip),
-    ])  # fmt: skip
+    context.set_forkserver_preload(
+        [
+            *("test_faults", "sklearn.cluster", "accelerate.tracking", "diffusers.schedulers.scheduling_ddpm"),
+            *(f"diffusers.models.{name}" for name in loaded),
+            *(f"transformers.models.clip.{name}" for name in clip),
+        ]
+    )
     return lambda *args: context.Process(target=_job, args=args)
 
 

@@ -66,8 +66,14 @@ def test_pipelines_load_nothing_heavy() -> None:
         "import runpy, sys; [runpy.run_path(f) for f in sys.argv[1:]];"
         "print([m for m in ('torch', 'numpy', 'diffusers', 'matplotlib') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *map(str, FILES)], capture_output=True, text=True, cwd=ROOT, check=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, FILES)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.stdout == "[]\n"
 
 
@@ -87,8 +93,16 @@ def test_expected_speaks_of_what_is_run(file: Path) -> None:
 def test_expected_has_the_papers_shape() -> None:
     """Counts as the paper's tables have them, and numbers picked from its text."""
     tables_ = {name: load(ROOT / "pipelines" / f"{name}.py")["EXPECTED"] for name in NAMES}
-    counts = {"high_resolution": 96, "low_resolution": 50, "cross_architecture": 98, "clustering": 18, "timestep_ranges": 10,
-              "hard_labels": 24, "sizes": 18, "capabilities": 24}  # fmt: skip
+    counts = {
+        "high_resolution": 96,
+        "low_resolution": 50,
+        "cross_architecture": 98,
+        "clustering": 18,
+        "timestep_ranges": 10,
+        "hard_labels": 24,
+        "sizes": 18,
+        "capabilities": 24,
+    }
     assert {name: len(tables_[name]) for name in counts} == counts
     assert tables_["high_resolution"]["ImageNet-1K, IPC 100", "D3HR"] == (62.5, 0.0)
     assert tables_["low_resolution"]["Tiny-ImageNet, IPC 50", "Ours, ResNet-18"] == (58.5, 0.2)
@@ -140,8 +154,17 @@ def test_rdeds_scripts_are_all_there() -> None:
     cases = load(ROOT / "pipelines" / "rded.py")["cells"]()
     ours = {(case.dataset.replace("tiny-", "tiny"), case.teacher, case.ipc, *case.settings.values()) for case in cases}
     golden = json.loads((GOLDEN / "rded_config.json").read_text())
-    theirs = {(re.sub("net-(nette|woof)", r"\1", each["subset"]), each["arch_name"], each["ipc"], each["num_crop"],
-               each["input_size"]) for each in golden if each["source"].endswith("as written")}  # fmt: skip
+    theirs = {
+        (
+            re.sub("net-(nette|woof)", r"\1", each["subset"]),
+            each["arch_name"],
+            each["ipc"],
+            each["num_crop"],
+            each["input_size"],
+        )
+        for each in golden
+        if each["source"].endswith("as written")
+    }
     assert len(theirs) == 16
     assert ours == theirs
 
@@ -150,8 +173,13 @@ def tiny_scale(tmp_path: Path) -> Path:
     """The demo in seconds: two scenes a class, one draw a bin, one epoch."""
     values = yaml.safe_load((CONFIGS / "scales" / "demo.yaml").read_text())
     values |= {"scenes": 2, "students": 2}
-    values["settings"] |= {"protocol.epochs": 1, "assembly.factor": 1, "data.image_size": 32, "patches.patch_size": 16,
-                           "compute.device": "cpu"}  # fmt: skip
+    values["settings"] |= {
+        "protocol.epochs": 1,
+        "assembly.factor": 1,
+        "data.image_size": 32,
+        "patches.patch_size": 16,
+        "compute.device": "cpu",
+    }
     values["stands"] |= {"ipc": {"1": 1, "10": 1, "50": 1, "100": 2}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "tiny.yaml"

@@ -173,8 +173,14 @@ def ignored_files(data: ImageData) -> list[tuple[str, int]]:
     return sorted(found.items(), key=lambda item: (-item[1], item[0]))
 
 
-def reopen(path: str, classes: Sequence[ClassInfo], rows: Sequence[Row], skipped: Sequence[Skipped],
-           settings: DataSettings, may_be_gone: bool = False) -> ImageData:  # fmt: skip
+def reopen(
+    path: str,
+    classes: Sequence[ClassInfo],
+    rows: Sequence[Row],
+    skipped: Sequence[Skipped],
+    settings: DataSettings,
+    may_be_gone: bool = False,
+) -> ImageData:
     """A data set as an earlier ``open_data`` left it: nothing is listed or read.
 
     Raises DataError if it is gone; with ``may_be_gone``, only where an image of it is read.

@@ -54,8 +54,17 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw_views(rng: np.random.Generator, n: int, height: int, width: int, *, crop: bool, scale: tuple[float, float],
-               flip: bool, factor: int) -> Views:  # fmt: skip
+def draw_views(
+    rng: np.random.Generator,
+    n: int,
+    height: int,
+    width: int,
+    *,
+    crop: bool,
+    scale: tuple[float, float],
+    flip: bool,
+    factor: int,
+) -> Views:
     """Views of n images, distributed as torchvision's RandomResizedCrop, RandomHorizontalFlip and RDED's ShufflePatches."""
     boxes = draw_crops(rng, n, height, width, scale, RATIO)
     if not crop:
@@ -65,8 +74,9 @@ def draw_views(rng: np.random.Generator, n: int, height: int, width: int, *, cro
     return Views(boxes, mirrored, rows, cols)
 
 
-def draw_crops(rng: np.random.Generator, n: int, height: int, width: int, scale: tuple[float, float],
-               ratio: tuple[float, float]) -> Int[np.ndarray, "n 4"]:  # fmt: skip
+def draw_crops(
+    rng: np.random.Generator, n: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Int[np.ndarray, "n 4"]:
     """n boxes (top, left, height, width) as torchvision's RandomResizedCrop draws them: the first of ten that fits."""
     area = height * width * rng.uniform(*scale, (n, TRIES))
     aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), (n, TRIES)))

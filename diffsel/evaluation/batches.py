@@ -133,8 +133,9 @@ def online(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed:
     return batches
 
 
-def _batch(pictures: Pictures, plan: Plan, protocol: ProtocolSettings, plain: Tensor, images: Tensor,
-           logits: Tensor | None) -> Batch:  # fmt: skip
+def _batch(
+    pictures: Pictures, plan: Plan, protocol: ProtocolSettings, plain: Tensor, images: Tensor, logits: Tensor | None
+) -> Batch:
     """RDED's CutMix writes into the batch that its extra forward sees, its MixUp makes a new one."""
     labels = pictures.labels[torch.from_numpy(plan.ids).to(pictures.labels.device)]
     other = labels[torch.from_numpy(plan.mix.partner).to(labels.device)]
@@ -145,8 +146,9 @@ def _batch(pictures: Pictures, plan: Plan, protocol: ProtocolSettings, plain: Te
 # ---- stored labels ---------------------------------------------------------------------------------------------------
 
 
-def label_identity(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher,
-                   top_k: int | None) -> dict[str, Any]:  # fmt: skip
+def label_identity(
+    pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher, top_k: int | None
+) -> dict[str, Any]:
     """Everything that decides the bytes of stored labels."""
     return {
         "set": pictures.digest,
@@ -165,8 +167,17 @@ def stored_bytes(images: int, classes: int, epochs: int, top_k: int | None, fact
     return epochs * images * ((4 * top_k if top_k else 2 * classes) + 8 * (2 + 4 + 2 * factor) + 1)
 
 
-def write_labels(out: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher,
-            epochs: int, top_k: int | None = None, progress: Progress = quiet) -> int:  # fmt: skip
+def write_labels(
+    out: Path,
+    pictures: Pictures,
+    protocol: ProtocolSettings,
+    recipe: Recipe,
+    seed: int,
+    teacher: Teacher,
+    epochs: int,
+    top_k: int | None = None,
+    progress: Progress = quiet,
+) -> int:
     """Write the labels of ``epochs`` epochs to ``out``; those that are there and whole are kept.
 
     Returns how many were written.

@@ -152,8 +152,17 @@ class Cell:
         }
 
 
-def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, protocol: ProtocolSettings, teacher: str | None,
-              bench: Bench, ipc: int | None = None, labels: Path | None = None) -> Cell:  # fmt: skip
+def make_cell(
+    name: str,
+    found: DistilledSet,
+    data: ImageData,
+    student: str,
+    protocol: ProtocolSettings,
+    teacher: str | None,
+    bench: Bench,
+    ipc: int | None = None,
+    labels: Path | None = None,
+) -> Cell:
     """A cell, with everything that can be refused refused: no training has begun yet.
 
     Raises ConfigError for a student, size or batches that do not work, or a missing teacher; DataError where classes or images
@@ -184,8 +193,13 @@ def make_cell(name: str, found: DistilledSet, data: ImageData, student: str, pro
     return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author)
 
 
-def run_cells(cells: Sequence[Cell], seeds: Sequence[int], out: Path | Sequence[Path], bench: Bench,
-              done_with: Callable[[Cell], object] = lambda cell: None) -> None:  # fmt: skip
+def run_cells(
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    out: Path | Sequence[Path],
+    bench: Bench,
+    done_with: Callable[[Cell], object] = lambda cell: None,
+) -> None:
     """Train every (cell, seed) that has no result yet, each in one process, several at a time; returns when all have one.
 
     Results are written to ``out``, one folder for all or one for each cell; ``done_with`` is told of each cell whose students

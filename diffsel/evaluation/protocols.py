@@ -54,8 +54,9 @@ class Recipe:
     evaluated: tuple[int, ...]  # epochs, from 0, after which the student is measured
 
 
-def resolve_recipe(p: ProtocolSettings, *, classes: int, ipc: int, factor: int, size: int, student: str,
-                   teacher: str | None = None) -> Recipe:  # fmt: skip
+def resolve_recipe(
+    p: ProtocolSettings, *, classes: int, ipc: int, factor: int, size: int, student: str, teacher: str | None = None
+) -> Recipe:
     """The recipe for ``student`` on a set of ``ipc`` images in each of ``classes`` classes, ``factor`` tiles a side.
 
     RDED trains ConvNet-3 on CIFAR-100 in its own way (batches of 25, twice the rate), told here by classes and size.

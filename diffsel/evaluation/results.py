@@ -55,8 +55,15 @@ def difference(ours: Spread, theirs: Spread) -> str:
     return f"{text} ± {t.ppf(0.975, freedom) * math.sqrt(a + b):.1f}"
 
 
-def fairness(*, soft: float, random_soft: float, hard: float | None = None, full_hard: float | None = None,
-             plain: float | None = None, random_plain: float | None = None) -> dict[str, float]:  # fmt: skip
+def fairness(
+    *,
+    soft: float,
+    random_soft: float,
+    hard: float | None = None,
+    full_hard: float | None = None,
+    plain: float | None = None,
+    random_plain: float | None = None,
+) -> dict[str, float]:
     """DD-Ranking's scores (Li et al. 2025, w = gamma = 0.5), from top-1 accuracies in percent under the same protocol.
 
     ``soft``, ``random_soft``: this set, and random images.  ``hard``: this set with hard labels; ``full_hard``: the whole

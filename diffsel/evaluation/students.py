@@ -48,8 +48,16 @@ class Score:
     per_class: tuple[float, ...]
 
 
-def train_student(student: str, source: Source, validation: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int,
-                  machine: Machine, progress: Progress = quiet) -> dict[str, Any]:  # fmt: skip
+def train_student(
+    student: str,
+    source: Source,
+    validation: Pictures,
+    protocol: ProtocolSettings,
+    recipe: Recipe,
+    seed: int,
+    machine: Machine,
+    progress: Progress = quiet,
+) -> dict[str, Any]:
     """Train one student and measure it; returns ``best``, ``last``, the curve, and seconds.
 
     Raises Diverged where the loss stops being a number.
@@ -98,8 +106,15 @@ class Step:
     images: int
 
 
-def train_epoch(network: nn.Module, batches: Iterable[Batch], optimizer: torch.optim.Optimizer, protocol: ProtocolSettings,
-                recipe: Recipe, machine: Machine, scaler: torch.amp.GradScaler) -> Iterator[Step]:  # fmt: skip
+def train_epoch(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    protocol: ProtocolSettings,
+    recipe: Recipe,
+    machine: Machine,
+    scaler: torch.amp.GradScaler,
+) -> Iterator[Step]:
     """One pass (golden `rded_epoch`).  A last window of fewer than ``accumulate`` batches makes no step, as in RDED."""
     for number, batch in enumerate(batches):
         if number % protocol.accumulate == 0:

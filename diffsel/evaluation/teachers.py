@@ -254,8 +254,13 @@ def _imagenet_names() -> dict[str, int]:
     return {name: i for i, name in enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])}
 
 
-def check_order(confusion: Int[np.ndarray, "n n"], names: Sequence[str], recorded: float | None, source: str,
-                images: str = "validation images") -> tuple[float, str]:  # fmt: skip
+def check_order(
+    confusion: Int[np.ndarray, "n n"],
+    names: Sequence[str],
+    recorded: float | None,
+    source: str,
+    images: str = "validation images",
+) -> tuple[float, str]:
     """A teacher's top-1 (percent) from its confusion matrix (true class, predicted class), and a doubt or nothing.
 
     Raises DataError where the classes seem to be in another order: accuracy hardly above chance, far under the recorded

@@ -97,9 +97,18 @@ def rate(t: TrainingSettings, epoch: int) -> float:
     return t.learning_rate * 0.1 ** (3 * epoch // t.epochs)
 
 
-def train(data: ImageData, validation: Pictures | None, out: Path, t: TrainingSettings, seed: int, workers: Workers,
-                  machine: Machine, loaders: int = 0, progress: Progress = quiet,
-                  track: Track = lambda values, step: None) -> dict[str, Any]:  # fmt: skip
+def train(
+    data: ImageData,
+    validation: Pictures | None,
+    out: Path,
+    t: TrainingSettings,
+    seed: int,
+    workers: Workers,
+    machine: Machine,
+    loaders: int = 0,
+    progress: Progress = quiet,
+    track: Track = lambda values, step: None,
+) -> dict[str, Any]:
     """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.
 
     Raises ConfigError for a network that cannot take the size, DataError for one image, SettingsDiffer for another's ``out``.
@@ -116,9 +125,15 @@ def train(data: ImageData, validation: Pictures | None, out: Path, t: TrainingSe
     network = build(t.network, len(data.classes), t.size).to(memory_format=torch.channels_last)
     optimizer = _optimizer(network, t)
     order = Order(len(data.rows), seed)
-    loader = DataLoader(Shown(data, t, seed), t.batch_size, sampler=order, num_workers=loaders, persistent_workers=loaders > 0,
-                        pin_memory=machine.device.type == "cuda",
-                        drop_last=len(data.rows) % t.batch_size == 1)  # fmt: skip  # BatchNorm cannot take one image
+    loader = DataLoader(
+        Shown(data, t, seed),
+        t.batch_size,
+        sampler=order,
+        num_workers=loaders,
+        persistent_workers=loaders > 0,
+        pin_memory=machine.device.type == "cuda",
+        drop_last=len(data.rows) % t.batch_size == 1,
+    )  # BatchNorm cannot take one image
     accelerator = workers.accelerator(machine.precision, machine.device.type == "cpu")
     begun, best = _resume(out, network, optimizer, accelerator.scaler)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
@@ -147,8 +162,9 @@ def train(data: ImageData, validation: Pictures | None, out: Path, t: TrainingSe
     return line
 
 
-def _train_epoch(network: nn.Module, loader: DataLoader, optimizer: Any, accelerator: Any, t: TrainingSettings,
-                 epoch: int) -> tuple[float, float]:  # fmt: skip
+def _train_epoch(
+    network: nn.Module, loader: DataLoader, optimizer: Any, accelerator: Any, t: TrainingSettings, epoch: int
+) -> tuple[float, float]:
     """Mean loss and top-1 in percent over the images, as they were while the network learned."""
     for group in optimizer.param_groups:
         group["lr"] = rate(t, epoch)
@@ -190,8 +206,9 @@ def is_trained(out: Path, data: ImageData, validation: Album, t: TrainingSetting
         return int(state.get_tensor("epoch")) >= t.epochs
 
 
-def _describe(data: ImageData, validation: Pictures | Album | None, t: TrainingSettings, seed: int,
-              machine: Machine) -> dict[str, Any]:  # fmt: skip
+def _describe(
+    data: ImageData, validation: Pictures | Album | None, t: TrainingSettings, seed: int, machine: Machine
+) -> dict[str, Any]:
     """Everything that decides a teacher's weights, as teacher.yaml holds it."""
     return {
         "training": identity(t),
@@ -208,8 +225,16 @@ def _metrics(out: Path, epochs: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()][:epochs] if file.exists() else []
 
 
-def _save(out: Path, network: nn.Module, optimizer: Any, scaler: torch.amp.GradScaler | None, described: dict[str, Any],
-          line: dict[str, Any], best: float, t: TrainingSettings) -> float:  # fmt: skip
+def _save(
+    out: Path,
+    network: nn.Module,
+    optimizer: Any,
+    scaler: torch.amp.GradScaler | None,
+    described: dict[str, Any],
+    line: dict[str, Any],
+    best: float,
+    t: TrainingSettings,
+) -> float:
     """Write what an epoch gave; ``state`` last, since it says how far the training is.  Returns the best top-1 so far."""
     epoch = line["epoch"]
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -233,12 +258,17 @@ def _save(out: Path, network: nn.Module, optimizer: Any, scaler: torch.amp.GradS
 
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": torch.as_tensor(v).detach().cpu().contiguous()
-            for i, entry in states.items() for key, v in entry.items() if v is not None}  # fmt: skip
+    return {
+        f"optimizer.{i}.{key}": torch.as_tensor(v).detach().cpu().contiguous()
+        for i, entry in states.items()
+        for key, v in entry.items()
+        if v is not None
+    }
 
 
-def _resume(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
-            scaler: torch.amp.GradScaler | None) -> tuple[int, float]:  # fmt: skip
+def _resume(
+    out: Path, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> tuple[int, float]:
     """Take up a stopped training: the epoch to go on with, and the best top-1 so far."""
     file = out / "state.safetensors"
     if not file.exists():

@@ -42,8 +42,14 @@ class Shared(Generic[T]):
     claims are renewed by a thread, and given back at its end.
     """
 
-    def __init__(self, items: Sequence[T], file_of: Callable[[T], Path], finished: Callable[[T], object] = lambda item: None,
-                 first: int = 0, patience: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        items: Sequence[T],
+        file_of: Callable[[T], Path],
+        finished: Callable[[T], object] = lambda item: None,
+        first: int = 0,
+        patience: float | None = None,
+    ):
         turned = [*items[first:], *items[:first]]  # processes begin at different places and so seldom meet
         self._open = {file_of(item): item for item in turned}
         self._finished = finished

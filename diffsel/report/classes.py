@@ -158,8 +158,14 @@ def class_part(run: Run | None, sets: Sequence[DistilledSet], number: int, label
     return part, pool
 
 
-def _mosaic(shown: DistilledSet, picture: Picture, part: ClassPart, sources: dict[tuple[int, Box], Source],
-            painter: Painter, pool: Pool | None) -> Mosaic:  # fmt: skip
+def _mosaic(
+    shown: DistilledSet,
+    picture: Picture,
+    part: ClassPart,
+    sources: dict[tuple[int, Box], Source],
+    painter: Painter,
+    pool: Pool | None,
+) -> Mosaic:
     tiles = []
     for number, tile in enumerate(picture.tiles):
         key = (int(tile["row"]), _box(tile["box"]))
@@ -204,8 +210,14 @@ def picked_of(pool: Pool, sets: Sequence[DistilledSet]) -> Bool[np.ndarray, " n"
     return picked
 
 
-def _judge(part: ClassPart, pool: Pool, sources: dict[tuple[int, Box], Source], painter: Painter,
-           sets: Sequence[DistilledSet], seed: int) -> None:  # fmt: skip
+def _judge(
+    part: ClassPart,
+    pool: Pool,
+    sources: dict[tuple[int, Box], Source],
+    painter: Painter,
+    sets: Sequence[DistilledSet],
+    seed: int,
+) -> None:
     """Clusters, scores, the layout, and what was passed over."""
     picked = picked_of(pool, sets)
     part.chosen, part.scores = int(picked.sum()), histogram(pool.scores, picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))
@@ -223,8 +235,9 @@ def _judge(part: ClassPart, pool: Pool, sources: dict[tuple[int, Box], Source], 
     nearest = [members[np.argsort(pool.clusters.place[members])] for members in shown]
     painter.load(keys[i][0] for members in nearest for i in members[:PER_CLUSTER])
     for rank, members in enumerate(nearest):
-        patches = tuple((painter.patch(*keys[i]), sources.get(keys[i]), painter.rows[keys[i][0]].path)
-                        for i in members[:PER_CLUSTER])  # fmt: skip
+        patches = tuple(
+            (painter.patch(*keys[i]), sources.get(keys[i]), painter.rows[keys[i][0]].path) for i in members[:PER_CLUSTER]
+        )
         median = float(pool.clusters.median[rank])
         part.groups.append(Group(rank, median, len(members), int(picked[members].sum()), patches))
     chosen = evenly(len(keys), POINTS, [int(i) for i in np.flatnonzero(picked)])
@@ -233,10 +246,12 @@ def _judge(part: ClassPart, pool: Pool, sources: dict[tuple[int, Box], Source], 
         top = pool.clusters.cluster[chosen] <= max([g.rank for g in part.groups if g.picked], default=-1)
         kinds = np.where(picked[chosen], "picked", np.where(top, "top", "left"))
         part.points = sorted(
-            ((float(x), float(y), str(kind), sources.get(keys[i]))
-             for (x, y), kind, i in zip(places, kinds, chosen, strict=True)),
+            (
+                (float(x), float(y), str(kind), sources.get(keys[i]))
+                for (x, y), kind, i in zip(places, kinds, chosen, strict=True)
+            ),
             key=lambda point: point[2] == "picked",
-        )  # fmt: skip
+        )
 
 
 def _box(values: Iterable[int]) -> Box:

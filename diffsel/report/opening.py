@@ -172,8 +172,13 @@ def settings_of(opened: Opened) -> dict[str, dict[str, Any]]:
         return {"set": plain} | {key: dict(value) for key, value in record.items() if isinstance(value, Mapping)}
     record, dumped = opened.run.record, opened.run.settings.model_dump(mode="json")
     used = ("data", "model", "scoring", *SHARED)
-    head = {"seed": dumped["seed"], "images": record["data"], "model digest": record["identity"]["model"],
-            "precision": record["identity"]["precision"], "fingerprint": opened.run.mark}  # fmt: skip
+    head = {
+        "seed": dumped["seed"],
+        "images": record["data"],
+        "model digest": record["identity"]["model"],
+        "precision": record["identity"]["precision"],
+        "fingerprint": opened.run.mark,
+    }
     return {"run": head} | {name: dumped[name] for name in used} | {"versions": dict(record["versions"])}
 
 

@@ -70,9 +70,15 @@ class Gathered:
         self.suspects = sorted([*self.suspects, *found], key=lambda each: (each.statistic, each.row))[:SUSPECTS]
 
 
-def write_report(target: Path, out: Path | None = None, sets: Sequence[Path] = (), run: Path | None = None,
-                 results: Sequence[Path] = (), limit: int = LIMIT,
-                 progress: Progress = quiet) -> list[Path]:  # fmt: skip
+def write_report(
+    target: Path,
+    out: Path | None = None,
+    sets: Sequence[Path] = (),
+    run: Path | None = None,
+    results: Sequence[Path] = (),
+    limit: int = LIMIT,
+    progress: Progress = quiet,
+) -> list[Path]:
     """Write the report on a RUN or SET to ``out`` (default TARGET-report.html, beside it); returns its files.
 
     Files of an earlier, longer report of this name are removed.  Raises StoreError for a target that is neither or is
@@ -166,10 +172,19 @@ class Book:
             scale=self.scale, opened=self.opened, title=self.title, clock=clock, size=size, version=version("diffsel"), **values
         )
 
-    def _overview(self, overview: dict[str, Any], parts: Sequence[tuple[ClassPart, str]],
-                  sections: Sequence[tuple[ClassPart, str]]) -> str:  # fmt: skip
-        return self.render("page.html.j2", parts=parts, page=None, sections=[text for _, text in sections],
-                           gathered=self.gathered, files=len(self.files), ranking=_ranking(parts), **overview)  # fmt: skip
+    def _overview(
+        self, overview: dict[str, Any], parts: Sequence[tuple[ClassPart, str]], sections: Sequence[tuple[ClassPart, str]]
+    ) -> str:
+        return self.render(
+            "page.html.j2",
+            parts=parts,
+            page=None,
+            sections=[text for _, text in sections],
+            gathered=self.gathered,
+            files=len(self.files),
+            ranking=_ranking(parts),
+            **overview,
+        )
 
     def _page(self, number: int) -> Path:
         return self.out if number == 1 else self.out.with_name(f"{self.out.stem}-{number}.html")
@@ -177,11 +192,13 @@ class Book:
     def _turn(self, more: bool) -> None:
         """Write the sections held as the next numbered page."""
         number = len(self.files) + 2
-        around = {"first": quote(self.out.name), "before": quote(self._page(number - 1).name),
-                  "after": quote(self._page(number + 1).name) if more else ""}  # fmt: skip
+        around = {
+            "first": quote(self.out.name),
+            "before": quote(self._page(number - 1).name),
+            "after": quote(self._page(number + 1).name) if more else "",
+        }
         kept = [part for part, _ in self.sections]
-        text = self.render("page.html.j2", page=around | {"number": number},
-                           sections=[text for _, text in self.sections])  # fmt: skip
+        text = self.render("page.html.j2", page=around | {"number": number}, sections=[text for _, text in self.sections])
         write_atomically(self._page(number), text.encode())
         self.files.append(self._page(number))
         self.gathered.parts += [(_as_card(part), quote(self._page(number).name)) for part in kept]
@@ -198,8 +215,18 @@ class Book:
 
 def _as_card(part: ClassPart) -> ClassPart:
     """What the overview shows of a class whose section is written: thousands of them are held."""
-    return ClassPart(part.number, part.folder, part.name, part.prompt, part.images, part.passed_over, part.patches,
-                     part.quartiles, part.chosen, card=part.card)  # fmt: skip
+    return ClassPart(
+        part.number,
+        part.folder,
+        part.name,
+        part.prompt,
+        part.images,
+        part.passed_over,
+        part.patches,
+        part.quartiles,
+        part.chosen,
+        card=part.card,
+    )
 
 
 def _ranking(parts: Sequence[tuple[ClassPart, str]]) -> list[dict[str, Any] | None]:
@@ -263,8 +290,13 @@ def _extra(opened: Opened, book: Book, number: int, extra: Extra) -> tuple[Extra
 
 def _templates() -> Environment:
     """The templates, everything escaped; the style and the script stand in them as they are."""
-    env = Environment(loader=PackageLoader("diffsel", "assets/report"), autoescape=True, undefined=StrictUndefined,
-                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    env = Environment(
+        loader=PackageLoader("diffsel", "assets/report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     folder = files("diffsel") / "assets" / "report"
     script = (folder / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -69,10 +69,12 @@ def _dift(
     t = torch.full((len(patches),), int(settings.timestep * model.steps), device=model.device)
     total: Float[Tensor, "b channels fh fw"] | None = None
     for member in range(settings.ensemble):
-        noise = torch.stack([
-            torch.randn(latents.shape[1:], generator=keyed_generator(seed, p.key, () if whole else p.box, "dift", member))
-            for p in patches
-        ])  # fmt: skip
+        noise = torch.stack(
+            [
+                torch.randn(latents.shape[1:], generator=keyed_generator(seed, p.key, () if whole else p.box, "dift", member))
+                for p in patches
+            ]
+        )
         noisy = model.add_noise(latents, noise.to(model.device), t)
         feature = model.features(noisy, t, words.expand(len(patches), -1, -1), settings.up_block)
         total = feature if total is None else total + feature
@@ -140,8 +142,15 @@ def random_clip(folder: Path) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = CLIPVisionConfig(hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
-                                  num_attention_heads=4, image_size=32, patch_size=8)  # fmt: skip
+        config = CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            projection_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+        )
         network = CLIPVisionModelWithProjection(config)
     sides = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=sides).save_pretrained(folder)

@@ -20,8 +20,9 @@ from ..settings.sections import PatchSettings, ScoringSettings
 Box = tuple[int, int, int, int]
 
 
-def estimate(differential: Float[np.ndarray, "B h w"], gap: Float[np.ndarray, "B h w"], settings: PatchSettings,
-             scoring: ScoringSettings) -> Float[np.ndarray, "h w"]:  # fmt: skip
+def estimate(
+    differential: Float[np.ndarray, "B h w"], gap: Float[np.ndarray, "B h w"], settings: PatchSettings, scoring: ScoringSettings
+) -> Float[np.ndarray, "h w"]:
     """The map that scores patches, HIGHER = more class-relevant: the chosen estimator, averaged over the chosen bins.
 
     G says sharply where the words change anything, -D noisily whether they fit.  So ``combined`` blurs D, which keeps its

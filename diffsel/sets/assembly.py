@@ -126,8 +126,14 @@ def assemble(
         is_mine(out, "set.yaml", record, "a distilled set")  # another launch was first: with the same set, or it is refused
 
 
-def _write_set(out: Path, selection: Mapping[str, Sequence[Pick]], data: ImageData, settings: AssemblySettings,
-               record: Mapping[str, Any], progress: Progress) -> None:  # fmt: skip
+def _write_set(
+    out: Path,
+    selection: Mapping[str, Sequence[Pick]],
+    data: ImageData,
+    settings: AssemblySettings,
+    record: Mapping[str, Any],
+    progress: Progress,
+) -> None:
     ipc, factor = record["ipc"], record["factor"]
     by_row = {row.row: row for row in data.rows}
     folders = sorted(class_folder(label) for label in selection)
@@ -147,8 +153,9 @@ def _write_set(out: Path, selection: Mapping[str, Sequence[Pick]], data: ImageDa
         write_atomically(part / "set.yaml", dump_yaml(record))
 
 
-def _render(picks: Sequence[Pick], by_row: Mapping[int, Row], data: ImageData, settings: AssemblySettings,
-            factor: int) -> bytes:  # fmt: skip
+def _render(
+    picks: Sequence[Pick], by_row: Mapping[int, Row], data: ImageData, settings: AssemblySettings, factor: int
+) -> bytes:
     sides = tile_sides(settings.size, factor)
     tiles = []
     for number, pick in enumerate(picks):
@@ -171,8 +178,14 @@ def _tile(pick: Pick, row: Row) -> dict[str, Any]:
     return {"source": row.path, "digest": row.digest, **tile, "box": list(pick.box)}
 
 
-def _card(data: ImageData, selection: Mapping[str, Sequence[Pick]], ipc: int, settings: AssemblySettings, factor: int,
-          record: Mapping[str, Any]) -> str:  # fmt: skip
+def _card(
+    data: ImageData,
+    selection: Mapping[str, Sequence[Pick]],
+    ipc: int,
+    settings: AssemblySettings,
+    factor: int,
+    record: Mapping[str, Any],
+) -> str:
     names = {c.folder: c.name for c in data.classes}
     classes = "\n".join(f"{i}. `{ascii(label)[1:-1]}`: {ascii(names[label])[1:-1]}" for i, label in enumerate(selection))
     body = dump_yaml({"selected with": dict(record)}).decode()

@@ -50,8 +50,15 @@ class Judge(Protocol):
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
 
 
-def select_baseline(data: ImageData, ipc: int, out: Path, s: Settings, classes: Sequence[str] | None = None,
-                    judge: Judge | None = None, progress: Progress = quiet) -> bool:  # fmt: skip
+def select_baseline(
+    data: ImageData,
+    ipc: int,
+    out: Path,
+    s: Settings,
+    classes: Sequence[str] | None = None,
+    judge: Judge | None = None,
+    progress: Progress = quiet,
+) -> bool:
     """Images -> SET by `random` or `rded`, through the same Selection and assembly; False where it is there already.
 
     ``judge`` knows the classes in the order asked for.  Raises SelectionError, DataError, StoreError.
@@ -79,8 +86,9 @@ def judge_size(s: Settings) -> int:
     return s.protocol.size or s.assembly.size
 
 
-def baseline_provenance(data: ImageData, ipc: int, factor: int, s: Settings, classes: Sequence[str],
-                        judge: Judge | None) -> dict[str, Any]:  # fmt: skip
+def baseline_provenance(
+    data: ImageData, ipc: int, factor: int, s: Settings, classes: Sequence[str], judge: Judge | None
+) -> dict[str, Any]:
     """Everything that decides a baseline set's bytes."""
     return {
         "format": 1,
@@ -134,8 +142,18 @@ def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: 
     return [_pick(label, rank, row, box, 0.0, "random") for rank, (row, box) in enumerate(zip(pool, boxes, strict=True))]
 
 
-def select_rded(data: ImageData, label: str, target: int, ipc: int, factor: int, settings: BaselineSettings, seed: int,
-                judge: Judge, size: int, progress: Progress = quiet) -> list[Pick]:  # fmt: skip
+def select_rded(
+    data: ImageData,
+    label: str,
+    target: int,
+    ipc: int,
+    factor: int,
+    settings: BaselineSettings,
+    seed: int,
+    judge: Judge,
+    size: int,
+    progress: Progress = quiet,
+) -> list[Pick]:
     """RDED's choice for a class: output ``target`` of ``judge`` is asked about crops of ``size // factor`` pixels, zero-padded.
 
     ``score`` of a pick is minus its cross-entropy.  Raises SelectionError where the pool is too small.

@@ -56,8 +56,9 @@ class Clustering:
     median: Float[np.ndarray, " k"]
 
 
-def cluster(vectors: Float[np.ndarray, "n channels"], scores: Float[np.ndarray, " n"], settings: SelectionSettings,
-            seed: int) -> Clustering:  # fmt: skip
+def cluster(
+    vectors: Float[np.ndarray, "n channels"], scores: Float[np.ndarray, " n"], settings: SelectionSettings, seed: int
+) -> Clustering:
     """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than K.
 
     Always on one thread: the order of its sums depends on their number.
@@ -130,8 +131,9 @@ def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:
     )
 
 
-def select_all(classes: Iterable[Candidates], ipc: int, factor: int, settings: SelectionSettings, seed: int,
-           jobs: int = 1) -> Mapping[str, list[Pick]]:  # fmt: skip
+def select_all(
+    classes: Iterable[Candidates], ipc: int, factor: int, settings: SelectionSettings, seed: int, jobs: int = 1
+) -> Mapping[str, list[Pick]]:
     """Picks of every class.  Each class runs on one thread, ``jobs`` classes at a time; the picks do not depend on it.
 
     ``classes`` is asked for a few classes at a time, so that it may read them one by one.

@@ -176,11 +176,22 @@ def _job(case: Case, scale: Scale, configs: Path) -> Job | None:
     chosen = chosen.model_copy(update={"selection": chosen.selection.model_copy(update={"method": axes["method"]})})
     stood = "".join(f", {key.split('.')[1]} {value}" for key, value in settings.items() if value != case.settings[key])
     teacher = f"{{out}}/teachers/{axes['dataset']}-{axes['teacher']}" if training is not None else axes["teacher"]
-    return _named(Job(
-        case, axes["dataset"], source, axes["ipc"], axes["method"], teacher.replace("{dataset}", axes["dataset"]),
-        training is not None,
-        axes["student"], chosen, scale.students, stood, taught=load_settings(files, common) if trained else None,
-    ))  # fmt: skip
+    return _named(
+        Job(
+            case,
+            axes["dataset"],
+            source,
+            axes["ipc"],
+            axes["method"],
+            teacher.replace("{dataset}", axes["dataset"]),
+            training is not None,
+            axes["student"],
+            chosen,
+            scale.students,
+            stood,
+            taught=load_settings(files, common) if trained else None,
+        )
+    )
 
 
 def _named(job: Job) -> Job:

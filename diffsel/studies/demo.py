@@ -51,15 +51,17 @@ Truth = dict[str, Box]
 
 def demo_settings(seed: int = 0, **scoring: int) -> Settings:
     """The default settings, at the scale of the embedded scenes and model."""
-    return resolve({
-        "seed": seed,
-        "data": {"image_size": scenes.SIZE},
-        "model": {"model": "demo"},
-        "scoring": scoring,
-        "patches": {"patch_size": PATCH},
-        "assembly": {"size": scenes.SIZE},
-        "protocol": {"name": "demo", "size": 32, "batch_size": 10, "learning_rate": 4e-3, "flip": False},
-    })  # fmt: skip
+    return resolve(
+        {
+            "seed": seed,
+            "data": {"image_size": scenes.SIZE},
+            "model": {"model": "demo"},
+            "scoring": scoring,
+            "patches": {"patch_size": PATCH},
+            "assembly": {"size": scenes.SIZE},
+            "protocol": {"name": "demo", "size": 32, "batch_size": 10, "learning_rate": 4e-3, "flip": False},
+        }
+    )
 
 
 def run_demo(

@@ -124,8 +124,9 @@ def _scatter(real: Mapping[str, Vectors], chosen: Mapping[str, Mapping[str, Vect
 # ---- sheets (Figs. 2, 3, 9 to 14) ------------------------------------------------------------------------------------
 
 
-def sheets(jobs: Sequence[Job], folders: Mapping[str, Path], kinds: Mapping[Place, object], out: Path,
-           progress: Progress) -> tuple[dict[Place, Value], dict[str, bytes]]:  # fmt: skip
+def sheets(
+    jobs: Sequence[Job], folders: Mapping[str, Path], kinds: Mapping[Place, object], out: Path, progress: Progress
+) -> tuple[dict[Place, Value], dict[str, bytes]]:
     """One page for each row (figure) of the cases, as PNG; the value at a place is how many pictures it shows.
 
     ``kinds``: `stages` (image, map, box and patch of an image), `set` (the set's first pictures) or `class` (all of one class).
@@ -168,8 +169,10 @@ def _pictures(folder: Path, label: str, count: int) -> list[Image.Image]:
 
 def _shown(picture: Image.Image, side: int = 112) -> Image.Image:
     scale = side / min(picture.size)
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)),
-                          Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)  # fmt: skip
+    return picture.resize(
+        (round(picture.width * scale), round(picture.height * scale)),
+        Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS,
+    )
 
 
 def _stages(run: Run, count: int = 4) -> list[tuple[str, list[Image.Image]]]:
@@ -183,8 +186,12 @@ def _stages(run: Run, count: int = 4) -> list[tuple[str, list[Image.Image]]]:
         box, score = best_boxes(cells, height, width, run.settings.patches)[0]
         outlined = with_boxes(pixels, [(box, "#ffd400")], max(1, round(112 / min(height, width))))
         top, left, tall, wide = box
-        pictures = [Image.fromarray(pixels), Image.fromarray(heat(cells, height, width)), outlined,
-                    Image.fromarray(pixels[top : top + tall, left : left + wide])]  # fmt: skip
+        pictures = [
+            Image.fromarray(pixels),
+            Image.fromarray(heat(cells, height, width)),
+            outlined,
+            Image.fromarray(pixels[top : top + tall, left : left + wide]),
+        ]
         rows.append((f"{unit.label}: image, map, best box (score {score:+.3g}), patch", [_shown(p) for p in pictures]))
     return rows
 

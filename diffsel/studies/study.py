@@ -32,8 +32,15 @@ Measure = Literal["accuracy", "time", "spread", "sheet"]
 UNITS = {"accuracy": "top-1, percent", "time": "seconds", "spread": "percent", "sheet": "pictures"}
 
 
-def main(file: str, doc: str | None, cases: Sequence[Case], expected: Expected, claim: str = "", measure: Measure = "accuracy",
-         shape: Shape = "bars") -> None:  # fmt: skip
+def main(
+    file: str,
+    doc: str | None,
+    cases: Sequence[Case],
+    expected: Expected,
+    claim: str = "",
+    measure: Measure = "accuracy",
+    shape: Shape = "bars",
+) -> None:
     """Run the pipeline ``file`` as a program.  ``doc``'s first line is its title; ``claim`` is the paper's finding in words.
 
     Every foreseeable error is one line on stderr and exit code 2.
@@ -78,20 +85,31 @@ def forecast(title: str, jobs: Sequence[Job], scale: Scale, measure: Measure) ->
     lines = [f"{title}: {len(jobs)} cells", ""]
     trains = measure == "accuracy"
     rows = [["row", "column", "run as", "forwards", "vectors", "student images"]] + [
-        [job.case.row, job.case.column, job.ran_as + f" to {job.student}" * trains, f"{cost.forwards:,}", f"{cost.vectors:,}",
-         f"{cost.images * trains:,}"]
+        [
+            job.case.row,
+            job.case.column,
+            job.ran_as + f" to {job.student}" * trains,
+            f"{cost.forwards:,}",
+            f"{cost.vectors:,}",
+            f"{cost.images * trains:,}",
+        ]
         for job, cost in zip(jobs, every, strict=True)
-    ]  # fmt: skip
+    ]
     widths = [max(len(row[k]) for row in rows) for k in range(6)]
-    shown = ["  ".join(cell.rjust(w) if k > 2 else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
+    shown = [
+        "  ".join(cell.rjust(w) if k > 2 else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     lines += [shown[0], "-" * len(shown[0]), *shown[1:]]
     passes, vectors, images = (sum(getattr(cost, name) for cost in every) for name in ("forwards", "vectors", "images"))
     seconds = sum(cost.seconds - (0 if trains else cost.training) for cost in every)
     trained = sum(job.students for job in jobs) if trains else 0
-    lines += ["", f"U-Net forwards {passes:,} and {vectors:,} half ones (features); {trained} students, "
-              f"{images if trains else 0:,} student images; estimated {seconds / 3600:.2f} hours at "
-              f"{scale.speed['forward']:,.0f} forwards and {scale.speed['student']:,.0f} student images a second"]  # fmt: skip
+    lines += [
+        "",
+        f"U-Net forwards {passes:,} and {vectors:,} half ones (features); {trained} students, "
+        f"{images if trains else 0:,} student images; estimated {seconds / 3600:.2f} hours at "
+        f"{scale.speed['forward']:,.0f} forwards and {scale.speed['student']:,.0f} student images a second",
+    ]
     return "\n".join([*lines, *_needs(jobs)])
 
 

@@ -39,8 +39,14 @@ def axes(places: Sequence[Place], expected: Expected) -> tuple[list[str], list[s
     return tuple(list(dict.fromkeys(place[k] for place in every)) for k in (0, 1))  # type: ignore[return-value]
 
 
-def markdown(title: str, places: Sequence[Place], values: Mapping[Place, Value], expected: Expected, claim: str,
-             notes: Sequence[str] = ()) -> str:  # fmt: skip
+def markdown(
+    title: str,
+    places: Sequence[Place],
+    values: Mapping[Place, Value],
+    expected: Expected,
+    claim: str,
+    notes: Sequence[str] = (),
+) -> str:
     """The table as the paper lays it out, ours in bold and the paper's number in brackets; below it every figure in full."""
     rows, columns = axes([*places, *values], expected)
     rows = [row for row in rows if any(place[0] == row for place in [*values, *expected])]
@@ -91,8 +97,9 @@ def table_csv(values: Mapping[Place, Value], places: Sequence[Place], expected: 
     return as_csv(["row", "column", "n", "mean", "std", "ci95", "paper", "paper_std", "ran_as"], rows)
 
 
-def picture(title: str, shape: Shape, places: Sequence[Place], values: Mapping[Place, Value], expected: Expected,
-            unit: str) -> bytes:  # fmt: skip
+def picture(
+    title: str, shape: Shape, places: Sequence[Place], values: Mapping[Place, Value], expected: Expected, unit: str
+) -> bytes:
     """PNG: ours filled with intervals, the paper's hollow.  Raises ConfigError where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -169,8 +176,15 @@ def _grid(figure: Any, rows: list[str], columns: list[str], values: Mapping[Plac
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
                 dark = (numbers.get((row, column)) or 0) > middle
-                axis.text(j, i, words.get((row, column), ""), ha="center", va="center", fontsize=7,
-                          color="white" if dark else "#222222")  # fmt: skip
+                axis.text(
+                    j,
+                    i,
+                    words.get((row, column), ""),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if dark else "#222222",
+                )
         axis.set_xticks(range(len(columns)), columns, fontsize=7)
         axis.set_yticks(range(len(rows)), rows, fontsize=7)
         axis.set_title(name, fontsize=9)

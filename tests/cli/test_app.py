@@ -103,7 +103,7 @@ def test_strict_makes_a_passed_over_image_exit_code_1(diffsel, folder, tmp_path:
         (["select", "DATA", "--ipc", "1", "--out", "SET"], "is not a run (no run.yaml)"),
         (["score", "DATA", "--out", "RUN", "--device", "cpu", "--precision", "fp16", "--model", TINY], "needs a GPU"),
     ],
-)  # fmt: skip
+)
 def test_bad_usage_and_settings_exit_with_2_before_any_work(words, message: str, diffsel, folder, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("scoring: {draw: 3}\n")
     places = {"DATA": folder(cat=3), "RUN": tmp_path / "run", "SET": tmp_path / "set", "BAD": tmp_path / "bad.yaml"}

@@ -14,8 +14,23 @@ from conftest import TWO_PROCESSES
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-TEACH = ["--network", "conv3w8", "--size", 16, "--epochs", 3, "--batch-size", 8, "--learning-rate", 0.05, "--crop", "padded",
-         "--workers", 1, "-q"]  # fmt: skip
+TEACH = [
+    "--network",
+    "conv3w8",
+    "--size",
+    16,
+    "--epochs",
+    3,
+    "--batch-size",
+    8,
+    "--learning-rate",
+    0.05,
+    "--crop",
+    "padded",
+    "--workers",
+    1,
+    "-q",
+]
 
 
 @pytest.fixture
@@ -35,9 +50,7 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
         code, out, err = diffsel(*words, "--size", 16, "--out", pictures / method, *judge, "-q")
         assert code == 0, err
         assert ("% on 20 of the images whose crops it judges" in out) == (method == "rded")
-    code, out, err = diffsel(
-        "relabel", pictures / "random", "--teacher", pictures / "t", "--epochs", 3, "--val", val, "-q"
-    )  # fmt: skip
+    code, out, err = diffsel("relabel", pictures / "random", "--teacher", pictures / "t", "--epochs", 3, "--val", val, "-q")
     assert code == 0, err
     assert "3 epochs of 4 images: 0.0 MB" in out
     assert "% on 12 validation images" in out
@@ -83,14 +96,16 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--teacher", "conv3"], "no public weights of conv3"),
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv9"], "'conv9' (and no file or folder of that name); did you"),
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv3"], "needs a teacher"),
-        (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--labels", "hard", "--stored", "x"],
-         "--stored x, but protocol.labels = hard uses no teacher's labels"),
+        (
+            ["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--labels", "hard", "--stored", "x"],
+            "--stored x, but protocol.labels = hard uses no teacher's labels",
+        ),
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--labels", "hard", "--teacher", "x"], "--teacher x, but"),
         (["evaluate", "DATA", "--val", "nowhere", "--student", "conv3"], "nowhere: no such folder"),
         (["teacher", "DATA", "--network", "conv6", "--size", 32, "--out", "SET"], "too often for 32 x 32"),
         (["experiment", "nowhere.yaml", "--out", "SET"], "nowhere.yaml"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused_by_name(words, message: str, diffsel: Callable, pictures: Path) -> None:
     places = {"DATA": pictures / "train", "SET": pictures / "set"}
     code, _, err = diffsel(*(places.get(word, word) for word in words))
@@ -127,18 +142,53 @@ def test_a_judge_that_takes_one_class_for_the_other_makes_no_set(diffsel: Callab
 
 
 def test_one_of_several_processes_selects_a_baseline(pictures: Path) -> None:
-    words = ["select", str(pictures / "train"), "--method", "random", "--ipc", "2", "--factor", "1", "--image-size", "16",
-             "--patch-size", "0", "--size", "16", "--device", "cpu", "-q", "--out", str(pictures / "set")]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", *TWO_PROCESSES, "-m", "diffsel", *words],
-                          check=True, capture_output=True, text=True, timeout=200)  # fmt: skip
+    words = [
+        "select",
+        str(pictures / "train"),
+        "--method",
+        "random",
+        "--ipc",
+        "2",
+        "--factor",
+        "1",
+        "--image-size",
+        "16",
+        "--patch-size",
+        "0",
+        "--size",
+        "16",
+        "--device",
+        "cpu",
+        "-q",
+        "--out",
+        str(pictures / "set"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", *TWO_PROCESSES, "-m", "diffsel", *words], check=True, capture_output=True, text=True, timeout=200
+    )
     assert done.stdout.count(f"ipc 2: {pictures / 'set'}") == 1
 
 
 def test_students_are_spread_over_processes(diffsel: Callable, pictures: Path) -> None:
     """Two processes do what one does, each its share; the accuracies are the same."""
     train, val = pictures / "train", pictures / "val"
-    words = ["evaluate", str(train), "--val", str(val), "--student", "conv3w8", "--epochs", "2", "--students", "3", "--labels",
-             "hard", "-q", "--device", "cpu"]  # fmt: skip
+    words = [
+        "evaluate",
+        str(train),
+        "--val",
+        str(val),
+        "--student",
+        "conv3w8",
+        "--epochs",
+        "2",
+        "--students",
+        "3",
+        "--labels",
+        "hard",
+        "-q",
+        "--device",
+        "cpu",
+    ]
     assert diffsel(*words, "--out", pictures / "one")[0] == 0
     subprocess.run(
         [sys.executable, "-m", *TWO_PROCESSES, "-m", "diffsel", *words, "--out", str(pictures / "two")],

@@ -1,24 +1,3 @@
-"""A small world for students."""
+"""The small world for students is a fixture here."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import pytest
-import torch
-
-from diffsel.data.images import open_data
-from diffsel.evaluation.networks import build
-from diffsel.sets.opening import open_set
-from diffsel.settings.sections import DataSettings
-
-
-@pytest.fixture
-def world(folder, tmp_path: Path):
-    """A set of 2 x 3 images of 16 pixels, validation images, and a teacher that is right about half of the time."""
-    made = folder("set", (16, 16), ant=3, bee=3)
-    val = folder("val", (20, 16), ant=4, bee=4)
-    torch.manual_seed(0)
-    network = build("conv3w8", 2, 16)
-    torch.save(network.state_dict(), tmp_path / "t.pth")
-    return open_set(made, factor=2), open_data(str(val), DataSettings(), 0), str(tmp_path / "t.pth")
+from students import world  # noqa: F401

@@ -48,8 +48,10 @@ def test_rdeds_extra_forward_sees_the_batch_before_mixup_and_after_cutmix(
     write_labels(tmp_path / "l", pictures, cell.protocol, cell.recipe, 5, cell.teacher, 3)
     plan = plan_epoch(pictures, cell.protocol, cell.recipe, 5, 0)[0]
     plain, mixed = (make(pictures, [plan], cell.protocol, cell.recipe) for make in (relabeling.unmixed, show))
-    for source in (online(pictures, cell.protocol, cell.recipe, 5, cell.teacher),
-                   stored(tmp_path / "l", pictures, cell.protocol, cell.recipe)):  # fmt: skip
+    for source in (
+        online(pictures, cell.protocol, cell.recipe, 5, cell.teacher),
+        stored(tmp_path / "l", pictures, cell.protocol, cell.recipe),
+    ):
         seen.clear()
         optimizer = evaluation.make_optimizer(network.train(), cell.protocol, cell.recipe)
         scaler = torch.amp.GradScaler("cpu", enabled=False)

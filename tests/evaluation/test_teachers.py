@@ -62,9 +62,16 @@ def weights(outputs: int = 3, name: str = "conv3w32", size: int = 32) -> dict[st
     return build(name, outputs, size).state_dict()
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"epoch": 3, "state_dict": s, "acc1": 82.2},
-                                  lambda s: {"state_dict": s, "best_acc1": torch.tensor(82.0)},
-                                  lambda s: {"net": {f"module.{k}": v for k, v in s.items()}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"model": s},
+        lambda s: {"epoch": 3, "state_dict": s, "acc1": 82.2},
+        lambda s: {"state_dict": s, "best_acc1": torch.tensor(82.0)},
+        lambda s: {"net": {f"module.{k}": v for k, v in s.items()}},
+    ],
+)
 def test_pth_files_of_every_layout_are_read_without_pickles(wrap, tmp_path: Path) -> None:
     torch.save(wrap(weights()), tmp_path / "t.pth")
     teacher = load_teacher(str(tmp_path / "t.pth"), CLASSES, 32, CPU)

@@ -390,8 +390,10 @@ def test_what_cannot_be_shown_is_refused(work: Path, tmp_path: Path, folder, dif
 
 
 def test_baselines_come_after_diffsels_own_sets() -> None:
-    made = [DistilledSet(Path(name), {"ipc": ipc, **({"run": 1} if own else {})}, ()) for name, ipc, own in
-            [("a", 50, False), ("b", 1, True), ("c", 10, True)]]  # fmt: skip
+    made = [
+        DistilledSet(Path(name), {"ipc": ipc, **({"run": 1} if own else {})}, ())
+        for name, ipc, own in [("a", 50, False), ("b", 1, True), ("c", 10, True)]
+    ]
     assert [shown.name for shown in page_run._largest_first(made)] == ["c", "b", "a"]
 
 

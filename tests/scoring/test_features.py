@@ -74,8 +74,15 @@ def test_other_blocks_and_steps(tiny: Diffusion) -> None:
 
 
 def test_clip_features_are_the_librarys(tiny: Diffusion, tmp_path: Path) -> None:
-    config = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32,
-                              patch_size=8, projection_dim=12)  # fmt: skip
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=12,
+    )
     clip = CLIPVisionModelWithProjection(config).eval()
     clip.save_pretrained(tmp_path)
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

@@ -137,10 +137,15 @@ def test_rdeds_own_bytes_lose_what_rounding_keeps(tmp_path: Path) -> None:
     data = open_data(str(tmp_path / "d"), DataSettings(image_size=32), 0)
     written = {}
     for resample in ("bicubic", "rded"):
-        s = resolve({
-            "data": {"image_size": 32}, "patches": {"patch_size": 0}, "selection": {"method": "random"},
-            "baseline": {"whole": True}, "assembly": {"size": 32, "factor": 1, "resample": resample},
-        })  # fmt: skip
+        s = resolve(
+            {
+                "data": {"image_size": 32},
+                "patches": {"patch_size": 0},
+                "selection": {"method": "random"},
+                "baseline": {"whole": True},
+                "assembly": {"size": 32, "factor": 1, "resample": resample},
+            }
+        )
         select_baseline(data, 1, tmp_path / resample, s)
         with Image.open(tmp_path / resample / "cat" / "00000.png") as picture:
             written[resample] = np.asarray(picture).astype(int)

@@ -77,8 +77,9 @@ def test_hf_loads_with_datasets_with_the_same_labels_names_and_pixels(made: Path
         assert np.asarray(row["image"]).tolist() == pixels((made / line["file_name"]).read_bytes())
         assert [tile["source"] for tile in row["tiles"]] == [tile["source"] for tile in line["tiles"]]
         assert [[t["top"], t["left"], t["height"], t["width"]] for t in row["tiles"]] == [t["box"] for t in line["tiles"]]
-    alone = datasets.Dataset.from_parquet(str(tmp_path / "out" / "data" / "train-00000-of-00001.parquet"),
-                                          cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    alone = datasets.Dataset.from_parquet(
+        str(tmp_path / "out" / "data" / "train-00000-of-00001.parquet"), cache_dir=str(tmp_path / "cache")
+    )
     assert alone.features["label"] == table.features["label"]  # the file says so itself, without the card
 
 

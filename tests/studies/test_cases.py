@@ -67,10 +67,15 @@ def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, t
     from diffsel.data.albums import Opener
 
     root = str(folder(cat=5, dog=4))
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({
-        "datasets": {"toy": {"train": root, "val": root, "images": 9, "classes": 2}},
-        "settings": {"data.images_per_class": 2, "data.image_size": 64}, "speed": {"forward": 1, "student": 1},
-    }))  # fmt: skip
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "datasets": {"toy": {"train": root, "val": root, "images": 9, "classes": 2}},
+                "settings": {"data.images_per_class": 2, "data.image_size": 64},
+                "speed": {"forward": 1, "student": 1},
+            }
+        )
+    )
     (job,) = plan([Case("r", "c", "toy", 1)], read_scale(str(tmp_path / "s.yaml"), CONFIGS), CONFIGS)
     assert job.settings.data.images_per_class == 2
     assert len(Opener().validation(job.source.val, job.settings).rows) == 9

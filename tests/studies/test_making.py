@@ -29,14 +29,26 @@ def world(folder, tmp_path: Path, monkeypatch) -> Scale:
     root = folder(cat=3, dog=3)
     shutil.copytree(TINY, tmp_path / "model")
     write_teacher(tmp_path / "judge.pth", seed=0)
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({
-        "datasets": {"toy": {"train": str(root), "val": str(root), "images": 6, "classes": 2}},
-        "speed": {"forward": 1, "student": 1},
-        "stands": {"teacher": {"resnet18": str(tmp_path / "judge.pth")}, "student": {"resnet18": "conv3w8"}},
-        "teachers": {"pupil": {"network": "conv3w8", "size": 16, "epochs": 2, "batch_size": 4, "crop": "none"}},
-        "settings": {"model.model": str(tmp_path / "model"), "data.image_size": 64, "compute.device": "cpu", "scoring.draws": 3,
-                     "patches.patch_size": 32, "assembly.size": 32, "assembly.factor": 1, "selection.clusters": 2},
-    }))  # fmt: skip
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "datasets": {"toy": {"train": str(root), "val": str(root), "images": 6, "classes": 2}},
+                "speed": {"forward": 1, "student": 1},
+                "stands": {"teacher": {"resnet18": str(tmp_path / "judge.pth")}, "student": {"resnet18": "conv3w8"}},
+                "teachers": {"pupil": {"network": "conv3w8", "size": 16, "epochs": 2, "batch_size": 4, "crop": "none"}},
+                "settings": {
+                    "model.model": str(tmp_path / "model"),
+                    "data.image_size": 64,
+                    "compute.device": "cpu",
+                    "scoring.draws": 3,
+                    "patches.patch_size": 32,
+                    "assembly.size": 32,
+                    "assembly.factor": 1,
+                    "selection.clusters": 2,
+                },
+            }
+        )
+    )
     return read_scale(str(tmp_path / "s.yaml"), CONFIGS)
 
 
@@ -61,10 +73,12 @@ def replace_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "change", "what"),
-    [("diffsel", replace_model, "model: stored"),
-     ("rded", lambda where: write_teacher(where / "judge.pth", seed=1), "teacher.digest: stored"),
-     ("random", lambda where: draw(where / "data" / "cat" / "0.png", 77), "images: stored")],
-)  # fmt: skip
+    [
+        ("diffsel", replace_model, "model: stored"),
+        ("rded", lambda where: write_teacher(where / "judge.pth", seed=1), "teacher.digest: stored"),
+        ("random", lambda where: draw(where / "data" / "cat" / "0.png", 77), "images: stored"),
+    ],
+)
 def test_a_set_is_refused_where_what_it_was_made_of_was_replaced(world, tmp_path: Path, method, change, what) -> None:
     out = tmp_path / "out"
     folders = make(world, out, method)

@@ -34,14 +34,23 @@ def world(folder, tmp_path: Path, monkeypatch) -> dict:
     torch.manual_seed(0)
     torch.save(build("conv3w8", 2, 16).state_dict(), tmp_path / "t.pth")
     monkeypatch.setattr(experiment.Bench, "check_teacher", lambda *args, **words: 50.0)  # it is as bad as chance
-    return {"datasets": {"toy": {"train": str(train), "val": str(val), "settings": {"data.image_size": 16}}},
-            "teachers": [str(tmp_path / "t.pth")]}  # fmt: skip
+    return {
+        "datasets": {"toy": {"train": str(train), "val": str(val), "settings": {"data.image_size": 16}}},
+        "teachers": [str(tmp_path / "t.pth")],
+    }
 
 
 def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
-    file = write(tmp_path / "m.yaml", **world, full={"toy": {"all": {"conv3w8": 90.0}}}, methods=["random", "rded"], ipc=[1, 2],
-                 students=["conv3w8"],
-                 seeds=2, protocols={"soft": {}, "hard": {"labels": "hard"}})  # fmt: skip
+    file = write(
+        tmp_path / "m.yaml",
+        **world,
+        full={"toy": {"all": {"conv3w8": 90.0}}},
+        methods=["random", "rded"],
+        ipc=[1, 2],
+        students=["conv3w8"],
+        seeds=2,
+        protocols={"soft": {}, "hard": {"labels": "hard"}},
+    )
     matrix = read_matrix(file)
     assert len(points(matrix)) == 8
     s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 2}})
@@ -97,8 +106,14 @@ def test_fairness_compares_like_with_like() -> None:
     """One epoch kind for all terms, soft labels for the plain ones, the whole data set by classes and student."""
     bare = {"mix": "none", "crop": False, "flip": False, "shuffle": False}
     protocols = {"soft": {"report": "best"}, "hard": {"labels": "hard", **bare}, "bare": bare}
-    top1 = {("rded", "soft"): 60, ("random", "soft"): 50, ("rded", "hard"): 40, ("random", "hard"): 30, ("rded", "bare"): 45,
-            ("random", "bare"): 43}  # fmt: skip
+    top1 = {
+        ("rded", "soft"): 60,
+        ("random", "soft"): 50,
+        ("rded", "hard"): 40,
+        ("random", "hard"): 30,
+        ("rded", "bare"): 45,
+        ("random", "bare"): 43,
+    }
     lines, chosen = {}, {}
     for (method, name), value in top1.items():
         last, best = spread([value - 7.0 * (method == "rded")]), spread([float(value)])
@@ -115,10 +130,15 @@ def test_fairness_compares_like_with_like() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"student": ["conv3"]}, r"student: Unexpected keyword argument .*axes: .*students"), ({"ipc": ["ten"]}, "ipc.0"),
-     ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val"), ({"methods": ["rdde"]}, "methods.0: .*'rded'"),
-     ({"ipc": [0]}, "ipc.0: .*greater than or equal to 1"), ({"seeds": 0}, "seeds: .*greater than or equal to 1")],
-)  # fmt: skip
+    [
+        ({"student": ["conv3"]}, r"student: Unexpected keyword argument .*axes: .*students"),
+        ({"ipc": ["ten"]}, "ipc.0"),
+        ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val"),
+        ({"methods": ["rdde"]}, "methods.0: .*'rded'"),
+        ({"ipc": [0]}, "ipc.0: .*greater than or equal to 1"),
+        ({"seeds": 0}, "seeds: .*greater than or equal to 1"),
+    ],
+)
 def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, message: str) -> None:
     good = {**world, "methods": ["random"], "ipc": [1], "students": ["conv3"]}
     with pytest.raises(ConfigError, match=message):
@@ -129,10 +149,13 @@ def test_a_bad_file_is_refused_by_key(world, tmp_path: Path, change: dict, messa
 
 @pytest.mark.parametrize(
     ("settings", "student", "message"),
-    [({"date.image_size": 16}, "conv3", "'date.image_size': 'date' is no section .*data"),
-     ({"seed.x": 16}, "conv3", "'seed' is no section"), ({}, "conv9", "unknown network 'conv9'"),
-     ({}, "conv6", "conv6 halves images 6 times, too often for 16 x 16")],
-)  # fmt: skip
+    [
+        ({"date.image_size": 16}, "conv3", "'date.image_size': 'date' is no section .*data"),
+        ({"seed.x": 16}, "conv3", "'seed' is no section"),
+        ({}, "conv9", "unknown network 'conv9'"),
+        ({}, "conv6", "conv6 halves images 6 times, too often for 16 x 16"),
+    ],
+)
 def test_what_cannot_work_is_refused_before_any_set_is_made(world, tmp_path: Path, settings, student, message) -> None:
     world["datasets"]["toy"]["settings"] |= settings
     file = write(tmp_path / "m.yaml", **world, methods=["random"], ipc=[1], students=["conv3w8", student], seeds=1)
