@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,10 +12,6 @@ from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
 from .flags import DataArg, Quiet, RunArg, settings_flags
-
-if TYPE_CHECKING:
-    from ..data.images import ImageData
-    from ..runs.prompts import Comparison
 
 Templates = Annotated[
     list[str] | None,
@@ -151,6 +147,8 @@ def prompts(
     quiet: Quiet = False,
 ) -> None:
     """Compare prompts on a stored run: places, boxes, order, selection, accuracy.  New prompts are scored, and kept."""
+    from ..evaluation.tasks import check_evaluation, evaluate
+    from ..report.text import accuracy_table
     from ..runs import prompts as stage
     from ..runs.session import resume
     from ..sets.candidates import check_set
@@ -160,7 +158,8 @@ def prompts(
         raise ConfigError("--val measures distilled sets; give --ipc 1 or more with it")
     opened = resume(run, settings, progress(quiet))
     compared = stage.plan(opened, templates or [], null, words)
-    judges = _judges(settings, val, student, teacher, quiet) if val else None
+    if val:
+        check_evaluation(val, student, settings, teacher)
     target = out or beside(run, "prompts")
     views = compared.views()
     for view in views if ipc else []:
@@ -170,44 +169,14 @@ def prompts(
         print(f"U-Net forwards to compute: {compared.forwards():,}")
     stage.score(compared)
     sets = agreement.make_sets(views, target, ipc) if ipc else []
-    table = _accuracies(compared, sets, judges, student, teacher, students, quiet) if judges else ""
+    lines, names, to = [], [f"prompt {n}" for n in range(len(sets))], target / "results"
+    if val:
+        bars = progress(quiet)
+        lines = evaluate(sets, val, [student], settings, teacher, count=students, out=to, progress=bars, names=names)
     if opened.workers.is_main:
-        print(f"\n{agreement.write_pages(compared, [view.run for view in views], sets, target, shown)}\n{table}")
+        print(f"\n{agreement.write_pages(compared, [view.run for view in views], sets, target, shown)}")
+        print(f"\n{accuracy_table(lines)}\n" if lines else "")
         print(f"tables: {target / 'agreement.md'}, {target / 'agreement.csv'}\npicture: {target / 'heat.png'}")
-
-
-def _judges(settings: Settings, val: str, student: str, teacher: str | None, quiet: bool) -> ImageData:
-    """The validation images; what cannot be trained or judged is refused before any prompt is scored."""
-    from ..data.albums import open_validation
-    from ..evaluation.networks import canonical
-    from ..evaluation.tasks import refuse_unused
-    from ..evaluation.teachers import read_checkpoint
-
-    canonical(student)
-    refuse_unused(settings.protocol, {"--teacher": teacher})
-    if settings.protocol.labels == "soft" and not teacher:
-        raise ConfigError(f"protocol {settings.protocol.name!r} needs a teacher (--teacher), or protocol.labels = hard")
-    if teacher:
-        read_checkpoint(teacher)
-    return open_validation(val, settings, progress(quiet))
-
-
-def _accuracies(
-    compared: Comparison, sets: list[Path], images: ImageData, student: str, teacher: str | None, students: int, quiet: bool
-) -> str:
-    """Accuracy of students trained on each prompt's set, through the shared evaluation."""
-    from ..evaluation.cells import Bench, gather, make_cell, run_cells
-    from ..report.text import accuracy_table
-    from ..sets.opening import open_set
-
-    s = compared.session.settings
-    bench = Bench.of(s, progress(quiet))
-    cells = [
-        make_cell(f"prompt {n}", open_set(path), images, student, s.protocol, teacher, bench) for n, path in enumerate(sets)
-    ]
-    seeds, results = range(s.seed, s.seed + students), sets[0].parent.parent / "results"
-    run_cells(cells, seeds, results, bench)
-    return f"\n{accuracy_table(gather(cells, seeds, results, bench.machine))}\n" if bench.workers.is_main else ""
 
 
 def export(

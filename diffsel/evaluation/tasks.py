@@ -9,9 +9,7 @@ from typing import Any
 
 from ..data.albums import open_validation, validation_pictures
 from ..data.images import open_data
-from ..machine.device import machine_of
 from ..machine.files import beside, named
-from ..machine.processes import Workers
 from ..machine.progress import Progress, quiet
 from ..sets.opening import open_set
 from ..settings.errors import ConfigError
@@ -22,6 +20,7 @@ from .cells import Bench, Cell, gather, make_cell, run_cells
 from .networks import canonical, check_size
 from .protocols import resolve_recipe, validation_resize
 from .results import Line
+from .teachers import read_checkpoint
 from .teaching import train
 
 
@@ -32,20 +31,20 @@ def train_teacher(
 
     ``val``: images that it is measured on after each epoch.  Raises ConfigError, DataError, SettingsDiffer.
     """
-    t, workers = settings.training, Workers()
+    t = settings.training
     check_size(canonical(t.network), t.size)
-    machine = machine_of(settings.compute, workers.local)
+    bench = Bench.of(settings, progress)
     images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress)
     album = None
     if val:
         resize = t.size if t.crop != "resized" else validation_resize(t.size)
         album = validation_pictures(open_validation(val, settings, progress), images.classes, t.size, resize)
-        if workers.is_main and (note := album.note()):
-            print(note)
-    track = workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json"))
+        if note := album.note():
+            bench.tell(note)
+    bench.track = bench.workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json"))
     loaders = min(settings.compute.workers, os.cpu_count() or 1)  # more is slower, and torch warns
     pictures = album.load(progress) if album else None
-    return train(images, pictures, out, t, settings.seed, workers, machine, loaders, progress, track)
+    return train(images, pictures, out, t, settings.seed, bench, loaders)
 
 
 def relabel(
@@ -103,11 +102,12 @@ def evaluate(
     factor: int | None = None,
     out: Path | None = None,
     progress: Progress = quiet,
+    names: Sequence[str] = (),
 ) -> list[Line]:
     """Train ``count`` fresh students of each network on each set, and measure them on the validation images.
 
     Results are written to ``out`` (by default SET-results, beside each SET); what is there is not trained again.  A line for
-    each set and network, empty on other processes than the main one.
+    each set and network, called ``names`` instead of their folders' names; empty on other processes than the main one.
 
     Raises ConfigError, DataError, StoreError before anything is trained.
     """
@@ -117,9 +117,9 @@ def evaluate(
     images = open_validation(val, settings, progress)
     cells: list[Cell] = []
     targets: list[Path] = []
-    for one in found:
+    for one, name in zip(found, names or [named(path).name for path in sets], strict=True):
         for student in dict.fromkeys(students):
-            cells.append(make_cell(named(one.path).name, one, images, student, settings.protocol, teacher, bench, ipc, stored))
+            cells.append(make_cell(name, one, images, student, settings.protocol, teacher, bench, ipc, stored))
             targets.append(out or beside(one.path, "results"))
     logged = settings.protocol.model_dump(mode="json")
     bench.track = bench.workers.tracker(settings.compute.tracker, targets[0] / "logs", logged)
@@ -137,3 +137,14 @@ def refuse_unused(protocol: ProtocolSettings, given: dict[str, object]) -> None:
             raise ConfigError(
                 f"{option} {value}, but protocol.labels = hard uses no teacher's labels; leave it out, or take --labels soft"
             )
+
+
+def check_evaluation(val: str, student: str, settings: Settings, teacher: str | None) -> None:
+    """Refuse what ``evaluate`` would refuse, as far as it can be told before there is a set."""
+    canonical(student)
+    refuse_unused(settings.protocol, {"--teacher": teacher})
+    if settings.protocol.labels == "soft" and not teacher:
+        raise ConfigError(f"protocol {settings.protocol.name!r} needs a teacher (--teacher), or protocol.labels = hard")
+    if teacher:
+        read_checkpoint(teacher)
+    open_validation(val, settings)

@@ -32,11 +32,10 @@ from ..data.views import normalise
 from ..machine.device import Machine, keep_freed_memory, set_tf32
 from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml, is_mine
-from ..machine.processes import Track, Workers
-from ..machine.progress import Progress, quiet
 from ..settings.errors import ConfigError, DataError
 from ..settings.sections import TrainingSettings
 from ..settings.settings import fingerprint, identity
+from .cells import Bench
 from .networks import build, canonical, check_size
 from .students import measure
 
@@ -103,19 +102,18 @@ def train(
     out: Path,
     t: TrainingSettings,
     seed: int,
-    workers: Workers,
-    machine: Machine,
+    bench: Bench,
     loaders: int = 0,
-    progress: Progress = quiet,
-    track: Track = lambda values, step: None,
 ) -> dict[str, Any]:
-    """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.
+    """Train, or go on training, a network on ``data``; returns the last line of metrics.jsonl.  ``loaders``: processes that
+    read images.
 
     Raises ConfigError for a network that cannot take the size, DataError for one image, SettingsDiffer for another's ``out``.
     """
     check_size(t.network, t.size)
     if len(data.rows) < 2:
         raise DataError(f"{data.root} holds {len(data.rows)} image; a teacher needs 2 or more")
+    workers, machine = bench.workers, bench.machine
     keep_freed_memory()
     set_tf32(machine.precision)
     described = _describe(data, validation, t, seed, machine)
@@ -125,22 +123,14 @@ def train(
     network = build(t.network, len(data.classes), t.size).to(memory_format=torch.channels_last)
     optimizer = _optimizer(network, t)
     order = Order(len(data.rows), seed)
-    loader = DataLoader(
-        Shown(data, t, seed),
-        t.batch_size,
-        sampler=order,
-        num_workers=loaders,
-        persistent_workers=loaders > 0,
-        pin_memory=machine.device.type == "cuda",
-        drop_last=len(data.rows) % t.batch_size == 1,
-    )  # BatchNorm cannot take one image
+    loader = _loader(data, t, order, loaders, machine)
     accelerator = workers.accelerator(machine.precision, machine.device.type == "cpu")
     begun, best = _resume(out, network, optimizer, accelerator.scaler)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     if machine.compile:
         network.compile()
     line: dict[str, Any] = _metrics(out, begun)[-1] if begun else {}
-    with progress(total=t.epochs, initial=begun, desc=f"teacher {t.network}", unit="epoch") as bar:
+    with bench.progress(total=t.epochs, initial=begun, desc=f"teacher {t.network}", unit="epoch") as bar:
         for epoch in range(begun, t.epochs):
             start, order.epoch = time.monotonic(), epoch
             torch.manual_seed(seed + 1 + epoch)  # dropout
@@ -154,7 +144,7 @@ def train(
                     score = measure(plain, validation, Machine(accelerator.device, machine.precision), epoch)
                     line |= {"top1": score.top1, "top5": score.top5}
                 line["seconds"] = round(time.monotonic() - start, 2)
-                track({key: value for key, value in line.items() if key != "epoch"}, epoch)
+                bench.track({key: value for key, value in line.items() if key != "epoch"}, epoch)
                 best = _save(out, plain, optimizer, accelerator.scaler, described, line, best, t)
             bar.set_postfix({key: line[key] for key in ("loss", "top1") if key in line})
             bar.update()
@@ -181,6 +171,16 @@ def _train_epoch(
         sums += torch.stack([loss.detach() * len(labels), right, torch.tensor(len(labels), device=sums.device)])
     total = accelerator.reduce(sums, "sum").tolist()
     return total[0] / total[2], 100 * total[1] / total[2]
+
+
+def _loader(data: ImageData, t: TrainingSettings, order: Order, loaders: int, machine: Machine) -> DataLoader:
+    options: dict[str, Any] = {
+        "num_workers": loaders,
+        "persistent_workers": loaders > 0,
+        "pin_memory": machine.device.type == "cuda",
+    }
+    alone = len(data.rows) % t.batch_size == 1  # BatchNorm cannot take one image
+    return DataLoader(Shown(data, t, order.seed), t.batch_size, sampler=order, drop_last=alone, **options)
 
 
 def _optimizer(network: nn.Module, t: TrainingSettings) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..machine.files import write_atomically
 from ..machine.progress import Progress, quiet
+from ..runs.run import Run
 from ..sets.suspects import Suspect, suspects
 from ..settings.errors import ConfigError
 from .accuracies import accuracies, result_folders
@@ -37,22 +38,7 @@ LIMIT = 16_000_000  # bytes of a file, by default
 CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart
 POINTS_IN_LAYOUT = 1500
 RANKED = 12  # classes in the ranking; of more, the best and the worst half of these
-EXTRA_ROWS = 200  # shown of a further section
 SUSPECTS = 24  # images shown whose label fits least
-
-
-@dataclass(frozen=True)
-class Extra:
-    """A further section of the report: a table of images, each linking to its picture, map and box.
-
-    ``rows`` are (path, class folder, score), in the order to be shown; the report shows the first 200 and says so.
-    ``columns`` are their three headings.
-    """
-
-    title: str
-    lead: str
-    rows: Sequence[tuple[str, str, float]]
-    columns: tuple[str, str, str] = ("image", "class", "score")
 
 
 @dataclass
@@ -99,12 +85,11 @@ def write_report(
             if opened.run:
                 book.gathered.suspect(suspects(opened.run, label))
             bar.update()
-    extras = [_suspects(book.gathered)] if opened.run else []
     overview: dict[str, Any] = {
         "accuracies": found,
         "costs": costs(opened, found.own),
         "settings": settings_of(opened),
-        "extras": [_extra(opened, book, number, extra) for number, extra in enumerate(extras)],
+        "suspects": _suspects(opened.run, book.gathered.suspects) if opened.run else [],
         "skipped": list(opened.run.data.skipped) if opened.run else [],
         **_charts(opened, book.gathered),
     }
@@ -260,32 +245,17 @@ def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:
     return {"all_scores": bars, "layout": points, "layout_classes": [part for part, _, _ in found.layout]}
 
 
-def _suspects(found: Gathered) -> Extra:
-    lead = (
-        f"The {len(found.suspects)} images whose label fits least: how much it lowers the loss, over the whole image; below "
-        "zero it raises the loss.  “diffsel suspects” lists all, “select --drop-suspects” leaves the worst out."
-    )
-    return Extra(
-        "Label suspects", lead, [(s.path, s.label, s.statistic) for s in found.suspects], ("image", "label", "statistic")
-    )
-
-
-def _extra(opened: Opened, book: Book, number: int, extra: Extra) -> tuple[Extra, list[tuple[Source, str, float]], int]:
-    """A further section's first rows with their sources: pictures and maps; the outline is the whole image."""
-    rows: list[tuple[Source, str, float]] = []
-    if not opened.run:
-        return extra, rows, len(extra.rows)
-    by_path = {row.path: row for row in opened.run.data.rows}
-    painters: dict[str, Painter] = {}
-    for place, (path, label, score) in enumerate(extra.rows[:EXTRA_ROWS]):
-        row = by_path[path]
-        painter = painters.setdefault(label, Painter(opened.run, label))
-        painter.load([row.row])
-        width, height = painter.size(row.row)
-        source = Source(f"x{number}-{place}", path, (0, 0, height, width), (width, height), score, extra.columns[2])
-        source.picture, source.heat = painter.source(row.row), painter.heat(row.row)
-        rows.append((source, opened.run.infos[label].name, score))
-    return extra, rows, len(extra.rows)
+def _suspects(run: Run, found: Sequence[Suspect]) -> list[Source]:
+    """The images whose label fits least, with picture and map; the outline is the whole image."""
+    shown, painters = [], {label: Painter(run, label) for label in {each.label for each in found}}
+    for place, each in enumerate(found):
+        painter = painters[each.label]
+        painter.load([each.row])
+        width, height = painter.size(each.row)
+        source = Source(f"s{place}", each.path, (0, 0, height, width), (width, height), each.statistic, "statistic")
+        source.picture, source.heat = painter.source(each.row), painter.heat(each.row)
+        shown.append(source)
+    return shown
 
 
 def _templates() -> Environment:

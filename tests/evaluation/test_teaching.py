@@ -13,11 +13,11 @@ from PIL import Image
 
 from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
+from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.teachers import load_teacher, read_checkpoint
 from diffsel.evaluation.teaching import Order, Shown, _resume, _save, rate, training_transform
 from diffsel.evaluation.teaching import train as teach
 from diffsel.machine.device import Machine
-from diffsel.machine.processes import Workers
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings, TrainingSettings
 
@@ -34,7 +34,7 @@ def images(colours, tmp_path: Path):
 
 def test_it_learns_and_its_file_is_a_teacher(images, tmp_path: Path) -> None:
     train, val = images
-    line = teach(train, val, tmp_path / "t", QUICK, 0, Workers(), CPU)
+    line = teach(train, val, tmp_path / "t", QUICK, 0, Bench(CPU))
     lines = [json.loads(text) for text in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in lines] == [0, 1, 2, 3]
     assert lines[-1] == line
@@ -68,11 +68,11 @@ def test_the_loss_scale_of_fp16_is_kept_too(tmp_path: Path) -> None:
 def test_no_image_is_ever_a_batch_alone(images, tmp_path: Path) -> None:
     train, _ = images  # 24 images: 23 and 1
     deep = QUICK.model_copy(update={"network": "resnet18", "epochs": 1, "batch_size": 23})  # 1 x 1 pixel in the last layers
-    line = teach(train, None, tmp_path / "t", deep, 0, Workers(), CPU)
+    line = teach(train, None, tmp_path / "t", deep, 0, Bench(CPU))
     assert math.isfinite(line["loss"])
     alone = replace(train, rows=train.rows[:1])
     with pytest.raises(DataError, match="holds 1 image; a teacher needs 2 or more"):
-        teach(alone, None, tmp_path / "a", QUICK, 0, Workers(), CPU)
+        teach(alone, None, tmp_path / "a", QUICK, 0, Bench(CPU))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -81,7 +81,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(images, tmp_path: Path, 
 
     train, val = images
     settings = QUICK.model_copy(update={"optimizer": optimizer, "learning_rate": 0.01})
-    teach(train, val, tmp_path / "whole", settings, 0, Workers(), CPU)
+    teach(train, val, tmp_path / "whole", settings, 0, Bench(CPU))
     real, calls = teaching._train_epoch, []
 
     def dies(*args):
@@ -92,9 +92,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(images, tmp_path: Path, 
 
     monkeypatch.setattr(teaching, "_train_epoch", dies)
     with pytest.raises(KeyboardInterrupt):
-        teach(train, val, tmp_path / "cut", settings, 0, Workers(), CPU)
+        teach(train, val, tmp_path / "cut", settings, 0, Bench(CPU))
     monkeypatch.setattr(teaching, "_train_epoch", real)
-    teach(train, val, tmp_path / "cut", settings, 0, Workers(), CPU)
+    teach(train, val, tmp_path / "cut", settings, 0, Bench(CPU))
     for name in ("best.safetensors", "last.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     cut, whole = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("cut", "whole"))
@@ -103,18 +103,18 @@ def test_a_stopped_training_goes_on_to_the_same_weights(images, tmp_path: Path, 
 
 def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) -> None:
     train, val = images
-    teach(train, val, tmp_path / "t", QUICK, 0, Workers(), CPU)
+    teach(train, val, tmp_path / "t", QUICK, 0, Bench(CPU))
     with pytest.raises(SettingsDiffer, match=r"training.epochs: stored 4, asked 5"):
-        teach(train, val, tmp_path / "t", QUICK.model_copy(update={"epochs": 5}), 0, Workers(), CPU)
+        teach(train, val, tmp_path / "t", QUICK.model_copy(update={"epochs": 5}), 0, Bench(CPU))
     (tmp_path / "begun" / "logs").mkdir(parents=True)  # of a tracker
     (tmp_path / "begun" / ".part-host-1-x").touch()  # of a start that was killed
-    teach(train, None, tmp_path / "begun", QUICK.model_copy(update={"epochs": 1}), 0, Workers(), CPU)
+    teach(train, None, tmp_path / "begun", QUICK.model_copy(update={"epochs": 1}), 0, Bench(CPU))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").touch()
     with pytest.raises(StoreError, match="exists and is not a teacher"):
-        teach(train, val, tmp_path / "x", QUICK, 0, Workers(), CPU)
+        teach(train, val, tmp_path / "x", QUICK, 0, Bench(CPU))
     with pytest.raises(ConfigError, match=r"is no number in epoch \d; lower training.learning_rate"):
-        teach(train, val, tmp_path / "n", QUICK.model_copy(update={"learning_rate": 1e30}), 0, Workers(), CPU)
+        teach(train, val, tmp_path / "n", QUICK.model_copy(update={"learning_rate": 1e30}), 0, Bench(CPU))
 
 
 def test_images_are_cut_by_epoch_and_number_alone(images) -> None:

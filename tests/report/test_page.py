@@ -116,9 +116,9 @@ def test_the_images_whose_label_fits_least_are_shown(work: Path, report: Path) -
     assert run
     found = [each for label in run.infos for each in suspects(run, label)]
     worst = [each.path for each in sorted(found, key=lambda each: (each.statistic, each.row))[:24]]
-    section = report.read_text().split('<section id="extra0">')[1].split("</table>")[0]
+    section = report.read_text().split('<section id="suspects">')[1].split("</table>")[0]
     assert "Label suspects" in section
-    assert [unescape(path) for path in re.findall(r'<a href="#x0-\d+">(.*?)</a>', section)] == worst
+    assert [unescape(path) for path in re.findall(r'<a href="#s\d+">(.*?)</a>', section)] == worst
 
 
 def test_what_comes_from_the_data_is_text(report: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from diffsel import method
-from diffsel.cli import looking as cli_study
+from diffsel.data.albums import open_validation
 from diffsel.data.images import Row
 from diffsel.runs import prompts
 from diffsel.runs.run import Run
@@ -251,7 +251,7 @@ def test_what_cannot_be_measured_is_refused_before_any_prompt_is_scored(diffsel,
 
 def test_accuracy_is_measured_on_all_validation_images_whatever_the_runs_cap(run: Session) -> None:
     capped = resolve({"data": {"images_per_class": 1}, "protocol": {"labels": "hard"}})
-    assert len(cli_study._judges(capped, run.data.root, "conv3", None, True).rows) == N
+    assert len(open_validation(run.data.root, capped).rows) == N
 
 
 def test_a_run_may_be_the_folder_one_is_in(diffsel, run: Session, tmp_path: Path, monkeypatch) -> None:
