@@ -293,10 +293,12 @@ def image_identity(data: ImageData) -> dict[str, Any]:
 def read_index(path: Path) -> tuple[Row, ...]:
     """The images of RUN.  Raises StoreError where the index is damaged."""
     try:
-        table = pq.read_table(path / "index.parquet").to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
+        with pq.ParquetFile(path / "index.parquet") as file:  # pq.read_table would load pandas
+            table = file.read()
+        columns = [table[name].to_pylist() for name in ("row", "path", "class", "width", "height", "digest")]
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise StoreError(f"{path / 'index.parquet'}: {error}") from None
-    return tuple(Row(r["row"], r["path"], r["class"], r["width"], r["height"], r["digest"]) for r in table)
+    return tuple(map(Row, *columns))
 
 
 def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:

@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from ..settings.errors import ConfigError
 from ..settings.sections import PatchSettings, ScoringSettings
@@ -36,6 +35,8 @@ def estimate(
         case "gap":
             return g
         case "combined":
+            from scipy.ndimage import gaussian_filter  # a quarter of a second, which looking at a run can do without
+
             blurred = gaussian_filter(d, settings.blur * min(d.shape), mode="reflect")
             return (1 - settings.weight) * g - settings.weight * blurred
 
