@@ -23,6 +23,13 @@ _PUBLIC = {
     "score": "method",
     "embed": "method",
     "select": "method",
+    "open_run": "runs.run",
+    "open_set": "sets.opening",
+    "export_set": "sets.export",
+    "train_teacher": "evaluation.tasks",
+    "relabel": "evaluation.tasks",
+    "evaluate": "evaluation.tasks",
+    "write_report": "report.page",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -487,7 +487,7 @@ def train_unet(
             schedule.step()
         running += (loss.item() - running) * max(0.01, 1 / step)
         torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - min(recipe.average, step / (step + 10)))
-        measured = step % args.log_every == 0 or step == recipe.steps
+        measured = step % args.log_every == 0 or step in (args.stop, recipe.steps)
         if measured:
             with averaged(weights, average):
                 figures = probe(unet, text, captions, scheduler)
@@ -503,6 +503,8 @@ def train_unet(
                     **{name: part.state_dict() for name, part in parts.items()},
                 },
             )
+        if step == args.stop:
+            return
 
 
 # ---- what it is worth --------------------------------------------------------------------------------------------------
@@ -616,6 +618,7 @@ def main() -> None:
     parser.add_argument("--probe", type=int, default=20, help="held-out images of each class that are measured")
     parser.add_argument("--probe-draws", type=int, default=4)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one number of the recipe")
+    parser.add_argument("--stop", type=int, help="stop after this step: to compare recipes at equal cost")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=500)
     parser.add_argument("--save-every", type=int, default=500)
@@ -632,7 +635,7 @@ def main() -> None:
     data = read_folder(args.images, recipe.size, args.hold_out, args.probe) if args.images else compose_data(args.scenes)
     print(f"{len(data.pixels)} images in {time.time() - start:.0f} s", flush=True)
     if args.reuse_vae:
-        vae = AutoencoderKL.from_pretrained(args.reuse_vae, subfolder="vae").float().to(device)
+        vae = AutoencoderKL.from_pretrained(args.reuse_vae, subfolder="vae").half().float().to(device)  # as it is saved
     else:
         vae = train_vae(recipe, data.pixels, state, args.save_every, device)
         vae.save_pretrained(args.out / "vae")

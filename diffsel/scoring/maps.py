@@ -153,7 +153,7 @@ def _add_up(
 def score_adaptively(
     scorer: Scorer, images: Sequence[tuple[str, Pixels]], prompts: Sequence[str], patches: PatchSettings
 ) -> Iterator[tuple[int, Maps]]:
-    """As ``score_images``, of images of one class: round after round the undecided ones (racing.py) get twice the draws.
+    """As ``score_images``, of images of one class: round after round the undecided ones (adaptive.py) get twice the draws.
 
     Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
     """

@@ -2,7 +2,7 @@
 
 OUT/  runs/DATASET/               one scoring pass a data set, for the diffsel methods
       sets/DATASET+SUBSET+METHOD+ipcN[+TEACHER+HASH]/   distilled sets
-      results/                    one JSON a student (experiment.py)
+      results/                    one JSON a student
       table.txt, table.csv        what is printed
 """
 
