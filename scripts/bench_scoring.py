@@ -38,8 +38,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffsel.data.pixels import decode, digest, resize
 from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import DTYPES, Diffusion, locate
+from diffsel.scoring.diffusion import DTYPES, Diffusion
 from diffsel.scoring.draws import Scorer, as_images, keyed_generator, latent_shape
+from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import filled_forwards, score_images
 from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSettings
 from diffsel.studies import scenes

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffsel.scoring.diffusion import locate
+from diffsel.scoring.folder import locate
 from diffsel.settings.sections import ModelSettings
 
 

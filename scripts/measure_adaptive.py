@@ -19,9 +19,10 @@ import torch
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table
 from diffsel.scoring.adaptive import undecided
-from diffsel.scoring.diffusion import Diffusion, locate
+from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
 from diffsel.scoring.features import Patch, embed_patches
+from diffsel.scoring.folder import locate
 from diffsel.scoring.patches import Box, best_boxes, estimate
 from diffsel.sets.selection import Candidates, select_class
 from diffsel.settings.sections import FeatureSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings

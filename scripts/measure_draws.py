@@ -28,8 +28,9 @@ from diffsel.data.images import open_data
 from diffsel.machine.device import pick_device
 from diffsel.machine.progress import progress
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import Diffusion, locate
+from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import as_images, differential_and_gap, keyed_generator, predict_all
+from diffsel.scoring.folder import locate
 from diffsel.scoring.patches import Box, estimate, patch_scores
 from diffsel.sets.suspects import statistic
 from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings

@@ -15,8 +15,9 @@ import numpy as np
 
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import Diffusion, locate
+from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
+from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes, estimate
 from diffsel.settings.sections import ModelSettings, PatchSettings, ScoringSettings

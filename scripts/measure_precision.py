@@ -24,8 +24,9 @@ from scipy.stats import spearmanr
 from diffsel.data.images import open_data
 from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import DTYPES, Diffusion, locate
+from diffsel.scoring.diffusion import DTYPES, Diffusion
 from diffsel.scoring.draws import Scorer
+from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes, estimate, patch_scores
 from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings

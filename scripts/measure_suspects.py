@@ -29,8 +29,9 @@ from diffsel.data.views import normalise
 from diffsel.evaluation.teachers import Teacher, load_teacher
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import Diffusion, locate
+from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
+from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes
 from diffsel.sets.suspects import statistic

@@ -14,6 +14,7 @@ from PIL import Image
 from diffsel.cli import app as cli
 from diffsel.machine.helpers import can_fork
 from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.folder import ModelFolder
 from diffsel.settings.settings import Settings, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> Diffusion:
-    return Diffusion.load(Path(TINY), torch.device("cpu"), "fp32")
+    return Diffusion.load(ModelFolder(Path(TINY)), torch.device("cpu"), "fp32")
 
 
 # accelerate starts several processes on one machine with its GPU launcher only, whether there is a GPU or not:

@@ -32,7 +32,7 @@ ROOMS = {  # room -> what it may import; a name with a dot is one file.  The lin
 DOORS = {  # a heavy library -> the files that import it
     "accelerate": "machine.processes",
     "diffusers": "scoring.diffusion",
-    "huggingface_hub": "scoring.diffusion sets.export",
+    "huggingface_hub": "scoring.folder sets.export",
     "jinja2": "report.page",
     "joblib": "sets.selection",
     "matplotlib": "studies.figures studies.tables",

@@ -9,7 +9,6 @@ added later costs its own forwards only, as long as nothing but the differential
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,10 +20,11 @@ import numpy as np
 from ..data.classes import ClassInfo, read_class_file
 from ..data.images import Row
 from ..machine.tensors import read_unit
-from ..scoring.diffusion import check_prompts, locate
 from ..scoring.draws import Picture, Scorer
+from ..scoring.folder import locate
 from ..scoring.maps import label_losses, score_images
 from ..settings.errors import ConfigError, DataError, StoreError
+from ..settings.sections import malformed
 from .run import Part, Unit
 from .session import Session
 
@@ -115,8 +115,8 @@ def plan(session: Session, templates: Sequence[str], null: str | None = None, wo
     classes = _with_words(session.run.classes, words)
     null = s.null_prompt if null is None else null
     for template in (*chosen, null):
-        if rest := re.search(r"[{}]", re.sub(r"\{\w+\}", "", template)):
-            raise ConfigError(f"prompt {template!r}: stray {rest[0]!r}; a placeholder looks like {{label}}")
+        if wrong := malformed(template):
+            raise ConfigError(f"prompt {wrong}")
     for unit in session.run.units:
         if not session.run.map_file(unit).exists():
             raise StoreError(f"{session.run.path}: {unit.name} is not scored yet; start `diffsel score` again")
@@ -127,8 +127,9 @@ def plan(session: Session, templates: Sequence[str], null: str | None = None, wo
     elif not study.own_null and not all(study.null_part.file(unit).exists() for unit in session.run.units):
         study = replace(study, gap=True)  # the null prompt must be computed anyway, and then the gap map costs nothing
     if any(study.missing(unit) for unit in session.run.units):
-        texts = [text for t in (*chosen, null) for text in study.texts(t).values()]
-        check_prompts(locate(session.settings.model), dict.fromkeys(texts))
+        nulls = study.texts(null)
+        pairs = [(text, nulls[label]) for template in chosen for label, text in study.texts(template).items()]
+        locate(session.settings.model).check_prompts(dict.fromkeys(pairs))
     return study
 
 

@@ -65,11 +65,11 @@ class Session:
         cannot compute as the run was computed."""
         if self.base:
             return self.base.scorer
-        from ..scoring.diffusion import content_hash, locate
         from ..scoring.draws import open_scorer
+        from ..scoring.folder import locate
 
         s, folder = self.settings, locate(self.settings.model)
-        if not self.model_checked and content_hash(folder) != self.run.record["identity"]["model"]:
+        if not self.model_checked and folder.digest != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
         if found := differences({"precision": self.run.record["identity"]["precision"]}, _precision(s, self.workers)):
             raise SettingsDiffer(self.run.path, found)
@@ -178,21 +178,27 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
 
     Raises ConfigError, DataError, or StoreError (SettingsDiffer where RUN holds results of other settings).
     """
-    from ..scoring.diffusion import check_prompts, check_up_block, content_hash, locate
+    from ..scoring.draws import open_scorer
+    from ..scoring.folder import locate
 
     workers = Workers()
     decided = pass_identity(settings) | _precision(settings, workers)  # a device that cannot be used is refused first
     workers.check_tracker(settings.compute.tracker)
     chosen_bins(settings.patches, settings.scoring)
     folder = locate(settings.model)
-    check_up_block(folder, settings.features.up_block)
+    folder.check()
+    folder.check_up_block(settings.features.up_block)
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
         workers.wait_for([out / "run.yaml"])
     root = str(Path(source).resolve()) if Path(source).exists() else source
 
+    loaded: list[Scorer] = []
+
     def check(classes: Sequence[ClassInfo]) -> None:
-        templates = (settings.scoring.null_prompt, *settings.scoring.prompts)
-        check_prompts(folder, [info.prompt(template) for template in templates for info in classes])
+        null = settings.scoring.null_prompt
+        folder.check_prompts((info.prompt(template), null) for template in settings.scoring.prompts for info in classes)
+        if workers.is_main and not (out / "run.yaml").exists():  # weights that are not whole are told before images are read
+            loaded.append(open_scorer(settings, workers.local))
 
     known = _known(out, root, settings)
     data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check)
@@ -200,16 +206,20 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         **decided,
         "images": image_identity(data),
         "classes": [asdict(c) for c in data.classes],
-        "model": content_hash(folder),
+        "model": folder.digest,
     }
     if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
         described["racing"] = identity(settings.patches)
     if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"model": str(folder.resolve())})})
+        settings = settings.model_copy(
+            update={"model": settings.model.model_copy(update={"model": str(folder.path.resolve())})}
+        )
     if workers.is_main:
         sweep(out)
     record = create_run(out, described, settings, data)
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
+    if loaded:
+        session.scorer = loaded[0]
     session.note_missing_latents()
     return session
 

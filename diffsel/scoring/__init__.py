@@ -4,6 +4,7 @@ adaptive   which images need more draws
 diffusion  Stable Diffusion behind four verbs; diffusers
 draws      one draw at a time: keyed noise, predictions, losses
 features   patches as vectors: DIFT, CLIP
+folder     a model's folder: found, and checked to be what it seems
 maps       loss maps and gap maps of images
 patches    maps as patch scores and boxes
 """

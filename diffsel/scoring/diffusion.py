@@ -6,35 +6,26 @@ predictions even from v-prediction models); what the networks compute in is the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..machine.device import keep_freed_memory, set_tf32
 from ..settings.errors import ConfigError
-from ..settings.sections import ModelSettings
+from .folder import ModelFolder
 
 if TYPE_CHECKING:  # loaded with a model: selecting from a store needs neither
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
-# Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
-WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def allow_shapes(count: int) -> None:
@@ -45,85 +36,11 @@ def allow_shapes(count: int) -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, count)
 
 
-def locate(settings: ModelSettings) -> Path:
-    """The local folder of a model, fetched from the hub where needed (only the parts and files that are used).
-
-    Raises ConfigError for a folder that is not in diffusers layout, or an id that cannot be fetched.
-    """
-    if settings.model == "demo":
-        folder = Path(str(files("diffsel") / "assets" / "demo-sd"))
-    elif Path(settings.model).is_dir():
-        folder = Path(settings.model)
-    else:
-        patterns = [
-            f"{part}/{name}" for part in PARTS for name in ("*.json", "*.txt", "*model.safetensors", "*-of-*.safetensors")
-        ]
-        try:
-            folder = Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns))
-        except HFValidationError:
-            raise ConfigError(f"model.model = {settings.model!r}: no such folder, and not a hub id") from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ConfigError(
-                f"model.model = {settings.model!r}: no such folder, and not fetched from the hub: {error}"
-            ) from None
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise ConfigError(
-            f"model {folder}: not in diffusers layout, {', '.join(missing)} missing (single-file checkpoints: convert first)"
-        )
-    return folder
-
-
-def content_hash(folder: Path) -> str:
-    """A hash of every file that decides what the model computes, wherever it lies."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in PARTS:
-        for file in sorted((folder / part).iterdir()):
-            if file.suffix in (".json", ".txt") or WEIGHTS.fullmatch(file.name):
-                state.update(f"{part}/{file.name}\0".encode())
-                with file.open("rb") as stream:
-                    while chunk := stream.read(1 << 24):
-                        state.update(chunk)
-    return state.hexdigest()
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-
-
-def check_prompts(folder: Path, prompts: Iterable[str]) -> None:
-    """Raises ConfigError for a prompt beyond the text encoder's limit (77 tokens for SD), which would be cut."""
-    tokenizer, positions = load_tokenizer(folder), _part_config(folder, "text_encoder")["max_position_embeddings"]
-    for prompt in prompts:
-        _check_prompt(tokenizer, min(tokenizer.model_max_length, positions), prompt)
-
-
-def _check_prompt(tokenizer: CLIPTokenizer, limit: int, prompt: str) -> None:
-    length = len(tokenizer(prompt, verbose=False)["input_ids"])
-    if length > limit:
-        raise ConfigError(f"prompt {prompt!r} has {length} tokens, the model takes {limit}; shorten it")
-
-
-def check_up_block(folder: Path, up_block: int) -> None:
-    """Raises ConfigError for an up block that the U-Net does not have."""
-    count = len(_part_config(folder, "unet")["up_block_types"])
-    if up_block >= count:
-        raise ConfigError(f"features.up_block = {up_block}: this U-Net has blocks 0 to {count - 1}")
-
-
-def _part_config(folder: Path, part: str) -> dict[str, Any]:
-    try:
-        return json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model {folder}: {part}/config.json: {error}") from None
-
-
 @dataclass
 class Diffusion:
     """A frozen SD 1.x / 2.x pipeline, without safety checker and VAE decoder."""
 
+    folder: ModelFolder
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     vae: AutoencoderKL
@@ -134,28 +51,25 @@ class Diffusion:
     forward: Callable[..., Any] | None = None  # the U-Net compiled; features stop in the middle and need it as it is
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, precision: str, compiled: bool = False) -> Diffusion:
-        """From a folder in diffusers layout; ``compiled`` for torch.compile.  Raises ConfigError where a part does not load."""
+    def load(cls, folder: ModelFolder, device: torch.device, precision: str, compiled: bool = False) -> Diffusion:
+        """All parts, every weight of them; ``compiled`` for torch.compile.
+
+        Raises ConfigError for a part that does not load, or whose file lacks weights or holds others.
+        """
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()  # ours are the bars worth seeing
+        transformers_logging.disable_progress_bar()  # ours are the bars worth seeing, and the errors below
+        transformers_logging.set_verbosity_error()
         set_tf32(precision)
+        folder.check()
         dtype = DTYPES[precision]
-        options = {"use_safetensors": True, "low_cpu_mem_usage": True}
-        try:
-            tokenizer = load_tokenizer(folder)
-            text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
-            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **options)
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **options)
-            # Whatever sampler the model ships with, only its noise table and prediction type matter here.
-            scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"model {folder}: {error}") from None
-        if unet.config.in_channels != vae.config.latent_channels:
-            channels = f"the U-Net takes {unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}"
-            raise ConfigError(f"model {folder}: {channels}; inpainting models cannot be used")
+        text = _whole(folder, "text_encoder", CLIPTextModel, {"dtype": dtype})
+        vae = _whole(folder, "vae", AutoencoderKL, {"torch_dtype": dtype})
+        unet = _whole(folder, "unet", UNet2DConditionModel, {"torch_dtype": dtype})
+        # Whatever sampler the model ships with, only its noise table and prediction type matter here.
+        scheduler = folder.loaded("scheduler", lambda: DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler"))
         vae.decoder = vae.post_quant_conv = None
         for module in (text, vae, unet):
             module.eval().requires_grad_(False).to(device)
@@ -163,7 +77,7 @@ class Diffusion:
             keep_freed_memory()
         if device.type == "cuda":  # tensor cores want channels last; on a CPU oneDNN picks its own layout
             vae, unet = (module.to(memory_format=torch.channels_last) for module in (vae, unet))
-        model = cls(tokenizer, text, vae, unet, scheduler, device, dtype)
+        model = cls(folder, folder.tokenizer, text, vae, unet, scheduler, device, dtype)
         if compiled:  # a graph for each latent shape: every batch is filled up
             allow_shapes(LATENT_SHAPES)
             model.forward = torch.compile(unet, dynamic=False)
@@ -188,16 +102,12 @@ class Diffusion:
     def _alphas(self) -> Float[Tensor, " steps"]:
         return self.scheduler.alphas_cumprod.to(self.device, torch.float32)
 
-    @property
-    def _positions(self) -> int:
-        return min(int(self.tokenizer.model_max_length), int(self.text_encoder.config.max_position_embeddings))
-
     @torch.inference_mode()
     def embed_prompts(self, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
         """Last hidden states of the text encoder.  Raises ConfigError for a prompt that is too long."""
         for prompt in prompts:
-            _check_prompt(self.tokenizer, self._positions, prompt)
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=self._positions, return_tensors="pt")
+            self.folder.tokens(prompt)
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.folder.positions, return_tensors="pt")
         return self.text_encoder(tokens["input_ids"].to(self.device)).last_hidden_state
 
     @torch.inference_mode()
@@ -270,3 +180,23 @@ class _Reached(Exception):
     def __init__(self, output: Tensor):
         super().__init__()
         self.output = output
+
+
+def _whole(folder: ModelFolder, part: str, kind: Any, options: dict[str, Any]) -> Any:
+    """A part with every weight from its file: one that is missing would be random, one too many belongs to another network.
+
+    Raises ConfigError naming the first of them.  A VAE's decoder is not needed, nor what else a CLIP file holds.
+    """
+    options = {**options, "use_safetensors": True, "low_cpu_mem_usage": True, "output_loading_info": True}
+    network, told = folder.loaded(part, lambda: kind.from_pretrained(folder.path, subfolder=part, **options))
+    needless = re.compile({"vae": r"decoder\.|post_quant_conv\.", "text_encoder": r".*position_ids$"}.get(part, r"(?!)"))
+    missing = sorted(str(key) for key in told["missing_keys"] if not needless.match(str(key)))
+    other = sorted(str(key) for key in told["unexpected_keys"] if part == "unet")
+    shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ()))
+    for what, names in (("lacks", missing), ("has other shapes of", shapes), ("holds, beside its own weights,", other)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ConfigError(
+                f"model {folder}: {part} {what} {', '.join(names[:3])}{more}; its file and its config.json differ"
+            )
+    return network

@@ -19,7 +19,8 @@ from ..data.pixels import Pixels
 from ..machine.device import machine_of, one_behind, to_device, to_host
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
-from .diffusion import Diffusion, locate
+from .diffusion import Diffusion
+from .folder import locate
 
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)

@@ -7,6 +7,7 @@ changes only how fast a result is computed (to rounding), so it is no part of a 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -116,6 +117,8 @@ class ScoringSettings(Section):
             )
         if len(set(self.prompts)) != len(self.prompts):
             raise ValueError("scoring.prompts names a prompt twice")
+        if wrong := next(filter(None, map(malformed, (*self.prompts, self.null_prompt))), ""):
+            raise ValueError(f"scoring.prompts must be well formed: {wrong}")
         return self
 
     def _doubles_to(self, most: int) -> bool:
@@ -264,6 +267,12 @@ class ProtocolSettings(Section):
         False, description="RDED's extra forward in train mode (for mixup of the unmixed batch), which updates BatchNorm twice."
     )
     drop_remainder: bool = Field(False, description="RDED's ShufflePatches drops what does not divide by the factor.")
+
+
+def malformed(template: str) -> str:
+    """What is wrong with a prompt template's braces, in words; empty for nothing."""
+    rest = re.search(r"[{}]", re.sub(r"\{\w+\}", "", template))
+    return f"{template!r}: stray {rest[0]!r}; a placeholder looks like {{label}}" if rest else ""
 
 
 def hash_classes(classes: tuple[str, ...]) -> str:

@@ -12,7 +12,8 @@ from conftest import TINY
 
 from diffsel.data.pixels import resized_size
 from diffsel.machine.device import pick_device, pick_precision
-from diffsel.scoring.diffusion import Diffusion, check_prompts, check_up_block, content_hash, locate
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ModelSettings
 from diffsel.settings.settings import resolve
@@ -35,7 +36,7 @@ def test_other_prediction_types_are_turned_into_noise(tiny: Diffusion, copy: Pat
     file = copy / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "prediction_type": kind}))
-    other = Diffusion.load(copy, CPU, "fp32")
+    other = Diffusion.load(ModelFolder(copy), CPU, "fp32")
     z, t, words = inputs(tiny)
     output = tiny.predict_noise(z, t, words)  # epsilon: the raw output
     noise = other.predict_noise(z, t, words)
@@ -61,9 +62,9 @@ def test_a_stopped_pass_leaves_no_hook_and_runs_no_later_block(tiny: Diffusion) 
 
 def test_settings_that_the_model_cannot_serve_are_refused() -> None:
     with pytest.raises(ConfigError, match="blocks 0 to 3"):
-        check_up_block(Path(TINY), 4)
+        ModelFolder(Path(TINY)).check_up_block(4)
     with pytest.raises(ConfigError, match=r"has .* tokens, the model takes 77"):
-        check_prompts(Path(TINY), ["a " * 100])
+        ModelFolder(Path(TINY)).check_prompts([("a " * 100, "")])
     with pytest.raises(ConfigError, match=r"compute.device = 'foo' cannot be used"):
         pick_device("foo")
 
@@ -75,7 +76,7 @@ def test_only_needed_parts_are_kept(tiny: Diffusion) -> None:
 
 
 def test_bfloat16_predictions_come_back_as_float32(tiny: Diffusion) -> None:
-    model = Diffusion.load(Path(TINY), CPU, "bf16")
+    model = Diffusion.load(ModelFolder(Path(TINY)), CPU, "bf16")
     z, t, words = inputs(model)
     prediction = model.predict_noise(z, t, words)
     assert prediction.dtype == torch.float32
@@ -92,7 +93,9 @@ def test_fp32_is_float32_in_convolutions_too_and_tf32_is_asked_for() -> None:
     flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
     torch.backends.cudnn.allow_tf32 = True
     for precision, allowed in (("tf32", True), ("bf16", False), ("tf32", True), ("fp32", False)):
-        assert Diffusion.load(Path(TINY), CPU, precision).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        assert Diffusion.load(ModelFolder(Path(TINY)), CPU, precision).dtype == (
+            torch.bfloat16 if precision == "bf16" else torch.float32
+        )
         assert flags() == (allowed, allowed)
     assert pick_precision("tf32", torch.device("cuda")) == "tf32"
     assert resolve({"compute": {"precision": "tf32"}}).compute.precision == "tf32"
@@ -104,7 +107,7 @@ def test_a_compiled_unet_has_a_graph_for_every_latent_shape(monkeypatch: pytest.
 
     monkeypatch.setattr(dynamo, "recompile_limit", 8)
     monkeypatch.setattr(dynamo, "accumulated_recompile_limit", 256)
-    Diffusion.load(Path(TINY), CPU, "fp32", compiled=True)  # compiles when it is first called
+    Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=True)  # compiles when it is first called
     sides = {resized_size(*size, 256) for side in range(256, 2049) for size in ((256, side), (side, 256))}
     shapes = {(width // 8, height // 8) for width, height in sides}
     assert dynamo.recompile_limit >= len(shapes)
@@ -112,12 +115,12 @@ def test_a_compiled_unet_has_a_graph_for_every_latent_shape(monkeypatch: pytest.
 
 
 def test_the_hash_follows_the_content_not_the_place(copy: Path) -> None:
-    assert content_hash(copy) == content_hash(Path(TINY))
+    assert ModelFolder(copy).digest == ModelFolder(Path(TINY)).digest
     (copy / "unet" / "notes.md").write_text("not part of the model")
-    assert content_hash(copy) == content_hash(Path(TINY))
+    assert ModelFolder(copy).digest == ModelFolder(Path(TINY)).digest
     file = copy / "scheduler" / "scheduler_config.json"
     file.write_text(file.read_text().replace("0.012", "0.013"))
-    assert content_hash(copy) != content_hash(Path(TINY))
+    assert ModelFolder(copy).digest != ModelFolder(Path(TINY)).digest
 
 
 def test_a_model_that_is_not_there_or_not_whole_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,4 +138,4 @@ def test_pickled_weights_are_not_loaded(copy: Path) -> None:
         torch.save(state, file.with_suffix(".bin"))
         file.unlink()
     with pytest.raises(ConfigError):
-        Diffusion.load(copy, CPU, "fp32")
+        Diffusion.load(ModelFolder(copy), CPU, "fp32")

@@ -1,0 +1,157 @@
+"""A model that is not what it seems is refused by name, before any image is read; what published models look like loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+
+from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.folder import ModelFolder, locate
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import ModelSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return shutil.copytree(TINY, tmp_path / "model")
+
+
+def config(folder: Path, part: str, **changes: object) -> None:
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    values = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in values.items() if value != "gone"}))
+
+
+def weights(folder: Path, part: str, change: Callable[[dict], dict]) -> None:
+    file = folder / part / ("model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors")
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("unet", {"addition_embed_type": "text_time"}, "unet takes added conditions .* as SDXL does"),
+        ("unet", {"class_embed_type": "projection"}, "unet has class_embed_type"),
+        ("unet", {"num_class_embeds": 1000}, "unet has num_class_embeds"),
+        ("unet", {"time_cond_proj_dim": 256}, "unet has time_cond_proj_dim.*distilled"),
+        ("unet", {"encoder_hid_dim_type": "image_proj"}, "unet has encoder_hid_dim_type"),
+        ("unet", {"_class_name": "UNet3DConditionModel"}, "unet is a UNet3DConditionModel"),
+        ("unet", {"in_channels": 9}, "inpainting models cannot be used"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "vae is a AutoencoderTiny"),
+        ("text_encoder", {"architectures": ["BertModel"]}, "text_encoder is a BertModel"),
+        ("text_encoder", {"architectures": None, "model_type": "t5"}, "text_encoder is a t5"),
+        ("text_encoder", {"hidden_size": 48}, "text_encoder gives 48 numbers a word, but the U-Net takes"),
+        ("text_encoder", {"max_position_embeddings": "gone"}, "says no max_position_embeddings"),
+        ("scheduler", {"beta_schedule": "gone"}, "scheduler .* has no beta schedule"),
+        ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-matching or EDM"),
+        ("scheduler", {"prediction_type": "flow"}, "prediction_type 'flow'; known: epsilon"),
+    ],
+)
+def test_other_kinds_of_models_are_refused_by_part_and_reason(copy: Path, part: str, changes: dict, message: str) -> None:
+    ModelFolder(copy).check()
+    config(copy, part, **changes)
+    with pytest.raises(ConfigError, match=message):
+        ModelFolder(copy).check()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text_encoder", lambda s: {k: v for k, v in s.items() if "layers.0.mlp.fc1.bias" not in k}, "lacks .*fc1.bias"),
+        ("text_encoder", lambda s: {f"other.{k}": v for k, v in s.items()}, r"text_encoder lacks .* and \d+ more"),
+        ("unet", lambda s: {k: v for k, v in s.items() if k != "conv_in.weight"}, "unet lacks conv_in.weight"),
+        ("unet", lambda s: {**s, "adapter.weight": torch.ones(2)}, "unet holds, beside its own weights, adapter.weight"),
+        ("unet", lambda s: {**s, "conv_in.bias": torch.ones(3)}, "unet"),
+        ("vae", lambda s: {k: v for k, v in s.items() if k != "quant_conv.weight"}, "vae lacks quant_conv.weight"),
+        ("vae", lambda s: {k: v for k, v in s.items() if not k.startswith("encoder.conv_in")}, "vae lacks encoder.conv_in"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused_by_name(copy: Path, part: str, change: Callable, message: str) -> None:
+    weights(copy, part, change)
+    with pytest.raises(ConfigError, match=message):
+        Diffusion.load(ModelFolder(copy), CPU, "fp32")
+
+
+def test_weights_as_they_are_published_give_the_same(copy: Path, tiny: Diffusion) -> None:
+    """Text encoders with or without a prefix, with buffers of old versions; attention of old VAEs; no VAE decoder."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(state: dict) -> dict:
+        for new, before in old.items():
+            state = {k.replace(f"attentions.0.{new}", f"attentions.0.{before}"): v for k, v in state.items()}
+        return {k: v for k, v in state.items() if not k.startswith("decoder.")}
+
+    weights(copy, "vae", renamed)
+    weights(copy, "text_encoder", lambda s: {k.removeprefix("text_model."): v for k, v in s.items()})
+    plain = Diffusion.load(ModelFolder(copy), CPU, "fp32")
+    image, words = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64), ["An image of cat."]
+    assert torch.equal(plain.embed_prompts(words), tiny.embed_prompts(words))
+    assert torch.equal(plain.encode(image), tiny.encode(image))
+    ids = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    weights(copy, "text_encoder", lambda s: {**{f"text_model.{k}": v for k, v in s.items()}, **ids})
+    assert torch.equal(Diffusion.load(ModelFolder(copy), CPU, "fp32").embed_prompts(words), tiny.embed_prompts(words))
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ((), "tokenizer holds nothing, but no vocabulary"),
+        (("tokenizer_config.json",), "tokenizer holds tokenizer_config.json, but no vocabulary"),
+        (("tokenizer_config.json", "vocab.json"), "no vocabulary; wanted is tokenizer.json, or vocab.json and merges.txt"),
+    ],
+)
+def test_a_tokenizer_without_words_is_refused(copy: Path, keep: tuple[str, ...], message: str) -> None:
+    for file in (copy / "tokenizer").iterdir():
+        if file.name not in keep:
+            file.unlink()
+    with pytest.raises(ConfigError, match=message):
+        _ = ModelFolder(copy).tokenizer
+
+
+def test_a_damaged_part_is_one_line_that_names_it(copy: Path) -> None:
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="unet does not load"):
+        Diffusion.load(ModelFolder(copy), CPU, "fp32")
+    (copy / "vae" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"vae/config.json: "):
+        ModelFolder(copy).check()
+
+
+def test_copies_in_half_precision_or_pickles_alone_are_refused(copy: Path) -> None:
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(ConfigError, match=r"unet holds no weights in full precision .*it holds .*fp16.safetensors"):
+        ModelFolder(copy).check()
+    single = copy.parent / "model.safetensors"
+    single.write_bytes(b"")
+    with pytest.raises(ConfigError, match="is a single file; convert it"):
+        locate(ModelSettings(model=str(single)))
+
+
+def test_a_prompt_that_says_nothing_of_the_class_is_refused() -> None:
+    folder = ModelFolder(Path(TINY))
+    folder.check_prompts([("An image of cat.", "An image of .")])
+    with pytest.raises(ConfigError, match="says the same as the null prompt"):
+        folder.check_prompts([("An image of .", "An image of .")])
+    with pytest.raises(ConfigError, match="has the very tokens of the null prompt"):
+        folder.check_prompts([("an  image of .", "An image of .")])  # the tokenizer knows no case and one space
+
+
+def test_a_model_that_is_not_whole_costs_no_image(copy: Path, folder: Callable[..., Path], tmp_path: Path, diffsel) -> None:
+    weights(copy, "unet", lambda s: {k: v for k, v in s.items() if k != "conv_out.weight"})
+    source = folder(cat=3)
+    words = ("score", source, "--out", tmp_path / "run", "--model", copy, "--image-size", 64, "--draws", 3, "--device", "cpu")
+    code, _, err = diffsel(*words)
+    assert code == 2
+    assert "unet lacks conv_out.weight" in err
+    assert "indexing" not in err
+    assert not (tmp_path / "run").exists()
