@@ -1,31 +1,61 @@
-"""Image files -> pixels: any format and mode as an upright RGB picture, and resizing."""
+"""Image files -> pixels: any format and mode as an upright sRGB picture, and resizing."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
 from ..settings.errors import UnreadableImage
 from ..settings.sections import DataSettings
 
 Pixels = NDArray[np.uint8]
+ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what a machine may lack for a moment
+PNG = b"\x89PNG\r\n\x1a\n"
+TEXTS = {  # chunks of a PNG that say something about the picture -> what stands before their packed bytes, if they are packed
+    b"tEXt": rb"(?!)",
+    b"zTXt": rb"[^\0]*\0.",
+    b"iTXt": rb"[^\0]*\0\x01.[^\0]*\0[^\0]*\0",
+    b"iCCP": rb"[^\0]*\0.",
+    b"eXIf": rb"(?!)",
+}
+SLACK = 1.25  # floating-point pixels may overshoot their range by a quarter, as resampling makes them
+FAR = 8  # times smaller than a range of whole numbers: then the pixels are of another one
 
 
 @contextmanager
 def _opened(blob: bytes, max_pixels: int, name: str) -> Iterator[Image.Image]:
-    """An image whose header was read.  Everything that goes wrong becomes an UnreadableImage with a plain reason."""
+    """An image whose header was read.  Everything that is wrong with it becomes an UnreadableImage with a plain reason.
+
+    Raises OSError where not the image but the machine is at fault: no memory, no free file handle.
+    """
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # the limit is ours, checked before decoding
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(blob)) as picture:
+            with Image.open(io.BytesIO(_without_bad_texts(blob))) as picture:
                 if picture.width * picture.height > max_pixels:
                     raise UnreadableImage(
                         f"{name}: {picture.width} x {picture.height} pixels, over data.max_pixels = {max_pixels}"
@@ -35,7 +65,11 @@ def _opened(blob: bytes, max_pixels: int, name: str) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise UnreadableImage(f"{name}: more than twice the pixels of data.max_pixels = {max_pixels}") from None
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "not enough memory to decode it") from None
     except Exception as error:  # PIL's plugins raise nearly anything on broken files
+        if isinstance(error, OSError) and error.errno in SCARCE:
+            raise
         raise UnreadableImage(f"{name}: {_reason(blob, error)}") from None
 
 
@@ -43,8 +77,7 @@ def probe_size(blob: bytes, name: str, settings: DataSettings) -> tuple[int, int
     """Upright (width, height) from the header alone.  Raises UnreadableImage for what cannot or may not be read."""
     with _opened(blob, settings.max_pixels, name) as picture:
         width, height = picture.size
-        # Pillow turns the size of a TIFF by itself, before it is loaded.
-        if picture.format != "TIFF" and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+        if _orientation(picture) > 4 and not _turned_by_pillow(picture):
             width, height = height, width
     if max(width, height) > settings.max_aspect * min(width, height):
         raise UnreadableImage(
@@ -58,25 +91,141 @@ def digest(blob: bytes) -> str:
 
 
 def decode(blob: bytes, max_pixels: int, name: str) -> Image.Image:
-    """Any image file as an upright RGB picture: EXIF-turned, transparency on white, 16 bits scaled to 8.
+    """Any image file as an upright sRGB picture: turned as EXIF or XMP says, transparency on white, 16 bits scaled to 8.
 
-    Raises UnreadableImage naming ``name`` and the reason.
+    Raises UnreadableImage naming ``name`` and the reason, OSError where the machine lacks memory or file handles.
     """
     with _opened(blob, max_pixels, name) as picture:
+        orientation = _orientation(picture)  # of a TIFF it is gone once it is loaded: Pillow turns the pixels
         picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        upright = _to_rgb(picture)
+        turn = None if picture.format == "TIFF" else TURNS.get(orientation)
+        return upright if turn is None else upright.transpose(turn)
+
+
+# ---- what a file says of its picture ---------------------------------------------------------------------------------
+
+
+def _without_bad_texts(blob: bytes) -> bytes:
+    """A PNG without those texts, profiles and EXIF that are damaged or longer than Pillow unpacks: it would refuse the whole
+    picture.  Any other file as it is."""
+    if not blob.startswith(PNG):
+        return blob
+    kept, begin, here, total = [], 0, len(PNG), 0
+    while here + 12 <= len(blob):
+        end = here + 12 + int.from_bytes(blob[here : here + 4], "big")
+        if (kind := blob[here + 4 : here + 8]) in TEXTS:
+            size = _unpacked_size(kind, blob[here + 8 : end - 4])
+            checksum = int.from_bytes(blob[end - 4 : end], "big")
+            before = total if kind.endswith(b"Xt") else 0  # of all texts; a profile and EXIF count alone
+            if zlib.crc32(blob[here + 4 : end - 4]) != checksum or before + size > MAX_TEXT_MEMORY:
+                kept.append(blob[begin:here])
+                begin = end
+            elif kind.endswith(b"Xt"):
+                total += size
+        here = end
+    return b"".join([*kept, blob[begin:]])
+
+
+def _unpacked_size(kind: bytes, content: bytes) -> int:
+    """Bytes of a chunk's text, unpacked where it is packed; too many for any limit where Pillow would not unpack it."""
+    before = re.match(TEXTS[kind], content, re.DOTALL)
+    if before is None:
+        return len(content)
+    unpacking = zlib.decompressobj()
+    try:
+        plain = unpacking.decompress(content[before.end() :], MAX_TEXT_CHUNK)
+    except zlib.error:  # Pillow passes over it
+        return 0
+    return MAX_TEXT_MEMORY + 1 if unpacking.unconsumed_tail else len(plain)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """How a picture lies, 1 to 8, by its EXIF, else its XMP; 1 where neither says so, or neither can be read."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        picture.load()  # it may stand behind the pixels; a picture that does not load is told as such
+    try:
+        found = picture.getexif().get(ORIENTATION)
+    except Exception:  # EXIF may hold anything, and the pixels do not depend on it
+        found = None
+    if isinstance(found, tuple | bytes) and found:
+        found = found[0]
+    if known := [lie for lie in range(1, 9) if lie == found]:
+        return known[0]
+    xmp = picture.info.get("XML:com.adobe.xmp") or picture.info.get("xmp") or b""
+    said = re.search(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])", xmp if isinstance(xmp, bytes) else xmp.encode())
+    return int(said[1]) if said else 1
+
+
+def _turned_by_pillow(picture: Image.Image) -> bool:
+    """Whether ``picture.size`` is the upright one already: of a TIFF whose own tag turns it."""
+    return picture.format == "TIFF" and picture.tag_v2.get(ORIENTATION) in (5, 6, 7, 8)  # type: ignore[attr-defined]
+
+
+# ---- pixels as they look ---------------------------------------------------------------------------------------------
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    profile = picture.info.get("icc_profile") or b""
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        largest = values.max(initial=0)
-        top = 65535.0 if picture.mode != "F" else 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0
-        picture = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+        picture = _eight_bits(picture)
+    if picture.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in picture.info:
+        return _as_srgb(picture, profile)
+    with_alpha = picture.convert("RGBA")
+    colours = _as_srgb(picture.convert("L") if picture.mode == "LA" else with_alpha.convert("RGB"), profile)
+    over = Image.merge("RGBA", (*colours.split(), with_alpha.getchannel("A")))
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), over).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Pixels of 16 bits, or of floating-point numbers, as grey.  Those that are no number are black, infinite ones white."""
+    values = np.asarray(picture, dtype=np.float64)
+    low, high = _range(values[np.isfinite(values)]) if picture.mode == "F" else (0.0, 65535.0)
+    share = (values - low) / (high - low)
+    if picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        share = 1 - share  # 0 is white, which Pillow knows of 8 bits and fewer
+    return Image.fromarray((np.clip(np.nan_to_num(share, nan=0.0), 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def _range(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """What is black and what is white among floating-point pixels, all finite; a few pixels far from the others do not count.
+
+    Black is 0, and white 1, 255 or 65535, whichever the bright pixels come near; the pixels' own range where they come near
+    none, or reach far below 0.  Raises ValueError where there are none.
+    """
+    if not values.size:
+        raise ValueError("no pixel is a finite number")
+    dark, high = map(float, np.quantile(values, (0.005, 0.995)))
+    bright = float(np.quantile(values[values > 0], 0.995)) if (values > 0).any() else 0.0
+    if dark < -max(bright, 0.0) / 4:
+        return dark, high if high > dark else dark + 1
+    near = (top for top in (1.0, 255.0, 65535.0) if (top == 1 or bright > top / FAR) and bright <= SLACK * top)
+    return 0.0, next(near, bright)
+
+
+def _as_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    """As RGB, by a colour profile where it can be read and is of such pixels."""
+    if picture.mode not in ("L", "RGB", "CMYK", "LAB"):
+        picture = picture.convert("RGB")
+    transform = _srgb_transform(profile, picture.mode) if profile or picture.mode == "LAB" else None
+    return picture.convert("RGB") if transform is None else transform.apply(picture)
+
+
+@lru_cache(maxsize=32)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None where the profile is sRGB's, to rounding, or cannot be used: then pixels stay as they are."""
+    try:
+        source = ImageCms.createProfile("LAB") if mode == "LAB" else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return None
+    if mode == "RGB":
+        steps = np.arange(0, 256, 15, dtype=np.uint8)
+        colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
+        seen = np.asarray(transform.apply(Image.fromarray(colours)))
+        if np.abs(seen.astype(int) - colours).max() <= 2:
+            return None
+    return transform
 
 
 def _reason(blob: bytes, error: Exception) -> str:
