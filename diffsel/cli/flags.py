@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
+from ..settings.errors import DiffselError
 from ..settings.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
     from ..runs.session import Session
 
+FLAGS = {
+    "data.classes": "class_names",
+    "data.config": "data_config",
+    "data.revision": "data_revision",
+}  # others: the field's name
 DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Folder with one folder of images per class, or a data set id.")]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `diffsel score` or `distill`.")]
 RunOut = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for the stored pass; made, or taken up again.")]
@@ -37,7 +43,7 @@ def settings_flags(*sections: str) -> Callable[[Callable[..., Any]], Callable[..
     for section in sections:
         fields = Settings.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
         for name, field in fields.items():
-            flag = {"classes": "class_names"}.get(name, name)
+            flag = FLAGS.get(f"{section}.{name}", name)
             flags[f"{section}_{flag}" if flag in flags else flag] = (f"{section}.{name}", field)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,8 +51,13 @@ def settings_flags(*sections: str) -> Callable[[Callable[..., Any]], Callable[..
         def wrapper(config: list[Path] | None = None, **given: Any) -> Any:
             chosen = {key: _plain(name, given[name]) for name, (key, _) in flags.items() if given[name] is not None}
             rest = {name: value for name, value in given.items() if name not in flags}
+            classes = chosen.pop("data.classes", None)
             base = _recorded(Path(rest["run"]), needed=not isinstance(rest["run"], str)) if "run" in rest else {}
-            return command(settings=load_settings(config or [], chosen, base), **rest)
+            settings = load_settings(config or [], chosen, base)
+            if classes:
+                chosen["data.classes"] = split_names(classes, _held(str(rest.get("data") or rest.get("run")), settings))
+                settings = load_settings(config or [], chosen, base)
+            return command(settings=settings, **rest)
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
         options = [_option(name, key, field) for name, (key, field) in flags.items()]
@@ -63,7 +74,7 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     kind: Any = kinds[0] if type(None) in get_args(field.annotation) else field.annotation
     if get_origin(kind) is tuple:
-        kind = list[str] if name == "prompts" else str
+        kind = list[str] if name in ("prompts", "class_names") else str
     default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
     flag = {"class_names": "--classes", "prompts": "--prompt", "prompt": "--prompt-index"}.get(
         name, "--" + name.replace("_", "-")
@@ -86,13 +97,39 @@ def _recorded(run: Path, needed: bool) -> dict[str, Any]:
     return recorded_settings(read_record(run))
 
 
+def _held(source: str, settings: Settings) -> list[str]:
+    """The classes of a RUN or data set; none where it cannot be opened, which is told when it is."""
+    from ..data.images import class_names
+    from ..runs.run import read_record
+
+    try:
+        if (Path(source) / "run.yaml").exists():
+            return [entry["folder"] for entry in read_record(Path(source))["classes"]]
+        return class_names(source, settings.data)
+    except (DiffselError, KeyError, TypeError):
+        return []
+
+
 def split_names(only: list[str] | None, known: Collection[str]) -> list[str]:
-    """``--only A,B --only C``: names may be joined by commas, unless a class is called so."""
-    return [name for part in only or [] for name in ([part] if part in known else part.split(","))]
+    """``--only A,B --only C``: names may be joined by commas, unless a class is called so; spelled as they are known."""
+    from ..data.classes import spelled
+
+    names = []
+    for part in only or []:
+        pieces = part.split(",")
+        while pieces:
+            for count in range(len(pieces), 0, -1):  # the longest name that there is
+                name = ",".join(pieces[:count])
+                found = spelled([name, name.strip()], known)
+                if count == 1 or any(found):
+                    names.append(found[0] or found[1] or name)
+                    del pieces[:count]
+                    break
+    return names
 
 
 def _plain(name: str, value: Any) -> Any:
-    return value.split(",") if name in ("class_names", "t_range") else value
+    return value.split(",") if name == "t_range" else value
 
 
 # ---- around a command ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,12 @@ from PIL import Image
 
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError
+from ..settings.sections import DataSettings
 from ..settings.settings import Settings, fingerprint, identity
-from .classes import ClassInfo, refuse_shared
-from .images import ImageData, Row, Skipped, is_datasets_folder, open_data
+from .classes import ClassInfo, refuse_shared, spelled
+from .images import ImageData, Row, Skipped, open_data
 from .pixels import resized_size
+from .tables import is_datasets_folder, split_names
 
 if TYPE_CHECKING:
     import torch
@@ -93,23 +94,15 @@ class Album:
         return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, self.classes, self.digest)
 
 
-def validation_split(path: str) -> str | None:
+def validation_split(path: str, settings: DataSettings | None = None) -> str | None:
     """Of a `datasets` data set with several splits the one for validation: validation, val or test; else None.
 
-    Raises DataError if it has several and none of them.
+    ``settings``: its configuration and revision.  Raises DataError if it has several and none of them.
     """
     root = Path(path)
     if root.exists() and not is_datasets_folder(root):
         return None
-    try:
-        import datasets
-
-        if (root / "state.json").exists():
-            return None
-        saved = root / "dataset_dict.json"
-        names = json.loads(saved.read_bytes())["splits"] if saved.exists() else datasets.get_dataset_split_names(path)
-    except Exception:  # no library, no such data set: told when it is opened
-        return None
+    names = split_names(path, settings or DataSettings())
     if len(names) < 2:
         return next(iter(names), None)
     if not (good := [name for name in ("validation", "val", "test") if name in names]):
@@ -120,7 +113,7 @@ def validation_split(path: str) -> str | None:
 def open_validation(path: str, settings: Settings, progress: Progress = quiet) -> ImageData:
     """Validation images, all of them (a cap on the training images does not hold for these), of a `datasets` data set with
     several splits the one that is for validation.  Errors as ``open_data`` and ``validation_split``."""
-    split = validation_split(path) or settings.data.split
+    split = validation_split(path, settings.data) or settings.data.split
     every = settings.data.model_copy(update={"images_per_class": None, "split": split})
     return open_data(path, every, settings.seed, settings.compute.workers, progress)
 
@@ -168,7 +161,10 @@ def match_classes(wanted: Sequence[ClassInfo], data: ImageData) -> list[str]:
     folders = {info.folder for info in data.classes}
     times = Counter(info.name for info in data.classes)
     by_name = {info.name: info.folder for info in data.classes if times[info.name] == 1}
-    found = [info.folder if info.folder in folders else by_name.get(info.name) for info in wanted]
+    same_folder, same_name = (
+        spelled((getattr(i, key) for i in wanted), there) for key, there in (("folder", folders), ("name", by_name))
+    )
+    found = [folder or (name and by_name[name]) for folder, name in zip(same_folder, same_name, strict=True)]
     missing = [info.folder for info, folder in zip(wanted, found, strict=True) if folder is None]
     if missing:
         raise DataError(

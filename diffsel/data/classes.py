@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +17,16 @@ import yaml
 from ..settings.errors import DataError
 from ..settings.sections import DataSettings
 
-Listing = Mapping[str, Sequence[str]]  # class folder -> paths of its images
+
+@dataclass(frozen=True)
+class Listing:
+    """What a data set holds, before any image is read."""
+
+    images: Mapping[str, Sequence[str]]  # class folder -> paths of its images
+    read: Callable[[str], bytes]  # the bytes of a path
+    order: Sequence[str] | None = None  # of the classes, where the data set has its own
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)  # class folder -> files that are not taken for images
+    notes: tuple[str, ...] = ()  # what a user should know of it
 
 
 @dataclass(frozen=True)
@@ -42,23 +53,69 @@ class ClassInfo:
         return re.sub(r"\{(\w*)\}", fill, template)
 
 
-def class_table(path: str, listing: Listing, order: list[str] | None, settings: DataSettings) -> tuple[ClassInfo, ...]:
+def class_table(path: str, listing: Listing, settings: DataSettings) -> tuple[ClassInfo, ...]:
     """The classes in their explicit order: settings.classes, else classes.yaml, else the data set's own, else by name."""
     file = Path(settings.class_file) if settings.class_file else Path(path) / "classes.yaml"
     if settings.class_file and not file.exists():
         raise DataError(f"class file {file}: no such file")
-    described = read_class_file(file) if file.exists() else {}
-    unknown = [name for name in described if name not in listing and settings.classes is None]
-    if unknown:
-        raise DataError(f"{file} names class {unknown[0]!r}, which {path} does not hold{_near(unknown[0], listing)}")
-    names = settings.classes or [*described, *[f for f in (order or sorted(listing)) if f in listing and f not in described]]
-    missing = [name for name in names if name not in listing]
-    if missing:
-        raise DataError(f"class {missing[0]!r} is not in {path}{_near(missing[0], listing)} ({len(missing)} missing)")
-    empty = [name for name in names if not listing[name]]
+    there = listing.images
+    told = read_class_file(file) if settings.class_file or file.is_file() else {}
+    described: dict[str, ClassInfo] = {}
+    unknown = []
+    for name, found in zip(told, spelled(told, there), strict=True):
+        if found in described:
+            raise DataError(f"{file} names class {name!r} twice, with its letters composed in two ways")
+        described |= {found: replace(told[name], folder=found)} if found else {}
+        unknown += [] if found else [name]
+    if unknown and settings.classes is None:
+        raise DataError(f"{file} names class {unknown[0]!r}, which {path} does not hold{_near(unknown[0], there)}")
+    asked = settings.classes or [*described, *(f for f in listing.order or sorted(there) if f in there and f not in described)]
+    resolved = spelled(asked, there)
+    if missing := [name for name, found in zip(asked, resolved, strict=True) if found is None]:
+        raise DataError(f"class {missing[0]!r} is not in {path}{_near(missing[0], there)} ({len(missing)} missing)")
+    names = [found for found in resolved if found is not None]
+    if len(set(names)) < len(names):
+        raise DataError(f"class {Counter(names).most_common(1)[0][0]!r} of {path} is asked for twice")
+    empty = [name for name in names if not there[name]]
     if empty:
-        raise DataError(f"class folder {empty[0]!r} of {path} holds no image; remove it or name the classes to use")
+        others = listing.others.get(empty[0], ())
+        held = f", but {len(others)} other files: {kinds_of(others)}" if others else ""
+        remedy = "convert them, or give them an extension that says what they are; or " if others else ""
+        raise DataError(
+            f"class folder {empty[0]!r} of {path} holds no image{held}; {remedy}remove it or name the classes to use"
+        )
     return tuple(described.get(name) or ClassInfo(name, _plain_name(name)) for name in names)
+
+
+def spelled(names: Iterable[str], there: Iterable[str]) -> list[str | None]:
+    """Each name as it is written ``there``: as it stands, or with its letters composed otherwise (é as one character or as an
+    e and an accent); None where there is none, or more than one."""
+    known = set(there)
+    forms: dict[str, list[str]] = {}
+    for each in known:
+        forms.setdefault(unicodedata.normalize("NFC", each), []).append(each)
+
+    def find(name: str) -> str | None:
+        alike = forms.get(unicodedata.normalize("NFC", name), [])
+        return name if name in known else alike[0] if len(alike) == 1 else None
+
+    return [find(name) for name in names]
+
+
+def kinds_of(names: Iterable[str], most: int = 8) -> str:
+    """Files counted by extension, most first; an image's extension with something behind it counts as one of its own."""
+    found = Counter(_extension(name) for name in names).most_common()
+    shown = [f"{count} {ending}" for ending, count in sorted(found, key=lambda item: (-item[1], item[0]))]
+    more = [f"and {len(shown) - most} more kinds"] if len(shown) > most else []
+    return ", ".join(shown[:most] + more)
+
+
+def _extension(name: str) -> str:
+    last = name.rpartition("/")[2].lower()
+    odd = re.search(r"\.(?:jpe?g|jfif|png|webp|avif|bmp|gif|tiff?|heic)(?=[^a-z0-9]).*$", last)
+    ending = odd[0] if odd else last[last.rindex(".") :] if "." in last[1:] else ""
+    text = ascii(ending)[1:-1] if len(ending) <= 12 else f"{ascii(ending[:8])[1:-1]}..."
+    return (repr(text) if " " in text else text) or "no extension"
 
 
 def _near(name: str, listing: Iterable[str]) -> str:

@@ -1,17 +1,15 @@
 """Images as numbered rows: the only place where pixels are read.
 
-A data set is a folder of class folders, or a data set of the `datasets` library (hub id, parquet folder,
-`save_to_disk` folder; extra ``diffsel[datasets]``).  Opening one lists, reads and hashes every file once and
-gives each image a row; a file that cannot be read becomes a Skipped record with its reason, never a crash.
+A data set is a folder of class folders (data/trees.py), or a data set of the `datasets` library (data/tables.py).  Opening
+one lists, reads and hashes every file once and gives each image a row; a file that is no readable image becomes a Skipped
+record with its reason, never a crash.  A file that cannot be had now stops the opening: nothing is recorded of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,14 +22,10 @@ from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
 from ..settings.settings import fingerprint
-from .classes import ClassInfo, Listing, class_table
+from .classes import ClassInfo, Listing, class_table, kinds_of
 from .pixels import Pixels, decode, digest, probe_size, resize, resized_size
-
-FOREIGN = ("__pycache__", "__MACOSX", "@eaDir")  # folders that systems leave among images
-EXTENSIONS = set(
-    ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm .jp2".split(),  # noqa: SIM905
-)
-SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "dev"}
+from .tables import is_datasets_folder, list_table
+from .trees import EXTENSIONS, is_utf8, list_tree, read_file
 
 
 @dataclass(frozen=True)
@@ -63,6 +57,7 @@ class ImageData:
     skipped: tuple[Skipped, ...]
     settings: DataSettings
     read: Callable[[str], bytes]
+    notes: tuple[str, ...] = ()  # what a user should know of it, a line each
 
     @cached_property
     def _by_class(self) -> dict[str, list[Row]]:
@@ -86,15 +81,15 @@ class ImageData:
     def image(self, row: Row) -> Image.Image:
         """The upright RGB picture at its original size.
 
-        Raises UnreadableImage where it does not decode, DataError where it is gone or was edited since it was indexed.
+        Raises UnreadableImage where it does not decode, DataError where it cannot be had or was edited since it was indexed.
         """
         try:
             blob = self.read(row.path)
+            if digest(blob) != row.digest:
+                raise DataError(f"{row.path}: edited since it was indexed (its bytes have another hash)")
+            picture = decode(blob, self.settings.max_pixels, row.path)
         except OSError as error:
             raise DataError(f"{row.path}: {error.strerror or error}") from None
-        if digest(blob) != row.digest:
-            raise DataError(f"{row.path}: edited since it was indexed (its bytes have another hash)")
-        picture = decode(blob, self.settings.max_pixels, row.path)
         if picture.size != (row.width, row.height):
             raise UnreadableImage(f"{row.path}: decodes to {picture.size}, but its header says {(row.width, row.height)}")
         return picture
@@ -115,16 +110,19 @@ def open_data(
     progress: Progress = quiet,
     known: Iterable[Row | Skipped] = (),
     check: Callable[[Sequence[ClassInfo]], None] = lambda classes: None,
+    out: Path | None = None,
 ) -> ImageData:
     """List, read and hash every image of a data set; ``check`` may refuse its classes before anything is read.
 
-    Images that are ``known`` by path (from an earlier opening) are listed but not read again.
-    Raises DataError for a missing, empty or mis-shaped data set, before any image is read where that can be seen.
+    Images that are ``known`` by path (from an earlier opening) are listed but not read again.  ``out``: where results are
+    written; it is no class, even where it lies in the data set.
+    Raises DataError for a missing, empty or mis-shaped data set, before any image is read where that can be seen, and for a
+    file that the machine cannot read now.
     """
-    listing, read, names = _list(path, settings)
-    classes = class_table(path, listing, names, settings)
+    listing = _list(path, settings, out)
+    classes = class_table(path, listing, settings)
     check(classes)
-    chosen = [(c.folder, p) for c in classes for p in cap(listing[c.folder], settings.images_per_class, seed, c.folder)]
+    chosen = [(c.folder, p) for c in classes for p in cap(listing.images[c.folder], settings.images_per_class, seed, c.folder)]
 
     remembered = {(item.label, item.path): item for item in known}
 
@@ -132,14 +130,19 @@ def open_data(
         label, name = item
         if item in remembered:
             return remembered[item]
-        if not _is_utf8(name):
+        if not is_utf8(name):
             return Skipped(ascii(name), label, "file name is not valid UTF-8")
         try:
-            blob = read(name)
+            blob = listing.read(name)
             width, height = probe_size(blob, name, settings)
             return Row(-1, name, label, width, height, digest(blob))
-        except (OSError, DataError) as error:
+        except UnreadableImage as error:
             return Skipped(name, label, str(error).removeprefix(f"{name}: "))
+        except OSError as error:  # of the disk, the network or this process: another time it may be read
+            raise DataError(
+                f"{error.filename or name}: {error.strerror or error}; nothing is recorded: start again when it can be read, "
+                "or remove it"
+            ) from None
 
     looked = []
     with progress(total=len(chosen), desc="indexing images", unit="image") as bar, ThreadPoolExecutor(workers) as pool:
@@ -154,23 +157,26 @@ def open_data(
     if empty:
         reason = f" (of {len(skipped)} unreadable ones, the first: {skipped[0].path}: {skipped[0].reason})" if skipped else ""
         raise DataError(f"no readable image in class {empty[0]!r} of {path}{reason}; remove the class or name others")
-    return ImageData(path, classes, rows, skipped, settings, read)
+    return ImageData(path, classes, rows, skipped, settings, listing.read, (*listing.notes, *_left_beside(listing, classes)))
 
 
 def count_images(path: str, settings: DataSettings) -> dict[str, int]:
     """How many images of each class would be taken, as listed: none is read.  Raises DataError as ``open_data``."""
-    listing, _, names = _list(path, settings)
-    limit = settings.images_per_class
-    sizes = {info.folder: len(listing[info.folder]) for info in class_table(path, listing, names, settings)}
+    listing, limit = _list(path, settings), settings.images_per_class
+    sizes = {info.folder: len(listing.images[info.folder]) for info in class_table(path, listing, settings)}
     return {label: size if limit is None else min(size, limit) for label, size in sizes.items()}
 
 
-def ignored_files(data: ImageData) -> list[tuple[str, int]]:
-    """Extensions (lower case) of files beside the images of a folder that were not taken for images, and how many there are
-    of each, most first."""
-    names = [name for info in data.classes for name in _walk(Path(data.root), info.folder, images=False)]
-    found = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in names)
-    return sorted(found.items(), key=lambda item: (-item[1], item[0]))
+def class_names(path: str, settings: DataSettings) -> list[str]:
+    """All classes that a data set holds, whatever the settings name.  Raises DataError as ``open_data``."""
+    return list(_list(path, settings.model_copy(update={"classes": ()})).images)
+
+
+def _left_beside(listing: Listing, classes: Sequence[ClassInfo]) -> list[str]:
+    """A line about files beside the images that were not taken for images; none where there are none."""
+    names = [name for info in classes for name in listing.others.get(info.folder, ())]
+    taken = " ".join(sorted(EXTENSIONS))
+    return [f"files beside them that are not taken for images: {kinds_of(names)}; taken are {taken}"] if names else []
 
 
 def reopen(
@@ -188,7 +194,7 @@ def reopen(
     root = Path(path)
 
     def in_folder(name: str) -> bytes:
-        return (root / name).read_bytes()
+        return read_file(root / name, name)
 
     def gone(name: str) -> bytes:
         raise FileNotFoundError(2, f"{path} is not there any more")
@@ -196,7 +202,7 @@ def reopen(
     read: Callable[[str], bytes] = in_folder
     if not root.is_dir() or is_datasets_folder(root):
         try:
-            _, read, _ = _list(path, settings)
+            read = _list(path, settings).read
         except DataError:
             if not may_be_gone:
                 raise
@@ -213,107 +219,23 @@ def cap(paths: Sequence[str], limit: int | None, seed: int, label: str) -> list[
     )
 
 
-def _list(path: str, settings: DataSettings) -> tuple[Listing, Callable[[str], bytes], list[str] | None]:
+def _list(path: str, settings: DataSettings, out: Path | None = None) -> Listing:
     root = Path(path)
     if (root / "run.yaml").exists():
         raise DataError(
             f"{path} is a run, not a folder of images; its sets are {_names(each.parent for each in root.glob('*/set.yaml'))}"
         )
     if root.is_dir() and not is_datasets_folder(root):
-        return *_list_folder(root, settings), None
+        return list_tree(root, settings, out)
     if root.exists() and not root.is_dir():
         raise DataError(f"{path} is a file; give a folder that holds one folder per class")
     if not root.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise DataError(f"{path}: no such folder")
     if not root.exists() and root.parent.is_dir() and str(root.parent) != ".":  # hardly meant as a hub id
         raise DataError(f"{path}: no such folder; there is {_names(root.parent.glob('*/'))}")
-    return _list_datasets(path, settings.split)
+    return list_table(path, settings)
 
 
 def _names(paths: Iterable[Path]) -> str:
     found = sorted(map(str, paths))
     return ", ".join(found[:5] + ["..."] * (len(found) > 5)) or "none"
-
-
-def _list_folder(root: Path, settings: DataSettings) -> tuple[Listing, Callable[[str], bytes]]:
-    try:
-        folders = [name for name in _subfolders(root) if not name.startswith(".") and name not in FOREIGN]
-    except OSError as error:
-        raise DataError(f"{root}: {error.strerror}") from None
-    odd = [folder for folder in folders if not _is_utf8(folder)]
-    if odd:
-        raise DataError(f"{root}: the class folder {odd[0]!a} is not valid UTF-8; rename it")
-    if not folders:
-        raise DataError(f"{root} holds no class folders; give a folder that holds one folder per class")
-    if set(map(str.lower, folders)) <= SPLIT_NAMES and any(_subfolders(root / f) for f in folders):
-        raise DataError(f"{root} holds splits ({', '.join(folders)}), not classes; give one of them, say {root / folders[0]}")
-    wanted = set(settings.classes or folders)
-    listing = {folder: list(_walk(root, folder)) if folder in wanted else [] for folder in folders}
-    return listing, lambda name: (root / name).read_bytes()
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a file name is text; the operating system allows any bytes."""
-    return name.encode("utf-8", "replace") == name.encode("utf-8", "surrogateescape")
-
-
-def _subfolders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-
-
-def _walk(root: Path, folder: str, images: bool = True) -> Iterator[str]:
-    """Image files below a class folder (or the others), as paths relative to the root; links are followed, loops are not."""
-    seen = set()
-    for where, subfolders, names in os.walk(root / folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in FOREIGN)
-        for name in names:
-            if (os.path.splitext(name)[1].lower() in EXTENSIONS) == images and not name.startswith("."):
-                yield os.path.relpath(os.path.join(where, name), root).replace(os.sep, "/")
-
-
-def is_datasets_folder(root: Path) -> bool:
-    if (root / "state.json").exists() or (root / "dataset_dict.json").exists():
-        return True
-    return not any(list(_walk(root, name)) for name in _subfolders(root)) and bool(list(root.rglob("*.parquet")))
-
-
-def _list_datasets(path: str, split: str) -> tuple[Listing, Callable[[str], bytes], list[str] | None]:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(f"{path} needs the `datasets` library: pip install 'diffsel[datasets]'") from None
-    try:
-        if (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
-            loaded = datasets.load_from_disk(path)
-            table = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        else:
-            table = datasets.load_dataset(path, split=split)
-    except Exception as error:
-        raise DataError(f"{path}, split {split!r}: {type(error).__name__}: {error}") from None
-    images = [n for n, f in table.features.items() if isinstance(f, datasets.Image)]
-    labels = [n for n, f in table.features.items() if isinstance(f, datasets.ClassLabel)] or [
-        n for n in ("label", "labels", "class") if n in table.features
-    ]
-    if not images or not labels:
-        raise DataError(f"{path}: expected an Image and a ClassLabel (or `label`) column, found {dict(table.features)}")
-    feature = table.features[labels[0]]
-    raw = table.cast_column(images[0], datasets.Image(decode=False))
-    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    listing: dict[str, list[str]] = {name: [] for name in names or []}
-    for i, value in enumerate(table[labels[0]]):
-        if value is None or value == -1:
-            raise DataError(f"{path}, split {split!r}: image {i} has no label; choose a labelled split (data.split)")
-        listing.setdefault(names[value] if names else str(value), []).append(f"{split}/{i:09d}")
-
-    def read(name: str) -> bytes:
-        cell = raw[int(name.rsplit("/", 1)[1])][images[0]]
-        if cell is None:
-            raise UnreadableImage(f"{name}: no image in this row")
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-
-    return {name: rows for name, rows in listing.items() if rows}, read, names

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from ..data.images import EXTENSIONS, ImageData, Row, ignored_files
+from ..data.images import ImageData, Row
 from ..evaluation.results import Line, difference
 from ..runs.run import Run
 from ..sets.candidates import candidates
@@ -94,13 +94,32 @@ def describe_data(data: ImageData, settings: Settings) -> str:
         f"{len(sizes)} different sizes after resizing",
         f"null prompt: {settings.scoring.null_prompt!r}",
     ]
-    if ignored := ignored_files(data):
-        found = ", ".join(f"{count} {ascii(extension)[1:-1]}" for extension, count in ignored)
-        lines.append(f"files beside them that are not taken for images: {found}; taken are {' '.join(sorted(EXTENSIONS))}")
+    lines += [*_copies(data.rows), *data.notes]
     lines += [f"passed over: {ascii(item.path)[1:-1]}: {item.reason}" for item in data.skipped[:20]]
     if len(data.skipped) > 20:
         lines.append(f"... and {len(data.skipped) - 20} more")
     return "\n".join(lines)
+
+
+def _copies(rows: Sequence[Row]) -> list[str]:
+    """Lines about images whose files are byte by byte the same, within a class and in several; none where there are none."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.digest, []).append(row)
+    labels = {digest: {row.label for row in alike} for digest, alike in found.items()}
+    copies = [alike for digest, alike in found.items() if len(alike) > len(labels[digest])]
+    several = [alike for digest, alike in found.items() if len(labels[digest]) > 1]
+    lines = []
+    if copies:
+        count = sum(len(alike) - len(labels[alike[0].digest]) for alike in copies)
+        lines.append(f"identical images: {count} are copies of others of their class, such as {_paths(copies[0])}")
+    if several:
+        lines.append(f"identical images: {len(several)} lie in more than one class, such as {_paths(several[0])}")
+    return lines
+
+
+def _paths(rows: Sequence[Row]) -> str:
+    return " and ".join(ascii(row.path)[1:-1] for row in rows[:3]) + (" ..." if len(rows) > 3 else "")
 
 
 def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:

@@ -30,7 +30,13 @@ class DataSettings(Section):
     classes_sha256: str | None = Field(None, description="Hash of the class list, checked where given (presets).")
     class_file: str | None = Field(None, description="classes.yaml: folder -> name, wnid, words. Default: DATA's own.")
     images_per_class: int | None = Field(None, ge=1, description="Seeded cap; 300 come near the full set (Fig. 7).")
-    split: str = Field("train", description="Split of a `datasets` data set.")
+    split: str = Field("train", description="Split of a `datasets` data set, or slices: train[:50%]+test.")
+    config: str | None = Field(None, description="Configuration of a `datasets` data set that has several.")
+    revision: str | None = Field(None, description="Hub branch, tag or commit of a `datasets` data set.")
+    image_column: str | None = Field(None, description="Column of the images; default: image, img, or the only one.")
+    label_column: str | None = Field(
+        None, description="Column of the labels; default: label, labels, fine_label, or the only one."
+    )
     max_pixels: int = Field(178_956_970, ge=1, description="Larger images are passed over and listed, pixels.")
     max_aspect: float = Field(8.0, ge=1, description="Images with longer side / shorter side above this are passed over.")
 

@@ -79,7 +79,7 @@ def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, t
     (job,) = plan([Case("r", "c", "toy", 1)], read_scale(str(tmp_path / "s.yaml"), CONFIGS), CONFIGS)
     assert job.settings.data.images_per_class == 2
     assert len(Opener().validation(job.source.val, job.settings).rows) == 9
-    monkeypatch.setattr("diffsel.data.albums.validation_split", lambda path: "held")
+    monkeypatch.setattr("diffsel.data.albums.validation_split", lambda path, _: "held")
     monkeypatch.setattr("diffsel.data.albums.open_data", lambda path, data, *rest: data.split)
     assert Opener().validation("some/hub-id", job.settings) == "held"  # not the split of the training images
     assert Opener().training("some/hub-id", job.settings) == "train"

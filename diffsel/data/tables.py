@@ -1,0 +1,134 @@
+"""Data sets of the `datasets` library (extra ``diffsel[datasets]``): a hub id, a parquet folder, a `save_to_disk` folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..settings.errors import DataError, UnreadableImage
+from ..settings.sections import DataSettings
+from .classes import Listing
+from .trees import has_images, read_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+NAMES = {"image": ("image", "img"), "label": ("label", "labels", "fine_label", "class")}  # columns called so are taken first
+WANTED = {"image": "images", "label": "one label an image (a class label, a text or a whole number)"}
+
+
+def is_datasets_folder(root: Path) -> bool:
+    return _is_saved(root) or (not has_images(root) and bool(list(root.rglob("*.parquet"))))
+
+
+def split_names(path: str, settings: DataSettings) -> list[str]:
+    """Of a data set that has splits.  None where there is no library or no such data set, which is told when it is opened."""
+    saved = Path(path) / "dataset_dict.json"
+    try:
+        import datasets
+
+        if saved.exists():
+            return list(json.loads(saved.read_bytes())["splits"])
+        if _is_saved(Path(path)):
+            return []
+        return list(datasets.get_dataset_split_names(path, settings.config, revision=settings.revision))
+    except Exception:
+        return []
+
+
+def list_table(path: str, settings: DataSettings) -> Listing:
+    """The images of a split by label.  Raises DataError for a split, configuration or column that is missing or unclear, and
+    for an image without a label."""
+    import datasets
+
+    table = _load(path, settings)
+    image = _column(path, table.features, "image", settings.image_column)
+    label = _column(path, table.features, "label", settings.label_column)
+    feature = table.features[label]
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    images: dict[str, list[str]] = {name: [] for name in names or []}
+    for i, value in enumerate(table[label]):
+        if value in (None, "", -1):
+            split = f"{path}, split {settings.split!r}"
+            raise DataError(f"{split}: image {i} has no label; choose a labelled split (data.split)")
+        images.setdefault(names[value] if names else str(value), []).append(f"{settings.split}/{i:09d}")
+    raw = table.cast_column(image, datasets.Image(decode=False))
+
+    def read(name: str) -> bytes:
+        cell = raw[int(name.rsplit("/", 1)[1])][image]
+        if cell is None:
+            raise UnreadableImage(f"{name}: no image in this row")
+        return cell["bytes"] if cell["bytes"] is not None else read_file(Path(cell["path"]), name)
+
+    note = f"{path}: images are column {image!r} and labels column {label!r} of {', '.join(table.features)}"
+    return Listing({name: rows for name, rows in images.items() if rows}, read, names, notes=(note,))
+
+
+def _is_saved(root: Path) -> bool:
+    return (root / "state.json").exists() or (root / "dataset_dict.json").exists()
+
+
+def _load(path: str, settings: DataSettings) -> Dataset:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{path} needs the `datasets` library: pip install 'diffsel[datasets]'") from None
+    if _is_saved(Path(path)) and (settings.config or settings.revision):
+        raise DataError(f"{path} was saved to disk: it has neither configurations nor revisions (data.config, data.revision)")
+    try:
+        if _is_saved(Path(path)):
+            return _split_of(datasets.load_from_disk(path), settings.split)
+        return datasets.load_dataset(path, settings.config, split=settings.split, revision=settings.revision)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
+        raise DataError(f"{path}, split {settings.split!r} (data.split): {type(error).__name__}: {reason}") from None
+
+
+def _split_of(loaded: Dataset | DatasetDict, split: str) -> Dataset:
+    """A split, or slices of some as the library writes them (``train[:50%]+test``).  Raises ValueError naming those there are.
+
+    What was saved without its name is of any name.
+    """
+    import datasets
+
+    splits = loaded if isinstance(loaded, dict) else {re.split(r"[\[+]", split)[0]: loaded}
+    if split in splits:
+        return splits[split]
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
+    return datasets.concatenate_datasets(
+        [splits[part.splitname].select(range(len(splits[part.splitname]))[part.from_ : part.to]) for part in parts]
+    )
+
+
+def _column(path: str, features: Mapping[str, Any], what: str, asked: str | None) -> str:
+    """The column asked for, else one that is called so, else the only one of that kind.  Raises DataError."""
+    import datasets
+
+    setting = f"data.{what}_column (--{what}-column)"
+    fits: Callable[[Any], bool] = _is_label if what == "label" else lambda feature: isinstance(feature, datasets.Image)
+    sure = [n for n, f in features.items() if isinstance(f, datasets.ClassLabel if what == "label" else datasets.Image)]
+    called = [name for name in (*NAMES[what], *map(str.capitalize, NAMES[what])) if name in features]
+    if asked and asked not in features:
+        raise DataError(f"{path} has no column {asked!r}, as {setting} says; it has {', '.join(features)}")
+    if not (asked or called or sure):
+        raise DataError(
+            f"{path}: expected an Image and a ClassLabel (or `label`) column, found {dict(features)}; name one: {setting}"
+        )
+    if not (asked or called) and len(sure) > 1:
+        raise DataError(f"{path} has several columns of {WANTED[what]}: {', '.join(sure)}; name one: {setting}")
+    found = asked or (called or sure)[0]
+    if not fits(features[found]):
+        raise DataError(f"{path}: column {found!r} holds {features[found]}, not {WANTED[what]}; name another: {setting}")
+    return found
+
+
+def _is_label(feature: Any) -> bool:
+    import datasets
+
+    whole = re.compile(r"(large_)?string|u?int\d+|bool")
+    return isinstance(feature, datasets.ClassLabel) or bool(
+        whole.fullmatch(str(getattr(feature, "dtype", ""))) and isinstance(feature, datasets.Value)
+    )
