@@ -5,6 +5,7 @@ device     devices, precisions, copies to and fro, memory
 files      files and folders that are whole or not there
 formats    YAML records, JSON lines, CSV tables; is this folder mine?
 helpers    copies of this process that train students beside it
+place      where a process number means one process; does it live?
 processes  this process among its peers; accelerate
 progress   progress bars
 tensors    checked tensor files

@@ -4,28 +4,37 @@ Whoever is about to make FILE first creates ``.FILE.claim`` beside it; creation 
 others go on to the next file.  A claim is an economy and never a lock: two processes that make the same unit of a run
 write the same bytes, and each write replaces the file whole.  So a claim is taken over when
 
-- its process is gone (same host: no such process; other hosts: its time stamp, renewed every few seconds, stood still),
+- its process is gone (of this boot and process namespace: no such process; of others, or where that cannot be known: its
+  time stamp, renewed every few seconds, stood still), or it is no file at all (a link, a pipe), which no process claimed,
 - or (``patience``, where the bytes are the same) whoever waits for it has waited far longer than the longest file of its
   own took: its owner is slow or hangs.
+
+It is replaced, never written into: what a link leads to stays as it is.  One that cannot be replaced (another user's, in a
+folder that protects it) stays, and the file is made without a claim.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
-import socket
+import stat
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 import psutil
 
-HEARTBEAT = 5.0  # seconds between renewals of the claims that a process holds
+from .files import HEARTBEAT, write_atomically
+from .place import host, lives, mark
+
 STALE = 60.0  # seconds without renewal, by the watcher's own clock, after which a claim's process counts as gone
 PATIENCE = 3.0  # times the longest own item, and at least STALE seconds, that a process waits for a slow one
 UNKNOWN = 600.0  # seconds that one waits which has made nothing itself, and so cannot tell what is slow
@@ -58,6 +67,7 @@ class Shared(Generic[T]):
         self._patience = PATIENCE if patience is None else patience
         self._longest = 0.0
         self._looked = -LOOK
+        self._troubled = (0.0, -math.inf)  # since when a network disk has lost its handles, and when it last did
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._renew, daemon=True)
 
@@ -98,7 +108,7 @@ class Shared(Generic[T]):
         """Drop what is finished: what was made here at once, what others made at a look every few seconds."""
         now = time.monotonic()
         for file, begun in list(self._mine.items()):
-            if file.exists():
+            if self._look(file.exists, False):
                 self._longest = max(self._longest, now - begun)
                 del self._open[file]
                 self._drop(file)
@@ -106,33 +116,44 @@ class Shared(Generic[T]):
             return
         self._looked = now
         for folder in {file.parent for file in self._open}:
-            there = set(os.listdir(folder)) if folder.is_dir() else set()
+            there: set[str] = self._look(partial(_names, folder), set())
             for file in [file for file in self._open if file.parent == folder and file.name in there]:
                 if file not in self._mine:
                     if _claim(file).name in there:  # its process ended, or is ending, between the file and its claim
-                        _claim(file).unlink(missing_ok=True)
+                        _remove(_claim(file))
                     self._finished(self._open.pop(file))
+
+    def _look(self, look: Callable[..., U], otherwise: U) -> U:
+        """What ``look`` tells.  A network disk says ESTALE of what another machine replaces in this moment: ``otherwise`` then,
+        for the next look tells more.  Raises OSError where it goes on saying so."""
+        try:
+            return look()
+        except OSError as error:
+            now = time.monotonic()
+            first, last = self._troubled
+            self._troubled = first if now - last < 2 * LOOK else now, now
+            if error.errno != errno.ESTALE or now - self._troubled[0] > STALE:
+                raise
+            return otherwise
 
     # ---- one claim -----------------------------------------------------------------------------------------------
 
     def _take(self, file: Path, waiting_since: float) -> bool:
-        if file.exists():  # made since the last look
+        if self._look(file.exists, False):  # made since the last look
             self._finished(self._open.pop(file))
             return False
-        claim = _claim(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        claim, me = _claim(file), json.dumps(_me())
         try:
-            handle = os.open(claim, flags | os.O_EXCL, 0o666)
+            if not self._look(partial(_create, claim, me), False):
+                return False
         except FileExistsError:
             waited, bearable = time.monotonic() - waiting_since, max(STALE, self._patience * self._longest)
             if not self._gone(claim) and waited < (bearable if self._longest else self._patience * UNKNOWN):
                 return False
-            handle = os.open(claim, flags, 0o666)
-        with os.fdopen(handle, "w") as stream:
-            json.dump(_me(), stream)
+            with contextlib.suppress(OSError):
+                write_atomically(claim, me.encode())
         self._mine[file] = time.monotonic()
-        if file.exists():  # made, and its claim given back, between the first look and this claim
+        if self._look(file.exists, False):  # made, and its claim given back, between the first look and this claim
             self._drop(file)
             self._finished(self._open.pop(file))
             return False
@@ -141,13 +162,18 @@ class Shared(Generic[T]):
     def _gone(self, claim: Path) -> bool:
         """Whether the process that claimed is no more."""
         try:
-            stamp, text = claim.stat().st_mtime_ns, claim.read_text()
+            found = self._look(claim.lstat, None)
         except FileNotFoundError:  # given back in this moment
             return False
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # being written in this moment
-            owner = json.loads(text)
-            if owner["host"] == socket.gethostname() and not _alive(owner["pid"], owner["born"]):
+        if found is None:
+            return False
+        if not stat.S_ISREG(found.st_mode):
+            return True
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # being written in this moment; another user's
+            owner = json.loads(claim.read_text())
+            if (owner["host"], owner.get("place")) == (host(), mark()) and not lives(owner["pid"], owner["born"]):
                 return True
+        stamp = found.st_mtime_ns
         before, since = self._watched.setdefault(claim, (stamp, time.monotonic()))
         if stamp != before:
             self._watched[claim] = (stamp, time.monotonic())
@@ -155,14 +181,13 @@ class Shared(Generic[T]):
 
     def _drop(self, file: Path) -> None:
         del self._mine[file]
-        with contextlib.suppress(FileNotFoundError):
-            _claim(file).unlink()
+        _remove(_claim(file))
 
     def _renew(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             for file in list(self._mine):
                 with contextlib.suppress(OSError):  # taken over by one that lost patience
-                    os.utime(_claim(file))
+                    os.utime(_claim(file), follow_symlinks=False)
 
 
 def ahead(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
@@ -187,16 +212,23 @@ def _claim(file: Path) -> Path:
     return file.with_name(f".{file.name}.claim")
 
 
+def _names(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _create(claim: Path, text: str) -> bool:
+    """Raises FileExistsError where it is there: a link, wherever it leads, is not followed."""
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(claim, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o666), "w") as stream:
+        stream.write(text)
+    return True
+
+
+def _remove(claim: Path) -> None:
+    """Another user's may stay, and so may a folder that somebody put there."""
+    with contextlib.suppress(OSError):
+        claim.unlink()
+
+
 def _me() -> dict[str, object]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time()}
-
-
-def _alive(pid: int, born: float) -> bool:
-    """A process number is given to others later; the time of birth is not.  A zombie has ended, whoever may still ask how."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
+    return {"host": host(), "place": mark(), "pid": os.getpid(), "born": psutil.Process().create_time()}

@@ -8,16 +8,24 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-import psutil
+from ..settings.errors import StoreError
+from .place import host, mark, runs
 
 PART = ".part-"  # beginning of the names of what is being written
+NAMED = re.compile(rf"{re.escape(PART)}(?P<place>.*)-(?P<pid>\d+)-[^-]+")
+ALIVE = f"{PART}alive"  # in a folder that is being filled: its time stamp is renewed
+HEARTBEAT = 5.0  # seconds between renewals
+ABANDONED = 3600.0  # seconds without renewal after which the process counts as gone, where nothing else can be known
 APPEARED = (errno.EEXIST, errno.ENOTEMPTY)  # a folder that another process finished first
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(?=\s*(\.|$))", re.I)  # no file of Windows is called so
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -58,25 +66,92 @@ def write_new(path: Path, content: bytes) -> bool:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes ``path``'s place, all at once, when the block ends well, and vanishes when it does not.
 
-    Raises OSError with an ``errno`` of APPEARED where another process was first.
+    Where ``path`` is a link, the folder that it leads to is made.  What dead processes left beside it is removed.
+
+    Raises OSError with an ``errno`` of APPEARED where another process was first, StoreError where the folder was taken away
+    while it was filled.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=_part()))
+    target, part = Path(os.path.realpath(path)), None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(found for found in target.parent.glob(f"{PART}*") if _marked(found))
+        part = Path(tempfile.mkdtemp(dir=target.parent, prefix=_part()))
         os.chmod(part, 0o777 & ~_umask())
-        yield part
-        os.rename(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        with _renewed(part / ALIVE):
+            yield part
+        os.rename(part, target)
+    except BaseException as error:
+        if part:
+            shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename:  # name what is wanted
+            wanted = str(error.filename).replace(str(part), str(path))
+            raise OSError(error.errno, error.strerror, str(path) if PART in wanted else wanted) from None
         raise
 
 
+@contextlib.contextmanager
+def _renewed(stamp: Path) -> Iterator[None]:
+    """A file whose time is now, again and again; it is gone after the block.
+
+    Raises StoreError where somebody else removed it: whatever lay beside it is not whole.
+    """
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):
+                os.utime(stamp)
+
+    stamp.touch()
+    beat = threading.Thread(target=renew, daemon=True)
+    beat.start()
+    try:
+        yield
+        if not stamp.exists():
+            raise StoreError(f"{stamp.parent}: removed by somebody else while it was being filled; start again")
+        stamp.unlink()
+    finally:
+        ended.set()
+        beat.join()
+
+
 def sweep(folder: Path) -> None:
-    """Remove what processes of this host that are no more left half-written in ``folder`` and below it."""
-    for path in folder.rglob(f"{PART}*"):
-        name = re.fullmatch(rf"{PART}(.*)-(\d+)-[^-]+", path.name)
-        if name and name[1] == _host() and not psutil.pid_exists(int(name[2])):
+    """Remove what processes that are no more left half-written in ``folder`` and below it.
+
+    Known are processes of this very boot and process namespace; of others it counts how long nothing was written.
+    """
+    _sweep(folder.rglob(f"{PART}*"))
+
+
+def _sweep(parts: Iterable[Path]) -> None:
+    for path in list(parts):
+        if (name := NAMED.fullmatch(path.name)) and _abandoned(path, name["place"], int(name["pid"])):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _marked(part: Path) -> bool:
+    """Whether its name is surely one of ours, and not of some other program's."""
+    return bool(re.fullmatch(rf"{re.escape(PART)}.*\.[0-9a-f]{{12}}-\d+-[^-]+", part.name))
+
+
+def _abandoned(part: Path, place: str, pid: int) -> bool:
+    if place == _host() and not runs(pid):
+        return True
+    stamps = [0.0]
+    for each in (part, *part.rglob("*")):
+        with contextlib.suppress(OSError):  # gone in this moment
+            stamps.append(each.lstat().st_mtime)
+    return time.time() - max(stamps) > ABANDONED
+
+
+def check_place(path: Path) -> None:
+    """Raises StoreError where ``whole_folder`` cannot put a folder, as far as it can be told before there is one."""
+    target = Path(os.path.realpath(path))
+    if os.path.ismount(target):
+        raise StoreError(f"{path} is where a disk is mounted, which cannot be replaced at once; give a folder inside it")
+    above = next(each for each in target.parents if each.exists())
+    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
+        raise StoreError(f"{path}: no folder can be written in {above}; give another folder")
 
 
 def _part() -> str:
@@ -84,7 +159,9 @@ def _part() -> str:
 
 
 def _host() -> str:
-    return re.sub(r"[^\w.-]", "", socket.gethostname())[:60]
+    """Where a process number means one process: the host's name, for people, and a mark of its boot and namespace."""
+    name = re.sub(r"[^\w.-]", "", host())[:60]
+    return f"{name}.{mark()}"
 
 
 def _umask() -> int:
@@ -103,9 +180,31 @@ def safe_name(text: str) -> str:
         name = "".join(f"%{b:02X}" for b in text[:1].encode()) + "".join(
             c if c.isalnum() or c in "_-" else quote(c, safe="") if c != "." else "%2E" for c in text[1:]
         )
+    if RESERVED.match(name):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
     if len(name.encode()) > 120:
-        name = name.encode()[:100].decode("utf-8", "ignore") + "~" + hashlib.sha256(text.encode()).hexdigest()[:12]
+        name = name.encode()[:100].decode("utf-8", "ignore") + _tail(text)
     return name or "%"
+
+
+def apart(names: Mapping[str, str]) -> dict[str, str]:
+    """File names of texts, such that no disk takes two for one: where they differ in upper and lower case alone, or in the
+    Unicode form of a letter, all but the first in order end in a hash of their text."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for text in sorted(names):
+        found[text] = names[text] if folded(names[text]) not in taken else names[text] + _tail(text)
+        taken.add(folded(found[text]))
+    return {text: found[text] for text in names}
+
+
+def folded(name: str) -> str:
+    """What a disk compares that ignores case and Unicode forms (macOS, Windows)."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+
+
+def _tail(text: str) -> str:
+    return "~" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def named(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 from diffsel.machine import claims
 from diffsel.machine.claims import Shared, ahead
+from diffsel.machine.place import mark
 
 
 def shared(folder: Path, names: str = "abcdef", **kwargs) -> Shared[str]:
@@ -31,9 +33,11 @@ def work(folder: Path, made: list[str], seconds: float = 0.0, **kwargs) -> None:
             (folder / name).write_text(name)
 
 
-def claim_of(path: Path, pid: int, host: str | None = None) -> Path:
+def claim_of(path: Path, pid: int, host: str | None = None, **more: object) -> Path:
+    """A claim of a process here, where ``more`` does not say otherwise."""
     claim = path.with_name(f".{path.name}.claim")
-    claim.write_text(json.dumps({"host": host or socket.gethostname(), "pid": pid, "born": 1.0}))
+    owner = {"host": host or socket.gethostname(), "place": mark(), "pid": pid, "born": 1.0, **more}
+    claim.write_text(json.dumps({key: value for key, value in owner.items() if value is not None}))
     return claim
 
 
@@ -73,8 +77,7 @@ def test_the_claim_of_a_dead_process_that_its_parent_has_not_missed_yet_is_taken
     """Such as a helper that the system ended for want of memory: a zombie until it is joined."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     born = psutil.Process(child.pid).create_time()
-    claim = claim_of(tmp_path / "a", child.pid)
-    claim.write_text(json.dumps({"host": socket.gethostname(), "pid": child.pid, "born": born}))
+    claim_of(tmp_path / "a", child.pid, born=born)
     child.kill()
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
@@ -137,6 +140,118 @@ def test_a_silent_or_slow_process_elsewhere_does_not_stall_the_others(tmp_path, 
     stop.set()
     thread.join()
     assert made[-1] == "c"
+
+
+@pytest.mark.parametrize("place", ["0123456789ab", None])
+def test_a_process_number_of_another_container_or_machine_of_this_name_tells_nothing(tmp_path, monkeypatch, place) -> None:
+    """Its time stamp decides: renewed, it lives; still, it is gone.  None: a claim in the form that told no place."""
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True, text=True)
+    monkeypatch.setattr(claims, "STALE", 0.5)
+    for renewed in (True, False):
+        claim, stop = claim_of(tmp_path / "a", int(dead.stdout), place=place), threading.Event()
+
+        def elsewhere(stop=stop, claim=claim) -> None:
+            while not stop.wait(0.05):
+                os.utime(claim)
+            (tmp_path / "a").write_text("theirs")
+
+        if renewed:
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            threading.Timer(1.5, stop.set).start()
+        work(tmp_path, made := [], names="a")
+        if renewed:
+            thread.join()
+        assert made == ([] if renewed else ["a"])
+        (tmp_path / "a").unlink()
+
+
+def test_a_claim_that_is_no_file_is_not_followed_and_holds_nothing_up(tmp_path) -> None:
+    """Links to a file, to nothing and to a folder, a pipe, a folder: what they lead to is as before."""
+    (tmp_path / "place").mkdir()
+    victim, folder = tmp_path / "victim", tmp_path / "folder"
+    victim.write_text("precious")
+    os.utime(victim, (1, 1))
+    folder.mkdir()
+    for name, target in {"a": victim, "b": tmp_path / "nothing", "c": folder}.items():
+        (tmp_path / "place" / f".{name}.claim").symlink_to(target)
+    os.mkfifo(tmp_path / "place" / ".d.claim")
+    (tmp_path / "place" / ".e.claim").mkdir()
+    begin = time.monotonic()
+    work(tmp_path / "place", made := [], names="abcde")
+    assert sorted(made) == list("abcde")
+    assert time.monotonic() - begin < 20
+    assert (victim.read_text(), victim.stat().st_mtime) == ("precious", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "place", "victim"]
+    assert list(folder.iterdir()) == []
+
+
+def test_what_is_held_is_not_renewed_through_a_link(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT", 0.05)
+    (tmp_path / "victim").write_text("precious")
+    os.utime(tmp_path / "victim", (1, 1))
+    with shared(tmp_path, "a") as left:
+        name = next(iter(left))
+        (tmp_path / ".a.claim").unlink()
+        (tmp_path / ".a.claim").symlink_to(tmp_path / "victim")
+        time.sleep(0.3)
+        (tmp_path / name).write_text("")
+    assert (tmp_path / "victim").stat().st_mtime == 1
+
+
+def test_a_claim_of_another_user_that_can_be_neither_read_nor_replaced_is_waited_out(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "STALE", 0.3)
+    claim = claim_of(tmp_path / "a", 1)
+    before = claim.read_bytes()
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(claim))
+
+    for place, name in ((Path, "read_text"), (Path, "unlink"), (claims, "write_atomically")):
+        monkeypatch.setattr(place, name, refused)
+    begin = time.monotonic()
+    work(tmp_path, made := [], names="a")
+    monkeypatch.undo()
+    assert made == ["a"]
+    assert time.monotonic() - begin > 0.3  # whose process is alive cannot be read: its time stamp decided
+    assert claim.read_bytes() == before
+
+
+def stale(times: int, original):
+    """A look at a network disk that fails at first."""
+    left = [times]
+
+    def look(*args: object, **kwargs: object):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(*args, **kwargs)
+
+    return look
+
+
+@pytest.mark.parametrize("name", ["exists", "is_dir", "lstat"])
+def test_a_network_disk_that_lost_its_handle_for_a_moment_is_asked_again(tmp_path, monkeypatch, name) -> None:
+    monkeypatch.setattr(claims, "STALE", 0.5)
+    claim_of(tmp_path / "c", 1, host="elsewhere")
+    (tmp_path / "d").write_text("theirs")
+    monkeypatch.setattr(Path, name, stale(3, getattr(Path, name)))
+    work(tmp_path, made := [])
+    assert sorted(made) == list("abcef")
+
+
+def test_a_claim_is_made_later_where_a_network_disk_lost_its_handle(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "_create", stale(2, claims._create))
+    work(tmp_path, made := [])
+    assert sorted(made) == list("abcdef")
+
+
+def test_a_network_disk_that_stays_away_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "STALE", 0.5)
+    monkeypatch.setattr(claims, "_create", stale(10**9, claims._create))
+    monkeypatch.setattr(Path, "exists", stale(10**9, Path.exists))
+    with pytest.raises(OSError, match="Stale file handle"):
+        work(tmp_path, [])
 
 
 def test_one_that_has_made_nothing_does_not_call_another_slow(tmp_path, monkeypatch) -> None:
