@@ -22,8 +22,9 @@ from .machine.claims import ahead
 from .machine.formats import is_mine
 from .machine.progress import Progress, quiet
 from .machine.tensors import read_extra, write_unit
-from .runs.run import Unit, columns, read_skipped
-from .runs.session import Session, open_features, start, write_skipped
+from .runs.index import read_skipped, write_skipped
+from .runs.session import Session, keep_latents, open_features, start
+from .runs.units import Unit, columns
 from .sets.assembly import assemble
 from .sets.candidates import candidates, check_method, check_set, known_classes, mosaic_factor, provenance
 from .sets.selection import select_all
@@ -70,10 +71,12 @@ def score(session: Session) -> None:
             bar.update(len(skipped))
             extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": draws}
             extra["skipped"] = [asdict(item) for item in skipped]
-            if s.compute.keep_latents:  # first: a unit whose maps are there is done
+            if s.compute.keep_latents:
                 write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
             write_unit(run.map_file(unit), run.mark, tensors, extra)
             session.log("images_scored", len(pictures))
+    if s.compute.keep_latents:
+        keep_latents(session)  # of units that were scored without
     if session.workers.is_main:
         extras = {unit.name: read_extra(run.map_file(unit)) for unit in run.units}
         write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])
@@ -87,8 +90,8 @@ def score(session: Session) -> None:
 def embed(session: Session) -> None:
     """RUN/maps -> the best patches and their vectors -> RUN/features/KEY (paper 3.2)."""
     s, run = session.settings, session.run
-    clip, done = s.features.kind == "clip", all(run.feature_file(unit).exists() for unit in run.units)
-    if s.selection.method == "diffsel-noclusters" or (done and not clip):
+    clip, files = s.features.kind == "clip", [run.feature_folder / "settings.yaml", *map(run.feature_file, run.units)]
+    if s.selection.method == "diffsel-noclusters" or (all(file.exists() for file in files) and not clip):
         return  # ranks by score alone; or all is there, and of the run's own model
     from .scoring.features import Patch, clip_digest, embed_patches
 

@@ -25,7 +25,7 @@ ROOMS = {  # room -> what it may import; a name with a dot is one file.  The lin
     "sets": "settings machine data scoring.patches runs",
     "method": "settings machine data scoring runs sets",
     "evaluation": "settings machine data sets",
-    "report": "settings machine data scoring.patches runs.run sets evaluation.results",
+    "report": "settings machine data scoring.patches runs.run runs.units sets evaluation.results",
     "studies": "settings machine data scoring runs sets method evaluation report",
     "cli": "settings machine data scoring runs sets method evaluation report studies",
 }
@@ -39,8 +39,8 @@ DOORS = {  # a heavy library -> the files that import it
     "sklearn": "sets.selection studies.scenes report.charts",
     "timm": "evaluation.networks",
     "torch": "machine.device machine.helpers data.albums data.views scoring.diffusion scoring.draws scoring.maps "
-    "scoring.features runs.forecast sets.baselines evaluation.networks evaluation.teachers evaluation.teaching "
-    "evaluation.batches evaluation.students evaluation.cells",
+    "scoring.features runs.forecast sets.baselines evaluation.networks evaluation.checkpoints evaluation.teachers "
+    "evaluation.teaching evaluation.batches evaluation.students evaluation.cells",
     "typer": "cli.app cli.flags cli.making cli.looking cli.evaluation studies.study",
 }
 NEVER = {"pickle", "dill", "shelve"}
@@ -120,6 +120,8 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "settings.sections": "settings/test_settings.py",
     "machine.formats": "runs/test_run.py, sets/test_assembly.py: whose folder is it; sets/test_export.py: tables",
     "machine.progress": "evaluation/test_cells.py counts its bars; the rest is tqdm",
+    "runs.index": "runs/test_run.py",
+    "runs.units": "runs/test_run.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
     "sets.candidates": "test_method.py, sets/test_suspects.py",
     "sets.opening": "sets/test_export.py, evaluation/test_cells.py, report/test_page.py",

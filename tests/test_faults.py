@@ -28,7 +28,7 @@ from diffsel.cli import app as cli
 from diffsel.machine import files
 from diffsel.machine.files import PART
 from diffsel.runs import run as store
-from diffsel.runs.run import read_skipped
+from diffsel.runs.index import read_skipped
 from diffsel.runs.session import resume, start
 from diffsel.scoring import maps
 from diffsel.scoring.diffusion import Diffusion
@@ -428,20 +428,16 @@ def test_a_store_of_an_older_format_is_refused_and_left_alone(folder, tmp_path, 
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
-def test_latents_asked_for_too_late_are_told(folder, tmp_path, small) -> None:
-    source, kept = folder(cat=4, dog=4), with_(small, compute={"keep_latents": True})
+def test_latents_asked_for_later_or_lost_are_made_by_the_vae_alone(folder, tmp_path, small, monkeypatch) -> None:
+    source, kept = folder(cat=4, dog=4, size=(70, 64)), with_(small, compute={"keep_latents": True})
+    method.score(start(str(source), tmp_path / "whole", kept))
     method.score(start(str(source), tmp_path / "run", small))
-    for session in (start(str(source), tmp_path / "run", kept), resume(tmp_path / "run", kept)):
-        (note,) = session.notes
-        assert note.startswith(
-            "--keep-latents came too late for 2 unit(s) scored without it, such as cat-000: score into a new"
-        )
-    (tmp_path / "run" / "maps" / "dog-000.safetensors").unlink()
-    session = start(str(source), tmp_path / "run", kept)
-    assert "for 1 unit(s)" in next(iter(session.notes))
-    method.score(session)
-    assert [file.name for file in (tmp_path / "run" / "latents").iterdir()] == ["dog-000.safetensors"]
-    assert not start(str(source), tmp_path / "other", kept).notes
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda *_: pytest.fail("a forward for a map that is there"))
+    method.score(start(str(source), tmp_path / "run", kept))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    (tmp_path / "run" / "latents" / "dog-000.safetensors").unlink()
+    method.score(start(str(source), tmp_path / "run", kept))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
 def test_a_class_folder_renamed_between_scoring_and_selecting_is_reported(folder, tmp_path, small) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from diffsel import method
 from diffsel.machine.tensors import read_unit
-from diffsel.runs.run import read_skipped
+from diffsel.runs.index import read_skipped
 from diffsel.runs.session import Session, resume, start
 from diffsel.scoring import features
 from diffsel.scoring.diffusion import Diffusion

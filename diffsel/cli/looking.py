@@ -11,7 +11,7 @@ from ..machine.files import beside, write_atomically
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
-from .flags import DataArg, Quiet, RunArg, settings_flags
+from .flags import DataArg, Moved, Quiet, RunArg, settings_flags
 
 Templates = Annotated[
     list[str] | None,
@@ -31,9 +31,16 @@ def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> Non
     """Print all that was understood of a data set: classes, names, prompts, sizes, what would be passed over."""
     from ..data.images import open_data
     from ..report.text import describe_data
+    from ..scoring.folder import locate
 
     opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
     print(describe_data(opened, settings))
+    try:
+        folder = locate(settings.model, fetch=False)
+    except ConfigError as error:
+        return print(f"whether the model takes these prompts is told when it is there: {error}")
+    null = settings.scoring.null_prompt
+    folder.check_prompts((info.prompt(each), null) for each in settings.scoring.prompts for info in opened.classes)
 
 
 @settings_flags("patches", "features", "selection", "assembly")
@@ -42,6 +49,7 @@ def trace(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A row number, or (the end of) an image's path.")],
     settings: Settings,
     set_: Annotated[list[Path] | None, typer.Option("--set", help="Sets to look in; default: those in RUN.")] = None,
+    moved: Moved = None,
 ) -> None:
     """One image's whole way: row, map, boxes, vector, cluster and rank, mosaic tile."""
     from ..report.text import trace_image
@@ -52,30 +60,33 @@ def trace(
         if not (path / "set.yaml").exists():
             raise ConfigError(f"--set {path}: not a distilled set (no set.yaml)")
     sets = set_ or sorted(path.parent for path in run.glob("*/set.yaml"))
-    print(trace_image(open_run(run, settings), image, [read_set(path) for path in sets]))
+    print(trace_image(open_run(run, settings, moved=moved), image, [read_set(path) for path in sets]))
 
 
 def check(
-    run: RunArg,
+    target: Annotated[Path, typer.Argument(metavar="RUN|SET|LABELS|TEACHER", help="A folder that diffsel wrote.")],
     remove: Annotated[
-        bool, typer.Option("--remove", help="Delete damaged files, so that the next start makes them again.")
+        bool, typer.Option("--remove", help="Delete damaged files of a RUN or of LABELS; the next start makes them again.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read every file of a RUN against its checksum.  Exit code 1 where one is damaged."""
-    from ..runs.run import open_run
+    """Read every file of a RUN, SET, LABELS or TEACHER against what it should be.  Exit code 1 where one is damaged."""
+    from ..studies.checking import Damage, check_folder
 
-    files, bad = 0, []
+    files, bad = 0, list[Damage]()
     with progress(quiet)(desc="checking", unit="file") as bar:
-        for file, reason in open_run(run).damaged():
+        for damage in check_folder(target):
             files += 1
             bar.update()
-            if reason:
-                bad.append(file)
-                print(f"{file} {reason}{': removed' if remove else ''}")
-                file.unlink() if remove else None
+            if damage.reason:
+                bad.append(damage)
+                removed = remove and damage.remake and damage.file.exists()
+                damage.file.unlink() if removed else None
+                print(f"{damage.file} {damage.reason}{': removed' if removed else ''}")
     print(f"{files} files, {len(bad)} damaged")
-    if bad and not remove:
+    for way in dict.fromkeys(damage.remake or damage.way for damage in bad):
+        print(way)
+    if bad and not (remove and all(damage.remake for damage in bad)):
         raise typer.Exit(1)
 
 
@@ -144,6 +155,7 @@ def prompts(
     student: Annotated[str, typer.Option("--student", metavar="S", help="For --val: conv3, resnet18, ...")] = "conv3",
     teacher: Annotated[str | None, typer.Option("--teacher", metavar="T", help="For --val: who labels the sets.")] = None,
     students: Annotated[int, typer.Option("--students", min=1, help="For --val: students, seeded from `seed` on.")] = 5,
+    moved: Moved = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare prompts on a stored run: places, boxes, order, selection, accuracy.  New prompts are scored, and kept."""
@@ -156,7 +168,7 @@ def prompts(
 
     if val and not ipc:
         raise ConfigError("--val measures distilled sets; give --ipc 1 or more with it")
-    opened = resume(run, settings, progress(quiet))
+    opened = resume(run, settings, progress(quiet), moved)
     compared = stage.plan(opened, templates or [], null, words)
     if val:
         check_evaluation(val, student, settings, teacher)

@@ -1,12 +1,13 @@
 """What a set is worth: teachers, students, labels, accuracies.  Knows no diffusion and no run.
 
-batches    what a student sees in each epoch, with labels: online or stored
-cells      every cell of a table once; devices, teachers and pictures that cells share
-networks   ConvNets, torchvision's networks, timm's
-protocols  a protocol made definite: RDED's tables and formulas
-results    what students achieved: results, intervals, lines of a table; no torch
-students   one student, one seed, one accuracy
-tasks      what `teacher`, `relabel` and `evaluate` do, as functions
-teachers   trained networks that label images; are their classes ours?
-teaching   training a teacher
+batches      what a student sees in each epoch, with labels: online or stored
+cells        every cell of a table once; devices, teachers and pictures that cells share
+checkpoints  trained weights as they lie on disk or on the hub
+networks     ConvNets, torchvision's networks, timm's
+protocols    a protocol made definite: RDED's tables and formulas
+results      what students achieved: results, intervals, lines of a table; no torch
+students     one student, one seed, one accuracy
+tasks        what `teacher`, `relabel` and `evaluate` do, as functions
+teachers     trained networks that label images; are their classes ours?
+teaching     training a teacher
 """

@@ -197,7 +197,7 @@ def write_labels(
         for epoch in range(epochs):
             bar.update()
             file = _epoch_file(out, epoch)
-            if _is_whole(file, fingerprint(identity)):
+            if _is_whole(file, fingerprint(identity), epoch):
                 continue
             plans = plan_epoch(pictures, protocol, recipe, seed, epoch)
             logits = [teacher.logits(show(pictures, [plan], protocol, recipe)).cpu().numpy() for plan in plans]
@@ -231,9 +231,9 @@ def _epoch_file(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:03d}.safetensors"
 
 
-def _is_whole(file: Path, mark: str) -> bool:
+def _is_whole(file: Path, mark: str, epoch: int) -> bool:
     try:
-        return file.exists() and bool(read_unit(file, mark))
+        return file.exists() and read_unit(file, mark)[1].get("epoch") == epoch
     except StoreError:
         return False
 
@@ -254,7 +254,12 @@ def stored(folder: Path, pictures: Pictures, protocol: ProtocolSettings, recipe:
     mark, classes = fingerprint(record), len(pictures.classes)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        tensors, _ = read_unit(_epoch_file(folder, epoch), mark, "`diffsel relabel` writes it again")
+        tensors, extra = read_unit(_epoch_file(folder, epoch), mark, "`diffsel relabel` writes it again")
+        if extra.get("epoch") != epoch:
+            file = _epoch_file(folder, epoch)
+            raise StoreError(
+                f"{file} holds the labels of epoch {extra.get('epoch')}; delete it, `diffsel relabel` writes it again"
+            )
         logits = torch.from_numpy(_all_logits(tensors, classes)).to(pictures.pixels.device)
         start = 0
         for plan in _plans(tensors, protocol.mix):

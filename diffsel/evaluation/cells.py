@@ -36,7 +36,7 @@ from . import students as evaluation
 from .batches import check_labels, online, stored
 from .networks import canonical, check_size
 from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
-from .results import Line, line_of, read_result
+from .results import Line, line_of, read_result, result_key
 from .students import Diverged
 from .teachers import Teacher, check_order, load_teacher
 
@@ -62,7 +62,7 @@ class Bench:
         """As ``settings.compute`` has it.  Raises ConfigError where the device or the precision cannot be used."""
         workers = Workers()
         tell: Callable[[str], None] = print if workers.is_main else lambda text: None
-        return cls(machine_of(settings.compute, workers.local), workers, progress, tell, images=Opener(progress))
+        return cls(machine_of(settings.compute, workers.local), workers, progress, tell, images=Opener(progress, tell))
 
     def teacher(self, spec: str, album: Album) -> Teacher:
         key = (spec, album.size, tuple(info.folder for info in album.classes))
@@ -209,6 +209,8 @@ def run_cells(
     each = list(zip(cells, folders, strict=True))
     todo = {result_file(folder, cell, seed, bench.machine): (cell, seed) for cell, folder in each for seed in seeds}
     missing = [file for file in todo if not file.exists()]
+    for file in todo.keys() - set(missing):
+        read_result(file)  # what is there must be this student's, which is told before any other is trained
     for cell, _ in (todo[file] for file in missing):
         if cell.teacher:
             bench.check_teacher(cell.teacher, cell.validation)
@@ -286,7 +288,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
 
 
 def result_file(out: Path, cell: Cell, seed: int, machine: Machine) -> Path:
-    key = fingerprint([cell.identity, machine.precision])
+    key = result_key(cell.identity, machine.precision)
     return out / f"{safe_name(cell.student.replace(':', '-'))}-{safe_name(cell.protocol.name)}-{key}" / f"seed-{seed}.json"
 
 

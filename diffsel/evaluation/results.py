@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..settings.errors import StoreError
+from ..settings.settings import fingerprint
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,34 @@ class Line:
         return name + "*" * bool(changed)
 
 
+def result_key(identity: Mapping[str, Any], precision: str) -> str:
+    """Stands for everything that decides a student's numbers apart from the seed; ends the name of its folder."""
+    return fingerprint([identity, precision])
+
+
 def read_result(file: Path) -> dict[str, Any]:
-    """One student's result.  Raises StoreError where it is missing or damaged."""
+    """One student's result, RESULTS/...-KEY/seed-N.json.
+
+    Raises StoreError where it is missing, damaged, or another student's: of another seed, or of what its folder does not say.
+    """
+    again = "delete it, and evaluate again"
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        _ = result["cell"], result["protocol"], result["report"], result["precision"], result["labels"], result["seed"]
-        identity = result["identity"]
-        _ = identity["student"], identity["set"], identity["images"], identity["classes"], identity["protocol"]["size"]
-        return result
+        identity, failed = result["identity"], result.get("failed")
+        _ = result["cell"], result["protocol"], result["labels"], identity["student"], identity["set"], identity["images"]
+        _ = identity["classes"], identity["protocol"]["size"], identity["teacher"]
+        _ = (
+            failed["reason"]
+            if failed
+            else [float(result[epoch][top]) for epoch in ("best", "last") for top in ("top1", "top5")]
+        )
+        _ = failed or float(result["seconds"]), result["report"]
+        told = f"seed-{int(result['seed'])}", result_key(identity, result["precision"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file} is damaged ({type(error).__name__}: {error}); delete it, and evaluate again") from None
+        raise StoreError(f"{file} is damaged ({type(error).__name__}: {error}); {again}") from None
+    if told != (file.stem, file.parent.name.rpartition("-")[2]):
+        raise StoreError(f"{file} holds the result of another student ({told[0]}, {told[1]}); {again}")
+    return result
 
 
 def line_of(results: Sequence[Mapping[str, Any]], report: str | None = None) -> Line:

@@ -17,10 +17,10 @@ from ..settings.sections import ProtocolSettings
 from ..settings.settings import Settings
 from .batches import stored_bytes, write_labels
 from .cells import Bench, Cell, gather, make_cell, run_cells
+from .checkpoints import read_checkpoint
 from .networks import canonical, check_size
 from .protocols import resolve_recipe, validation_resize
 from .results import Line
-from .teachers import read_checkpoint
 from .teaching import train
 
 
@@ -34,13 +34,15 @@ def train_teacher(
     t = settings.training
     check_size(canonical(t.network), t.size)
     bench = Bench.of(settings, progress)
-    images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress)
+    images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress, out=out)
+    for note in images.notes:
+        bench.tell(f"note: {note}")
     album = None
     if val:
         resize = t.size if t.crop != "resized" else validation_resize(t.size)
         album = validation_pictures(open_validation(val, settings, progress), images.classes, t.size, resize)
-        if note := album.note():
-            bench.tell(note)
+        for note in (*album.data.notes, album.note()):
+            bench.tell(note) if note else None
     bench.track = bench.workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json"))
     loaders = min(settings.compute.workers, os.cpu_count() or 1)  # more is slower, and torch warns
     pictures = album.load(progress) if album else None

@@ -6,41 +6,21 @@ It carries its class table, so that a 1000-class teacher serves any subset by it
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..data.classes import ClassInfo, imagenet_wnids, refuse_shared
+from ..data.classes import ClassInfo, imagenet_wnids, refuse_shared, spelled
 from ..data.views import MEAN, STD
 from ..settings.errors import ConfigError, DataError
-from .networks import CONVNETS, NAMES, SMALL, Renormalised, build, canonical, check_size, convnet_shape
+from .checkpoints import Checkpoint, _outputs, read_checkpoint, weights_digest
+from .networks import Renormalised, build, check_size
 
-WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
 LEVEL = 1e-3  # how often a good teacher may be refused by chance
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Trained weights as they lie on disk: nothing is known yet of the data that they will label."""
-
-    network: str
-    state: Mapping[str, Tensor]
-    classes: tuple[str, ...] | None  # class of each output; None: not recorded
-    size: int | None  # side of the images it was trained on, pixels
-    accuracy: float | None  # top-1 in percent as recorded
-    source: str
-    mean: tuple[float, ...] = MEAN  # what its images were normalised with
-    std: tuple[float, ...] = STD
 
 
 @dataclass(frozen=True)
@@ -82,134 +62,12 @@ def load_teacher(spec: str, classes: Sequence[ClassInfo], size: int, device: tor
         trained = f" (it was trained at {found.size} pixels)" if found.size else ""
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"teacher {spec} does not fit images of {size} x {size} pixels{trained}: {reason}") from None
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(found.state):
-        digest.update(name.encode() + found.state[name].contiguous().cpu().numpy().tobytes())
-    if (found.mean, found.std) != (MEAN, STD):
-        network = Renormalised(network, found.mean, found.std)
-        digest.update(repr((found.mean, found.std)).encode())
+    own = (found.mean, found.std) != (MEAN, STD)
+    digest = weights_digest(found.state, repr((found.mean, found.std)) if own else "")
+    network = Renormalised(network, found.mean, found.std) if own else network
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     chosen = torch.tensor(rows, device=device)
-    return Teacher(found.network, found.source, network, chosen, found.accuracy, digest.hexdigest())
-
-
-def read_checkpoint(spec: str) -> Checkpoint:
-    """Weights and what is recorded with them.  Raises ConfigError."""
-    path = Path(spec)
-    if path.is_dir():
-        path = path / "best.safetensors"
-        if not path.exists():
-            raise ConfigError(f"{spec} holds no best.safetensors; give a folder written by `diffsel teacher`, or a file")
-    if path.suffix == ".safetensors" and path.exists():
-        return _read_safetensors(path)
-    if path.suffix in (".pth", ".pt") and path.exists():
-        return _read_pth(path)
-    if path.suffix in (".safetensors", ".pth", ".pt") or "/" in spec:
-        raise ConfigError(f"teacher {spec}: no such file or folder")
-    return _download(canonical(spec))
-
-
-def _read_safetensors(path: Path) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"teacher {path} is damaged: {error}") from None
-    network = canonical(about["network"]) if "network" in about else recognise(state, path)
-    classes = tuple(about["classes"]) if "classes" in about else None
-    return Checkpoint(network, _plain_names(state), classes, about.get("size"), about.get("accuracy"), str(path))
-
-
-def _read_pth(path: Path) -> Checkpoint:
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0][:160]
-        raise ConfigError(f"teacher {path} cannot be read as plain weights ({type(error).__name__}: {reason})") from None
-    if not isinstance(loaded, Mapping):
-        raise ConfigError(f"teacher {path} holds a {type(loaded).__name__}, not a dictionary of weights")
-    accuracy = None
-    while (inner := next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)) is not None:
-        accuracy = next((float(loaded[key]) for key in ("acc1", "best_acc1", "top1") if key in loaded), accuracy)
-        loaded = inner
-    if not any(isinstance(value, Tensor) for value in loaded.values()):
-        raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))}")
-    state = _plain_names({name: value for name, value in loaded.items() if isinstance(value, Tensor)})
-    return Checkpoint(recognise(state, path), state, None, None, accuracy, str(path))
-
-
-def _download(name: str) -> Checkpoint:
-    if name.startswith("timm:"):
-        network = build_pretrained_timm(name)
-        mean, std = timm_normalisation(network, name)
-        return Checkpoint(name, network.state_dict(), tuple(imagenet_wnids()), None, None, name, mean, std)
-    if convnet_shape(name) or name in SMALL:
-        raise ConfigError(f"there are no public weights of {name}; train them with `diffsel teacher DATA --network {name}`")
-    from torchvision import models
-
-    weights = models.get_model_weights(name).IMAGENET1K_V1  # type: ignore[attr-defined]
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(f"the weights of {name} could not be fetched ({error}); give a local file") from None
-    accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    return Checkpoint(name, state, tuple(imagenet_wnids()), 224, accuracy, f"torchvision {weights}")
-
-
-def build_pretrained_timm(name: str) -> nn.Module:
-    """A timm network with its own weights; refused unless it has ImageNet's 1000 classes.  Raises ConfigError."""
-    from .networks import _timm
-
-    try:
-        network = _timm(name, pretrained=True)
-    except OSError as error:
-        raise ConfigError(f"the weights of {name} could not be fetched ({error}); give a local file") from None
-    if getattr(network, "num_classes", None) != 1000:
-        raise ConfigError(f"{name} has {getattr(network, 'num_classes', '?')} classes; only ImageNet's 1000 are known by name")
-    return network
-
-
-def timm_normalisation(network: nn.Module, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that its weights were trained with, as timm records them.  Raises ConfigError where it does not."""
-    recorded = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
-    mean, std = (tuple(map(float, recorded.get(key) or ())) for key in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3:
-        raise ConfigError(f"{name}: timm records no mean and std of three colours for its weights; give a network with them")
-    return mean, std
-
-
-def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that DataParallel, compile and accelerate put before names."""
-    return {name.replace("module.", "").replace("_orig_mod.", ""): value for name, value in state.items()}
-
-
-def recognise(state: Mapping[str, Tensor], path: Path) -> str:
-    """Which network these weights are, by their names and shapes.  Raises ConfigError."""
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    depth = sum(name.startswith("layers.conv.") and name.endswith(".weight") for name in shapes)
-    if depth and (named := f"conv{depth}") in CONVNETS:
-        width = shapes["layers.conv.0.weight"][0]
-        return named if width == 128 else f"{named}w{width}"
-    outputs = shapes[_head(state)][0]
-    for name in (*SMALL, *(n for n in NAMES if n not in CONVNETS and n not in SMALL)):
-        with torch.device("meta"):
-            ours = {key: tuple(value.shape) for key, value in build(name, outputs, 224).state_dict().items()}
-        if ours == shapes:
-            return name
-    raise ConfigError(f"teacher {path}: the weights are of no network known here ({', '.join(NAMES)})")
-
-
-def _outputs(found: Checkpoint) -> int:
-    return len(found.classes) if found.classes else len(found.state[_head(found.state)])
-
-
-def _head(state: Mapping[str, Tensor]) -> str:
-    """Name of the last linear layer's bias, as torchvision's architectures and the ConvNets call it.  Raises ConfigError."""
-    biases = [name for name in state if re.fullmatch(r"(classifier|fc|head|heads)(\.\w+)*\.bias", name)]
-    if not biases:
-        raise ConfigError(f"these weights have no classifier known here; they hold {', '.join(list(state)[-3:])}")
-    return max(biases)
+    return Teacher(found.network, found.source, network, chosen, found.accuracy, digest)
 
 
 # ---- classes ---------------------------------------------------------------------------------------------------------
@@ -231,7 +89,7 @@ def class_rows(found: Checkpoint, classes: Sequence[ClassInfo]) -> list[int]:
         return list(range(outputs))
     places = {name: i for i, name in enumerate(table)}
     by_name = _imagenet_names() if table == tuple(imagenet_wnids()) else {}
-    rows = [_row(info, places, by_name) for info in classes]
+    rows = _rows(classes, places, by_name)
     missing = [info.folder for info, row in zip(classes, rows, strict=True) if row is None]
     if missing:
         raise DataError(
@@ -242,9 +100,14 @@ def class_rows(found: Checkpoint, classes: Sequence[ClassInfo]) -> list[int]:
     return [row for row in rows if row is not None]
 
 
-def _row(info: ClassInfo, places: Mapping[str, int], by_name: Mapping[str, int]) -> int | None:
-    keys = (info.folder, info.words.get("wnid", ""), info.name)
-    return next((table[key] for table in (places, by_name) for key in keys if key in table), None)
+def _rows(classes: Sequence[ClassInfo], places: Mapping[str, int], by_name: Mapping[str, int]) -> list[int | None]:
+    keys = [[info.folder, info.words.get("wnid", ""), info.name] for info in classes]
+    found: list[int | None] = [None] * len(classes)
+    for table in (by_name, places):  # the later win
+        for names in list(zip(*keys, strict=True))[::-1]:
+            for i, name in enumerate(spelled(names, table)):
+                found[i] = found[i] if name is None else table[name]
+    return found
 
 
 def _imagenet_names() -> dict[str, int]:

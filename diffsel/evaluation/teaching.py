@@ -36,6 +36,7 @@ from ..settings.errors import ConfigError, DataError
 from ..settings.sections import TrainingSettings
 from ..settings.settings import fingerprint, identity
 from .cells import Bench
+from .checkpoints import weights_digest
 from .networks import build, canonical, check_size
 from .students import measure
 
@@ -239,6 +240,7 @@ def _save(
     epoch = line["epoch"]
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     about = {"network": canonical(t.network), "classes": described["classes"], "size": t.size, "epoch": epoch}
+    about["digest"] = weights_digest(weights)
     top1 = line.get("top1")
     blob = save_safetensors(weights, {"diffsel": json.dumps(about | ({"accuracy": top1} if top1 is not None else {}))})
     if top1 is None or top1 > best:

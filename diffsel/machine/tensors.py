@@ -22,7 +22,7 @@ from .files import write_atomically
 def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
     """One unit file: tensors, and as metadata the fingerprint ``mark``, ``extra`` (JSON) and a checksum."""
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    about = {"fingerprint": mark, "extra": dict(extra), "checksum": _checksum(ordered, extra)}
+    about = {"fingerprint": mark, "extra": dict(extra), "checksum": _checksum(ordered, extra), "head": _checksum({}, extra)}
     # One metadata key: safetensors writes several in an order that changes from process to process.
     write_atomically(path, save_safetensors(ordered, {"diffsel": json.dumps(about, sort_keys=True)}))
 
@@ -41,7 +41,7 @@ def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, 
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); {recover}") from None
-    if about.get("checksum") != _checksum(tensors, about.get("extra")):
+    if not isinstance(about, dict) or about.get("checksum") != _checksum(tensors, about.get("extra")):
         raise StoreError(f"{path} is damaged (checksum differs); {recover}")
     if about.get("fingerprint") != mark:
         raise StoreError(f"{path} was made with other settings than those recorded beside it; it does not belong here")
@@ -58,12 +58,17 @@ def read_column(file: Path, name: str) -> np.ndarray:
 
 
 def read_extra(path: Path) -> dict[str, Any]:
-    """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file is damaged."""
+    """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file's head is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return json.loads((file.metadata() or {})["diffsel"])["extra"]
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+            about = json.loads((file.metadata() or {})["diffsel"])
+        extra = about["extra"]
+        whole = about.get("head", _checksum({}, extra)) == _checksum({}, extra)  # the first files had no sum of their heads
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}); {RECOVER}") from None
+    if not whole or not isinstance(extra, dict):
+        raise StoreError(f"{path} is damaged (checksum differs); {RECOVER}")
+    return extra
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], extra: Any) -> str:

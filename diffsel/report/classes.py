@@ -12,7 +12,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..runs.run import Run, columns
+from ..runs.run import Run
+from ..runs.units import columns
 from ..scoring.patches import Box
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet, Picture

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.classes import ClassInfo, read_class_file
+from ..data.classes import ClassInfo, read_class_file, spelled
 from ..data.images import Row
 from ..machine.tensors import read_unit
 from ..scoring.draws import Picture, Scorer
@@ -25,8 +25,9 @@ from ..scoring.folder import locate
 from ..scoring.maps import label_losses, score_images
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.sections import malformed
-from .run import Part, Unit
+from .run import Part
 from .session import Session
+from .units import Unit
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,11 @@ def _pictures(session: Session, unit: Unit, rows: Sequence[Row]) -> list[tuple[R
 
 def _with_words(classes: Sequence[ClassInfo], file: Path | None) -> tuple[ClassInfo, ...]:
     """The run's classes, those named in ``file`` with its words.  Raises DataError for a class that RUN lacks."""
-    described = read_class_file(file) if file else {}
-    unknown = [name for name in described if name not in {info.folder for info in classes}]
-    if unknown:
+    told = read_class_file(file) if file else {}
+    found = spelled(told, [info.folder for info in classes])
+    if unknown := [name for name, folder in zip(told, found, strict=True) if folder is None]:
         raise DataError(f"{file} names class {unknown[0]!r}, which the run does not hold")
+    described = {folder: replace(info, folder=folder) for info, folder in zip(told.values(), found, strict=True) if folder}
     return tuple(described.get(info.folder, info) for info in classes)
 
 

@@ -11,37 +11,28 @@ A file that exists is whole; a part made with other settings is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..data.classes import ClassInfo
-from ..data.images import ImageData, Row, Skipped, reopen
+from ..data.images import ImageData, Row, reopen
 from ..machine.files import safe_name, write_atomically
-from ..machine.formats import differences, dump_yaml, read_lines, read_yaml
+from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
 from ..scoring.patches import Box, best_boxes, chosen_bins, estimate
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, without_execution
+from .index import read_index, read_skipped, remake
+from .units import Unit, check_unit, columns, rows_of
 
 FORMAT = 1
 UNIT_ROWS = 256  # images per unit of work, at most
 Texts = Mapping[str, str]  # class folder -> prompt
-
-
-@dataclass(frozen=True)
-class Unit:
-    """At most 256 rows of one class: what one process does in one go, and one file."""
-
-    name: str
-    label: str
-    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +60,9 @@ class Part:
         return self.run.path / "prompts" / self.key / f"{unit.name}.safetensors"
 
     def read(self, unit: Unit) -> dict[str, np.ndarray]:
-        return read_unit(self.file(unit), self.mark)[0]
+        tensors, extra = read_unit(self.file(unit), self.mark)
+        check_unit(self.file(unit), unit, extra, rows_of(tensors))
+        return tensors
 
     def write(self, unit: Unit, tensors: Mapping[str, np.ndarray]) -> None:
         settings = self.file(unit).parent / "settings.yaml"
@@ -140,6 +133,7 @@ class Run:
         if not file.exists():
             raise StoreError(f"{self.path}: {unit.name} is not scored yet; start `diffsel score` again")
         tensors, extra = read_unit(file, self.mark)
+        check_unit(file, unit, extra, extra.get("rows", ()), whole=len(extra.get("skipped", ())))
         if self.part is None:
             return tensors, extra
         added = {name: value[None] for name, value in self.part.read(unit).items()}
@@ -200,31 +194,36 @@ class Run:
         file = self.feature_file(unit)
         if not file.exists():
             raise StoreError(f"{self.path}: {unit.name} has no features for these settings yet; run `diffsel embed`")
-        return read_unit(file, self.feature_mark)[0]
+        tensors, extra = read_unit(file, self.feature_mark)
+        check_unit(file, unit, extra, tensors["row"].tolist())
+        return tensors
 
     # ---- the whole -----------------------------------------------------------------------------------------------
 
     def damaged(self) -> Iterator[tuple[Path, str | None]]:
-        """Every unit file, and what is wrong with it (None: whole): read to the last byte against its checksum."""
+        """Every file of the pass, and what is wrong with it (None: whole): read to the last byte against its checksum."""
         marks = {self.path / "maps": self.mark, self.path / "latents": self.mark}
         for file in sorted(file for part in ("features", "prompts") for file in (self.path / part).glob("*/settings.yaml")):
-            marks[file.parent] = fingerprint([self.mark, read_yaml(file)])
+            told = read_yaml(file)
+            if fingerprint(told) == file.parent.name:
+                marks[file.parent] = fingerprint([self.mark, told])
+            else:  # what its units should be is not known then
+                yield file, "does not say the settings that its folder is named after"
+        units = {f"{unit.name}.safetensors": unit for unit in self.units}
         for folder, mark in marks.items():
             for file in sorted(folder.glob("*.safetensors")):
-                try:
-                    read_unit(file, mark)
-                    yield file, None
-                except StoreError as error:
-                    yield file, str(error).removeprefix(f"{file} ").partition("; ")[0]
+                yield file, self._wrong(file, mark, units.get(file.name))
 
-
-def columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:
-    """Boxes as they are stored: ``row``, ``box`` and ``score``."""
-    return {
-        "row": np.array([row.row for row, _, _ in boxes], np.int64),
-        "box": np.array([box for _, box, _ in boxes], np.int64).reshape(-1, 4),
-        "score": np.array([score for _, _, score in boxes], np.float64),
-    }
+    def _wrong(self, file: Path, mark: str, unit: Unit | None) -> str | None:
+        try:
+            tensors, extra = read_unit(file, mark)
+            if unit is None:
+                return "belongs to no unit of this run"
+            rows = extra["rows"] if "rows" in extra else tensors["row"].tolist() if "row" in tensors else rows_of(tensors)
+            check_unit(file, unit, extra, rows, len(extra["skipped"]) if "skipped" in extra else None)
+        except (StoreError, KeyError, ValueError) as error:
+            return str(error).removeprefix(f"{file} ").partition("; ")[0]
+        return None
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -241,6 +240,11 @@ def read_record(path: Path) -> dict[str, Any]:
     record = read_yaml(path / "run.yaml")
     if record.get("format") != FORMAT:
         raise StoreError(f"{path} has store format {record.get('format')!r}; this version reads format {FORMAT}")
+    shapes = {"identity": dict, "settings": dict, "classes": list, "data": str}
+    lost = [key for key, kind in shapes.items() if not isinstance(record.get(key), kind)]
+    lost += [f"settings.{key}" for key in Settings.model_fields if key not in record.get("settings", {key: 0})]
+    if lost:
+        raise StoreError(f"{path / 'run.yaml'} is damaged: {', '.join(lost)} missing; put a whole copy back, or score anew")
     return record
 
 
@@ -249,10 +253,10 @@ def recorded_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return without_execution(record["settings"])
 
 
-def open_run(path: Path, settings: Settings | None = None, may_be_gone: bool = True) -> Run:
+def open_run(path: Path, settings: Settings | None = None, may_be_gone: bool = True, moved: str | None = None) -> Run:
     """Open RUN to look at it, on any machine; ``settings`` (default: its own) must agree with it about the scoring pass.
 
-    ``may_be_gone``: missing images are told only where one is read.
+    ``may_be_gone``: missing images are told only where one is read.  ``moved``: where they are now, if not where they were.
     Raises StoreError for what is no run or damaged, ConfigError and SettingsDiffer for settings of another pass.
     """
     record = read_record(path)
@@ -260,12 +264,14 @@ def open_run(path: Path, settings: Settings | None = None, may_be_gone: bool = T
         classes = tuple(ClassInfo(**entry) for entry in record["classes"])
         settings = settings or resolve(recorded_settings(record))
         check_asked(path, record, settings)
-        identified = record["identity"]["images"]
+        if record["classes"] != record["identity"]["classes"]:
+            raise StoreError(f"{path / 'run.yaml'} is damaged: its classes are not those that were scored")
+        where, identified = moved or record["data"], record["identity"]["images"]
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path / 'run.yaml'} is damaged ({type(error).__name__}: {error})") from None
-    data = reopen(record["data"], classes, read_index(path), read_skipped(path), settings.data, may_be_gone)
+    data = reopen(where, classes, read_index(path), read_skipped(path), settings.data, may_be_gone)
     if image_identity(data) != identified:
-        raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; score into a new folder")
+        raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; {remake(where, path)}")
     return Run(path, record, settings, classes, data)
 
 
@@ -288,24 +294,3 @@ def pass_identity(settings: Settings) -> dict[str, Any]:
 
 def image_identity(data: ImageData) -> dict[str, Any]:
     return {"count": len(data.rows), "digest": data.digest}
-
-
-def read_index(path: Path) -> tuple[Row, ...]:
-    """The images of RUN.  Raises StoreError where the index is damaged."""
-    try:
-        with pq.ParquetFile(path / "index.parquet") as file:  # pq.read_table would load pandas
-            table = file.read()
-        columns = [table[name].to_pylist() for name in ("row", "path", "class", "width", "height", "digest")]
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
-        raise StoreError(f"{path / 'index.parquet'}: {error}") from None
-    return tuple(map(Row, *columns))
-
-
-def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:
-    """What was passed over; with ``indexed`` only what the index could not take."""
-    file = path / "skipped.jsonl"
-    try:
-        entries = read_lines(file) if file.exists() else []
-        return [Skipped(e["path"], e["label"], e["reason"]) for e in entries if e["stage"] == "index" or not indexed]
-    except (ValueError, KeyError) as error:
-        raise StoreError(f"{file} is damaged ({type(error).__name__}: {error})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
@@ -25,10 +22,13 @@ from ..machine.files import sweep, write_atomically, write_new
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Track, Workers, out_of_memory
 from ..machine.progress import Progress, quiet
+from ..machine.tensors import write_unit
 from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import Settings, identity
-from .run import FORMAT, Run, Unit, image_identity, open_run, pass_identity, read_index, read_record, read_skipped
+from .index import mend_index, read_index, read_skipped, write_index, write_skipped
+from .run import FORMAT, Run, image_identity, open_run, pass_identity, read_record
+from .units import Unit
 
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.draws import Scorer
@@ -82,17 +82,6 @@ class Session:
     def note(self, text: str) -> None:
         """Something a user should know, shown once at the end."""
         self.notes[text] = None
-
-    def note_missing_latents(self) -> None:
-        """``compute.keep_latents`` is of no use to units that are scored already: say so, and what would be."""
-        if self.settings.compute.keep_latents:
-            run = self.run
-            late = [u for u in run.units if run.map_file(u).exists() and not run.latent_file(u).exists()]
-            if late:
-                self.note(
-                    f"--keep-latents came too late for {len(late)} unit(s) scored without it, such as {late[0].name}: "
-                    f"score into a new folder to have theirs, or delete their files in {run.path / 'maps'} first"
-                )
 
     def log(self, what: str, number: int) -> None:
         """What this process has done, and how fast, to the tracker, if there is one; the step is seconds."""
@@ -170,6 +159,21 @@ class Session:
             left = [i for i in left if i not in made]
 
 
+def keep_latents(session: Session) -> None:
+    """Images that were scored without ``compute.keep_latents`` -> RUN/latents, by the VAE alone."""
+    from ..scoring.maps import encode_images
+
+    run = session.run
+    with session.left(run.latent_file, "encoding images") as (units, bar):
+        for unit in units:
+            scored = set(run.maps(unit)[1]["rows"])
+            pictures, _ = session.read([row for row in unit.rows if row.row in scored])
+            keyed = [(row.digest, pixels) for row, pixels in pictures]
+            made = {str(pictures[place][0].row): latent for place, latent in session.fitting(keyed, encode_images)}
+            write_unit(run.latent_file(unit), run.mark, made, {"label": unit.label})
+            bar.update(len(unit.rows))
+
+
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +205,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
             loaded.append(open_scorer(settings, workers.local))
 
     known = _known(out, root, settings)
-    data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check)
+    data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check, out)
     described = {
         **decided,
         "images": image_identity(data),
@@ -217,10 +221,12 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     if workers.is_main:
         sweep(out)
     record = create_run(out, described, settings, data)
+    if workers.is_main and record["data"] != root:  # the very images, somewhere else
+        write_atomically(out / "run.yaml", dump_yaml({**record, "data": root}))
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
+    session.notes |= dict.fromkeys(data.notes)
     if loaded:
         session.scorer = loaded[0]
-    session.note_missing_latents()
     return session
 
 
@@ -228,24 +234,28 @@ def _known(out: Path, root: str, settings: Settings) -> Iterable[Row | Skipped]:
     """What an earlier opening of this data set, under the same limits, has read."""
     if not (out / "run.yaml").exists():
         return []
-    record = read_record(out)
-    stored, asked = record["settings"]["data"], settings.data.model_dump(mode="json")
-    if record["data"] != root or any(stored[key] != asked[key] for key in ("max_pixels", "max_aspect")):
+    try:
+        record = read_record(out)
+        stored, asked = record["settings"]["data"], settings.data.model_dump(mode="json")
+        decisive = ("max_pixels", "max_aspect", "config", "revision", "image_column", "label_column")
+        if record["data"] != root or any(stored.get(key) != asked[key] for key in decisive):
+            return []
+        return [*read_index(out), *read_skipped(out, indexed=True)]
+    except (StoreError, KeyError, TypeError):  # damaged: all is read again, and ``create_run`` compares
         return []
-    return [*read_index(out), *read_skipped(out, indexed=True)]
 
 
-def resume(path: Path, settings: Settings, progress: Progress = quiet) -> Session:
+def resume(path: Path, settings: Settings, progress: Progress = quiet, moved: str | None = None) -> Session:
     """Open RUN for the stages after scoring; images are read, and the model is loaded, only where they are needed.
 
+    ``moved``: where the images are now, if not where they were scored.
     Raises as ``open_run``, and StoreError for a tracker that is not installed.
     """
-    run, workers = open_run(path, settings, may_be_gone=False), Workers()
+    run, workers = open_run(path, settings, may_be_gone=False, moved=moved), Workers()
     workers.check_tracker(settings.compute.tracker)
     if workers.is_main:
         sweep(path)
     session = Session(run, workers, progress)
-    session.note_missing_latents()
     return session
 
 
@@ -278,8 +288,9 @@ def create_run(path: Path, identity: Mapping[str, Any], settings: Settings, data
         }
         write_new(path / "run.yaml", dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
     record = read_record(path)
-    if found := differences(record["identity"], dict(identity)):
+    if found := differences(record.get("identity"), dict(identity)):
         raise SettingsDiffer(path, found)
+    mend_index(path, data)
     return record
 
 
@@ -295,21 +306,6 @@ def open_features(run: Run, weights: str | None = None) -> None:
         write_atomically(folder / "weights.yaml", dump_yaml({"weights": weights}))
     if weights and (found := differences(read_yaml(folder / "weights.yaml"), {"weights": weights})):
         raise SettingsDiffer(folder, found)
-
-
-def write_index(path: Path, rows: Sequence[Row]) -> None:
-    columns = {name: [getattr(row, name) for row in rows] for name in ("row", "path", "label", "width", "height", "digest")}
-    columns["class"] = columns.pop("label")
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
-
-
-def write_skipped(path: Path, indexed: Sequence[Skipped], decoded: Sequence[Skipped] = ()) -> None:
-    """skipped.jsonl: what was passed over when the images were ``indexed``, and what later failed to decode."""
-    stages = (("index", indexed), ("decode", decoded))
-    lines = {json.dumps({"stage": stage, **asdict(item)}, ensure_ascii=False) for stage, items in stages for item in items}
-    write_atomically(path / "skipped.jsonl", "".join(line + "\n" for line in sorted(lines)).encode())
 
 
 def _versions() -> dict[str, str]:

@@ -33,8 +33,8 @@ FOREIGN = {
 }
 
 
-def locate(settings: ModelSettings) -> ModelFolder:
-    """The local folder of a model, fetched from the hub where needed (only the parts and files that are used).
+def locate(settings: ModelSettings, fetch: bool = True) -> ModelFolder:
+    """The local folder of a model, fetched from the hub where needed (only the parts and files that are used), if at all.
 
     Raises ConfigError for a folder that is not in diffusers layout, or an id that cannot be fetched.
     """
@@ -47,7 +47,7 @@ def locate(settings: ModelSettings) -> ModelFolder:
     elif Path(settings.model).is_dir():
         path = Path(settings.model)
     else:
-        path = _fetch(settings)
+        path = _fetch(settings, fetch)
     if missing := [part for part in PARTS if not (path / part).is_dir()]:
         raise ConfigError(
             f"model {path}: not in diffusers layout, {', '.join(missing)} missing (single-file checkpoints: convert first)"
@@ -55,14 +55,16 @@ def locate(settings: ModelSettings) -> ModelFolder:
     return ModelFolder(path)
 
 
-def _fetch(settings: ModelSettings) -> Path:
+def _fetch(settings: ModelSettings, fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ("*.json", "*.txt", "*model.safetensors", "*-of-*.safetensors")
     try:
         patterns = [f"{part}/{name}" for part in PARTS for name in wanted]
-        return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns, local_files_only=not fetch)
+        )
     except HFValidationError:
         raise ConfigError(f"model.model = {settings.model!r}: no such folder, and not a hub id") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -168,9 +170,8 @@ class ModelFolder:
         there = {file.name for file in (self.path / "tokenizer").iterdir()}
         if not ("tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there):
             held = ", ".join(sorted(there)) or "nothing"
-            raise ConfigError(
-                f"model {self}: tokenizer holds {held}, but no vocabulary; wanted is tokenizer.json, or vocab.json and merges.txt"
-            )
+            wanted = "tokenizer.json, or vocab.json and merges.txt"
+            raise ConfigError(f"model {self}: tokenizer holds {held}, but no vocabulary; wanted is {wanted}")
         found = self.loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer"))
         known = int(self.config("text_encoder")["vocab_size"])
         if len(found) > known or found("cat", verbose=False)["input_ids"] == found("dog", verbose=False)["input_ids"]:

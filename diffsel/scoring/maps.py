@@ -76,6 +76,15 @@ def label_losses(
         yield place, sums.mean()
 
 
+def encode_images(scorer: Scorer, images: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Float[np.ndarray, "4 h w"]]]:
+    """The latent of each image, float32, as scoring has it."""
+    cells = [latent_shape(scorer.model, pixels) for _, pixels in images]
+    for shape in sorted(set(cells)):
+        places = [place for place, cell in enumerate(cells) if cell == shape]
+        latents = scorer.encode([images[place] for place in places]).float().cpu().numpy()
+        yield from zip(places, latents, strict=True)
+
+
 def _embed(model: Diffusion, prompts: Sequence[str], apart: bool) -> Float[Tensor, "prompts tokens width"]:
     return torch.cat([model.embed_prompts([prompt]) for prompt in prompts]) if apart else model.embed_prompts(list(prompts))
 

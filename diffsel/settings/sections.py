@@ -19,7 +19,7 @@ EXECUTION: dict[str, Any] = {"execution": True}
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):

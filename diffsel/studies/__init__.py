@@ -2,6 +2,7 @@
 
 agreement  how far prompts agree on a run
 cases      a case of the paper, a scale, and the job that stands for it
+checking   is a folder what it should be, and what makes a damaged file again?
 demo       the embedded data set, distilled and checked
 figures    t-SNE and sheets of pictures
 making     sets, teachers and students of jobs, each once

@@ -76,7 +76,7 @@ def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) 
 
     def train(*given):  # meanwhile another process ends with the last one
         late.parent.mkdir(exist_ok=True)
-        late.write_text(result_file(tmp_path, cell, 0, CPU).read_text())
+        late.write_text(json.dumps(real(other, 1, bench)))
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from scipy.stats import ttest_ind
 
-from diffsel.evaluation.results import difference, fairness, spread
+from diffsel.evaluation.results import difference, fairness, line_of, read_result, result_key, spread
+from diffsel.settings.errors import StoreError
 
 
 def test_the_interval_is_students_t() -> None:
@@ -36,3 +39,38 @@ def test_fairness_scores_have_the_closed_form_of_dd_ranking() -> None:
     assert scores["LRS"] == pytest.approx(100 * (math.exp(-0.2) - math.exp(-1)) / (math.e - math.exp(-1)))
     assert scores["ARS"] == pytest.approx(100 * (math.exp(0.06) - math.exp(-1)) / (math.e - math.exp(-1)))
     assert set(fairness(soft=60, random_soft=50)) == {"IOR"}
+
+
+def result(folder: Path, seed: int = 0, **changes: object) -> Path:
+    identity = {"set": "s", "images": 4, "classes": ["a"], "student": "conv3", "teacher": None, "protocol": {"size": 16}}
+    score = {"epoch": 1, "top1": 50.0, "top5": 90.0}
+    told = {"cell": "c", "protocol": "hard", "report": "last", "labels": "hard", "precision": "fp32", "seed": seed}
+    values = {**told, "identity": identity, "best": score, "last": score, "seconds": 1.0, **changes}
+    file = folder / f"conv3-hard-{result_key(identity, 'fp32')}" / f"seed-{seed}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({key: value for key, value in values.items() if value != "gone"}))
+    return file
+
+
+def test_a_result_is_its_seeds_and_its_folders(tmp_path: Path) -> None:
+    file = result(tmp_path)
+    assert line_of([read_result(file)]).top1.mean == 50
+    result(tmp_path, 1).rename(file)
+    with pytest.raises(StoreError, match=r"seed-0.json holds the result of another student \(seed-1, .*delete it"):
+        read_result(file)
+    other = {"set": "other", "images": 4, "classes": ["a"], "student": "conv3", "teacher": None, "protocol": {"size": 16}}
+    for changes in ({"identity": other}, {"precision": "bf16"}):
+        with pytest.raises(StoreError, match="holds the result of another student"):
+            read_result(result(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"last": "gone"}, {"identity": {}}, {"best": {"top1": "x"}}, {"precision": "gone"}, {"seconds": "gone"}]
+)
+def test_half_a_result_is_told_with_the_way_out(tmp_path: Path, changes: dict) -> None:
+    with pytest.raises(StoreError, match=r"seed-0.json is damaged \(.*\); delete it, and evaluate again"):
+        read_result(result(tmp_path, **changes))
+    empty = tmp_path / "seed-9.json"
+    empty.write_text("")
+    with pytest.raises(StoreError, match="delete it, and evaluate again"):
+        read_result(empty)

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from diffsel.data.classes import ClassInfo, imagenet_wnids
 from diffsel.data.views import normalise
 from diffsel.evaluation import networks, teachers
+from diffsel.evaluation.checkpoints import read_checkpoint, recognise
 from diffsel.evaluation.networks import build
-from diffsel.evaluation.teachers import check_order, class_rows, load_teacher, read_checkpoint, recognise
+from diffsel.evaluation.teachers import check_order, class_rows, load_teacher
 from diffsel.settings.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")

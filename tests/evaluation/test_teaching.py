@@ -14,7 +14,8 @@ from PIL import Image
 from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
 from diffsel.evaluation.cells import Bench
-from diffsel.evaluation.teachers import load_teacher, read_checkpoint
+from diffsel.evaluation.checkpoints import read_checkpoint
+from diffsel.evaluation.teachers import load_teacher
 from diffsel.evaluation.teaching import Order, Shown, _resume, _save, rate, training_transform
 from diffsel.evaluation.teaching import train as teach
 from diffsel.machine.device import Machine

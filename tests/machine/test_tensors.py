@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from diffsel.machine.tensors import read_unit, write_unit
+from diffsel.machine.tensors import read_extra, read_unit, write_unit
 from diffsel.settings.errors import StoreError
 
 TENSORS = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.ones(3, np.float32)}
@@ -57,3 +57,14 @@ def test_another_program_can_read_a_unit(tmp_path: Path) -> None:
     with safe_open(tmp_path / "u.safetensors", framework="pt") as file:
         assert sorted(file.keys()) == ["a", "b"]
         assert json.loads(file.metadata()["diffsel"])["fingerprint"] == "mark"
+
+
+def test_a_damaged_head_is_seen_without_reading_tensors(tmp_path: Path) -> None:
+    file = tmp_path / "u.safetensors"
+    write_unit(file, "mark", TENSORS, {"rows": [1, 2], "skipped": []})
+    assert read_extra(file) == {"rows": [1, 2], "skipped": []}
+    blob = file.read_bytes()
+    for old, new in ((b"skipped", b"rkipped"), (b"[1, 2]", b"[1, 3]")):
+        file.write_bytes(blob.replace(old, new))
+        with pytest.raises(StoreError, match="is damaged"):
+            read_extra(file)

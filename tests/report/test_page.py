@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from diffsel import method
 from diffsel.data.images import open_data
+from diffsel.evaluation.results import result_key
 from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.method import distill
 from diffsel.report import accuracies as page_accuracy
@@ -80,22 +81,25 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": "random"})})
     select_baseline(session.data, 1, root / "random", plain)
     for seed, top1 in enumerate((50.0, 52.0, 57.0)):
-        write_result(root / "run" / "ipc2-results" / "conv3-x", seed, top1, root / "run" / "ipc2")
+        write_result(root / "run" / "ipc2-results", seed, top1, root / "run" / "ipc2")
     return root
 
 
-def write_result(folder: Path, seed: int, top1: float | None, set_: Path, ipc: int | None = None, **more: object) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def write_result(
+    results: Path, seed: int, top1: float | None, set_: Path, ipc: int | None = None, precision: str = "fp32"
+) -> None:
     album = open_set(set_).album(ipc, 16)
     of_set = {"set": album.digest, "images": len(album.rows), "classes": [info.folder for info in album.classes]}
     identity = {**of_set, "student": "conv3", "teacher": None, "protocol": {"size": 16}}
-    told = {"protocol": "plain", "report": "last", "precision": "fp32", "labels": "hard"}
-    result: dict = {"cell": f"{set_.name} <b>", "seed": seed, **told, "identity": identity, **more}
+    told = {"protocol": "plain", "report": "last", "precision": precision, "labels": "hard"}
+    result: dict = {"cell": f"{set_.name} <b>", "seed": seed, **told, "identity": identity}
     if top1 is None:
         result["failed"] = {"epoch": 1, "reason": "the loss is not a number <i>"}
     else:
         score = {"top1": top1, "top5": 90.0}
         result |= {"last": score, "best": {**score, "top1": top1 + 1}, "seconds": 2.5}
+    folder = results / f"conv3-plain-{result_key(identity, precision)}"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"seed-{seed}.json").write_text(json.dumps(result))
 
 
@@ -216,11 +220,11 @@ def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
 
 
 def test_failed_students_and_damaged_results(work: Path, tmp_path: Path) -> None:
-    write_result(tmp_path / "cell", 0, 40.0, work / "run" / "ipc1")
-    write_result(tmp_path / "cell", 1, None, work / "run" / "ipc1")
+    write_result(tmp_path, 0, 40.0, work / "run" / "ipc1")
+    write_result(tmp_path, 1, None, work / "run" / "ipc1")
     text = Tree(write_report(work / "run", tmp_path / "r.html", results=[tmp_path])[0]).text
     assert "seed 1 failed: the loss is not a number <i>" in text
-    (tmp_path / "cell" / "seed-1.json").write_text("{")
+    next(tmp_path.glob("*/seed-1.json")).write_text("{")
     with pytest.raises(StoreError, match=r"seed-1.json is damaged"):
         write_report(work / "run", tmp_path / "r.html", results=[tmp_path])
 
@@ -230,10 +234,10 @@ def test_accuracies_are_of_the_sets_shown(work: Path, tmp_path: Path) -> None:
     for name in ("run", "random", "data"):
         shutil.copytree(work / name, tmp_path / name, ignore=shutil.ignore_patterns("*-results"))
     run, results = tmp_path / "run", tmp_path / "run" / "results"
-    write_result(results / "a", 0, 40.0, run / "ipc2", precision="bf16")
-    write_result(results / "b", 0, 45.0, run / "ipc2", ipc=1)
-    write_result(results / "c", 0, 70.0, tmp_path / "random")
-    write_result(results / "d", 0, 60.0, run / "ipc1")
+    write_result(results, 0, 40.0, run / "ipc2", precision="bf16")
+    write_result(results, 0, 45.0, run / "ipc2", ipc=1)
+    write_result(results, 0, 70.0, tmp_path / "random")
+    write_result(results, 0, 60.0, run / "ipc1")
     found = page_accuracy.accuracies([results], [read_set(run / "ipc2")])
     assert [(line.set, line.top1.mean) for line in found.own if line.top1] == [("ipc2", 45), ("ipc2", 40)]
     assert [(line.set, line.top1.mean) for line in found.beside if line.top1] == [("ipc1", 60)]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from diffsel import method
 from diffsel.data.classes import ClassInfo
 from diffsel.data.images import ImageData, Row, Skipped
 from diffsel.runs import run as store
 from diffsel.runs import session
 from diffsel.settings.errors import SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings
-from diffsel.settings.settings import Settings
+from diffsel.settings.settings import Settings, resolve
 
 
 def data(count: int = 3, label: str = "cat") -> ImageData:
@@ -50,3 +53,85 @@ def test_other_formats_and_other_folders_are_refused(tmp_path: Path) -> None:
 def test_units_hold_at_most_256_rows_of_one_class() -> None:
     units = store.Run(Path("run"), {}, Settings(), data().classes, data(600)).units
     assert [(u.name, len(u.rows)) for u in units] == [("cat-000", 256), ("cat-001", 256), ("cat-002", 88)]
+
+
+@pytest.fixture
+def scored(folder, tmp_path: Path, small: Settings) -> Path:
+    method.distill(str(folder(cat=300, dog=5, size=(16, 16))), tmp_path / "run", {}, tiny_images(small))
+    return tmp_path / "run"
+
+
+def tiny_images(small: Settings) -> Settings:
+    """Settings for pictures of 16 pixels, so that a class of two units takes seconds."""
+    values = small.model_dump(mode="json")
+    values |= {"data": {"image_size": 16}, "patches": {"patch_size": 0}, "scoring": {"draws": 1, "bins": 1}}
+    return resolve(values | {"compute": {"batch_size": 64, "device": "cpu"}})
+
+
+def units_under_other_names(run: Path, part: str) -> None:
+    """The second unit of a class is a copy of the first; the other class has one of its own."""
+    first = next(run.glob(f"{part}/cat-000.safetensors"))
+    (first.parent / "cat-001.safetensors").write_bytes(first.read_bytes())
+    (first.parent / "dog-000.safetensors").write_bytes(first.read_bytes())
+
+
+@pytest.mark.parametrize("part", ["maps", "features/*"])
+def test_a_unit_under_another_units_name_is_refused(scored: Path, part: str, diffsel) -> None:
+    assert diffsel("check", scored, "-q")[0] == 0
+    units_under_other_names(scored, part)
+    run = store.open_run(scored)
+    for unit in run.units[1:]:
+        with pytest.raises(StoreError, match=f"holds other images than unit {unit.name}"):
+            run.maps(unit) if part == "maps" else run.patches(unit)
+    code, out, _ = diffsel("check", scored, "-q")
+    assert (code, out.count("holds other images")) == (1, 2)
+
+
+def test_an_index_that_is_lost_or_damaged_is_made_again(scored: Path, tmp_path: Path, small: Settings, diffsel) -> None:
+    index = scored / "index.parquet"
+    whole = index.read_bytes()
+    table = pq.read_table(index)
+    wrong = table.set_column(3, "width", pa.array([9] * len(table)))
+    for change in (
+        lambda: index.unlink(),
+        lambda: index.write_bytes(b"PAR1"),
+        lambda: pq.write_table(wrong, index),
+        lambda: pq.write_table(table.drop_columns("digest"), index),
+    ):
+        change()
+        with pytest.raises(StoreError, match=r"index.parquet is (lost or )?damaged.*diffsel score .* makes it again"):
+            store.open_run(scored)
+        code, out, _ = diffsel("check", scored, "-q")
+        assert (code, "diffsel score" in out) == (1, True)
+        session.start(str(tmp_path / "data"), scored, tiny_images(small))
+        assert index.read_bytes() == whole
+
+
+def test_a_record_that_was_edited_is_refused(scored: Path, diffsel) -> None:
+    file = scored / "run.yaml"
+    whole = file.read_text()
+    renamed = "  name: tiger".join(whole.rsplit("  name: cat", 1))
+    cut = whole[: whole.index("  training:")]
+    for text, message in (
+        (renamed, "its classes are not those that were scored"),
+        (cut, "settings.training"),
+        (whole.replace("identity:", "identities:"), "identity missing"),
+        (whole.replace("data: /", "dat: /", 1), "data missing"),
+    ):
+        assert text != whole
+        file.write_text(text)
+        code, _, err = diffsel("suspects", scored, "-q")
+        assert (code, message in err, "Traceback" in err) == (2, True, False), message
+
+
+def test_settings_of_vectors_that_were_changed_are_written_again_and_cost_no_vector(scored: Path, diffsel) -> None:
+    (file,) = scored.glob("features/*/settings.yaml")
+    whole = file.read_text()
+    before = {path: path.stat().st_mtime_ns for path in file.parent.glob("*.safetensors")}
+    file.write_text(whole.replace("timestep: 0.16", "timestep: 0.17"))
+    code, out, _ = diffsel("check", scored, "--remove", "-q")
+    assert (code, "does not say the settings that its folder is named after: removed" in out) == (0, True)
+    assert diffsel("embed", scored, "-q")[0] == 0
+    assert file.read_text() == whole
+    assert before == {path: path.stat().st_mtime_ns for path in file.parent.glob("*.safetensors")}
+    assert diffsel("check", scored, "-q")[0] == 0

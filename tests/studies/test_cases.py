@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -80,6 +81,6 @@ def test_the_cap_on_training_images_leaves_the_validation_images_whole(folder, t
     assert job.settings.data.images_per_class == 2
     assert len(Opener().validation(job.source.val, job.settings).rows) == 9
     monkeypatch.setattr("diffsel.data.albums.validation_split", lambda path, _: "held")
-    monkeypatch.setattr("diffsel.data.albums.open_data", lambda path, data, *rest: data.split)
-    assert Opener().validation("some/hub-id", job.settings) == "held"  # not the split of the training images
-    assert Opener().training("some/hub-id", job.settings) == "train"
+    monkeypatch.setattr("diffsel.data.albums.open_data", lambda path, data, *rest: SimpleNamespace(split=data.split, notes=()))
+    assert Opener().validation("some/hub-id", job.settings).split == "held"  # not the split of the training images
+    assert Opener().training("some/hub-id", job.settings).split == "train"

@@ -13,7 +13,7 @@ from PIL import Image
 from diffsel import method
 from diffsel.report import text as report
 from diffsel.runs.session import start
-from diffsel.scoring.diffusion import locate
+from diffsel.scoring.folder import locate
 from diffsel.settings.errors import SettingsDiffer
 from diffsel.settings.sections import ModelSettings
 from diffsel.studies import demo, scenes

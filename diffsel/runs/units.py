@@ -1,0 +1,49 @@
+"""A unit of work: at most 256 images of one class, one file in each part of a run.  Is a file that unit's?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.images import Row
+from ..machine.tensors import RECOVER
+from ..scoring.patches import Box
+from ..settings.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Unit:
+    """At most 256 rows of one class: what one process does in one go, and one file."""
+
+    name: str
+    label: str
+    rows: tuple[Row, ...]
+
+
+def rows_of(tensors: Mapping[str, Any]) -> list[int]:
+    """The rows that the names of a unit's tensors speak of: ``12.gap``, or ``12`` alone."""
+    return sorted({int(name.partition(".")[0]) for name in tensors})
+
+
+def check_unit(file: Path, unit: Unit, extra: Mapping[str, Any], rows: Collection[int], whole: int | None = None) -> None:
+    """Refuse a whole file that is another unit's: a copy under this name, or a swap.
+
+    ``whole``: how many of the unit's images were passed over, where the file must speak of all others.  Raises StoreError.
+    """
+    asked = {row.row for row in unit.rows}
+    short = whole is not None and len(set(rows)) + whole != len(asked)
+    if extra.get("label") != unit.label or not asked.issuperset(rows) or short:
+        raise StoreError(f"{file} holds other images than unit {unit.name}; {RECOVER}")
+
+
+def columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:
+    """Boxes as they are stored: ``row``, ``box`` and ``score``."""
+    return {
+        "row": np.array([row.row for row, _, _ in boxes], np.int64),
+        "box": np.array([box for _, box, _ in boxes], np.int64).reshape(-1, 4),
+        "score": np.array([score for _, _, score in boxes], np.float64),
+    }

@@ -1,0 +1,64 @@
+"""Weights are read whatever a file is called and whatever harmless things lie beside them; what could run code is named."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffsel.evaluation.checkpoints import read_checkpoint, weights_digest
+from diffsel.evaluation.networks import build
+from diffsel.settings.errors import ConfigError
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return build("conv3w8", 3, 16).state_dict()
+
+
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "last.ckpt", "pytorch_model.bin", "BEST.PTH", "weights"])
+def test_the_name_of_a_file_does_not_decide_whether_it_is_read(state, name: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": state}, tmp_path / name)
+    found = read_checkpoint(str(tmp_path / name))
+    assert found.network == "conv3w8"
+    assert weights_digest(found.state) == weights_digest(state)
+
+
+def test_what_training_scripts_store_beside_weights_is_no_hindrance(state, tmp_path: Path) -> None:
+    beside = {"args": argparse.Namespace(lr=0.1, name="x"), "best_acc1": np.float64(81.5), "epoch": np.int64(3)}
+    torch.save({"model": state, **beside}, tmp_path / "t.pth")
+    found = read_checkpoint(str(tmp_path / "t.pth"))
+    assert weights_digest(found.state) == weights_digest(state)
+    assert found.accuracy == 81.5
+
+
+class Odd:
+    """Something of a training script's own."""
+
+
+def test_what_could_run_code_is_named_and_not_run(state, tmp_path: Path) -> None:
+    torch.save({"model": state, "config": Odd()}, tmp_path / "t.pth")
+    with pytest.raises(ConfigError, match=r"holds a .*Odd, which could run code; save the weights alone: torch.save") as caught:
+        read_checkpoint(str(tmp_path / "t.pth"))
+    assert "\x1b" not in str(caught.value)
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ConfigError, match=r"text.pth cannot be read as plain weights"):
+        read_checkpoint(str(tmp_path / "text.pth"))
+
+
+def test_weights_changed_after_they_were_written_are_refused(state, tmp_path: Path) -> None:
+    about = {"network": "conv3w8", "classes": ["a", "b", "c"], "size": 16, "digest": weights_digest(state)}
+    file = tmp_path / "best.safetensors"
+    save_file(state, file, {"diffsel": json.dumps(about)})
+    assert read_checkpoint(str(tmp_path)).classes == ("a", "b", "c")
+    changed = load_file(file)
+    changed["classifier.bias"] += 1
+    save_file(changed, file, {"diffsel": json.dumps(about)})
+    with pytest.raises(ConfigError, match=r"best.safetensors is damaged .* train it anew"):
+        read_checkpoint(str(tmp_path))
