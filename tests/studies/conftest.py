@@ -1,0 +1,3 @@
+"""The small world for students is a fixture here."""
+
+from students import world  # noqa: F401
