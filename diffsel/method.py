@@ -63,7 +63,7 @@ def score(session: Session) -> None:
             draws = [0] * len(pictures)
             for place, maps in session.fitting(keyed, partial(score_class, prompts=prompts, patches=s.patches)):
                 row = pictures[place][0]
-                tensors |= maps.tensors(row)
+                tensors |= maps.tensors(row, run.precision)
                 draws[place] = maps.draws
                 if s.compute.keep_latents:
                     latents[str(row.row)] = maps.latent.float().cpu().numpy()

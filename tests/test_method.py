@@ -344,11 +344,22 @@ def test_a_kill_while_the_run_is_made_is_no_harm(folder, tmp_path, small, monkey
     distill(source, run, small)
 
 
-def test_maps_that_are_not_finite_are_refused(folder, tmp_path, small, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "way"), [("fp32", "its weights or its noise table"), ("bf16", "use compute.precision = fp32")]
+)
+def test_maps_that_are_not_finite_are_refused(folder, tmp_path, small, monkeypatch, precision: str, way: str) -> None:
     original = Diffusion.predict_noise
     monkeypatch.setattr(Diffusion, "predict_noise", lambda self, *a: original(self, *a) * 1e4)
-    with pytest.raises(ConfigError, match=r"cat/0.png: its loss maps overflow"), np.errstate(over="ignore"):
-        distill(folder(cat=4), tmp_path / "run", small)
+    with pytest.raises(ConfigError, match=rf"cat/0.png: its loss maps overflow.*{way}"), np.errstate(over="ignore"):
+        distill(folder(cat=4), tmp_path / "run", with_(small, compute={"precision": precision}))
+
+
+def test_an_absurd_batch_size_fills_no_more_than_a_unit_needs(folder, tmp_path, small, monkeypatch) -> None:
+    sizes: list[int] = []
+    original = Diffusion.predict_noise
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda self, x, *a: sizes.append(len(x)) or original(self, x, *a))
+    distill(folder(cat=4, dog=3), tmp_path / "run", with_(small, compute={"batch_size": 10**6}))
+    assert set(sizes) == {32}  # 4 images, 3 draws, 2 prompts: 24
 
 
 def test_hostile_class_names_stay_inside_the_run(tmp_path, small) -> None:

@@ -26,15 +26,21 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def version(
-    show: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
-) -> None:
-    if show:
-        from importlib.metadata import version as installed
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
 
-        print(f"diffsel {installed('diffsel')}")
+        print(f"diffsel {version('diffsel')}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Every command has options of its own: `diffsel COMMAND --help`."""
 
 
 for part in (making, looking, evaluation):

@@ -67,6 +67,7 @@ def relabel(
     ``top_k``: keep only the k largest logits of an image.  Raises ConfigError, DataError, SettingsDiffer.
     """
     p, bench = settings.protocol, Bench.of(settings, progress)
+    read_checkpoint(teacher), canonical(student)
     found = open_set(set_, factor, progress)
     album = found.album(ipc, p.size or found.side)
     loaded = bench.teacher(teacher, album)
@@ -114,6 +115,10 @@ def evaluate(
     Raises ConfigError, DataError, StoreError before anything is trained.
     """
     refuse_unused(settings.protocol, {"--teacher": teacher, "--stored": stored})
+    for student in students:  # what is mistyped is told before any image is read
+        canonical(student)
+    if teacher and settings.protocol.labels == "soft":
+        read_checkpoint(teacher)
     bench = Bench.of(settings, progress)
     found = [open_set(path, factor, progress) for path in sets]
     images = open_validation(val, settings, progress)

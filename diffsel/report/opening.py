@@ -11,7 +11,7 @@ from ..evaluation.results import Line
 from ..machine.formats import differences, read_yaml
 from ..runs.run import Part, Run, open_run, recorded_settings
 from ..sets.opening import DistilledSet, read_set
-from ..settings.errors import StoreError
+from ..settings.errors import StoreError, short
 from ..settings.settings import load_settings
 
 SHARED = ("patches", "features", "selection", "assembly")  # sections that a set may have otherwise than its run
@@ -52,7 +52,8 @@ def open_target(target: Path, more: Sequence[Path] = (), run: Path | None = None
         return Opened(target, None, _largest_first(sets), [note])
     strangers = [shown for shown in sets if not belongs(shown.record, opened)]
     if strangers:
-        raise StoreError(f"{strangers[0].path} was not made from {opened.path}; name its own run, or leave it out")
+        why = _differs(strangers[0].record, opened)
+        raise StoreError(f"{strangers[0].path} was not made from {opened.path}{why}; name its own run, or leave it out")
     sets = _largest_first(sets)
     added = any("prompt" in shown.record for shown in sets if shown.path == target)  # asked for as a prompt's set
     mine = [shown.record for shown in sets if "run" in shown.record]
@@ -100,6 +101,15 @@ def belongs(record: Mapping[str, Any], run: Run) -> bool:
         return bool(record["run"] == run.mark)
     identity = run.record["identity"]
     return bool(record.get("images") == identity["images"]["digest"] and record.get("image_size") == identity["image_size"])
+
+
+def _differs(record: Mapping[str, Any], run: Run) -> str:
+    """In which setting, or in what else, a set's run was another one."""
+    own = run.record["identity"]
+    known = {key: own[key] for key in ("seed", "image_size", "model", "scoring") if key in record and key in own}
+    found = differences({key: record[key] for key in known}, known)
+    told = [f"{key} was {short(old)}, is {short(new)}" for key, (old, new) in found.items()]
+    return f" ({'; '.join(told) or 'its images or classes were others'})"
 
 
 def _sets_of(run: Run) -> list[DistilledSet]:

@@ -87,6 +87,11 @@ class Run:
         """Stands for everything that decided the stored maps."""
         return fingerprint(self.record["identity"])
 
+    @property
+    def precision(self) -> str:
+        """What its maps were computed in."""
+        return str(self.record["identity"]["precision"])
+
     @cached_property
     def infos(self) -> dict[str, ClassInfo]:
         """Classes by folder."""

@@ -71,9 +71,15 @@ class Session:
         s, folder = self.settings, locate(self.settings.model)
         if not self.model_checked and folder.digest != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
-        if found := differences({"precision": self.run.record["identity"]["precision"]}, _precision(s, self.workers)):
+        if found := differences({"precision": self.run.precision}, _precision(s, self.workers)):
             raise SettingsDiffer(self.run.path, found)
-        return open_scorer(s, self.workers.local)
+        return self.filled(open_scorer(s, self.workers.local))
+
+    def filled(self, scorer: Scorer) -> Scorer:
+        """With batches no larger than the run's largest unit can fill: every batch is filled up, whatever it costs."""
+        s = self.settings.scoring
+        most = max(len(unit.rows) for unit in self.run.units) * s.rounds()[-1] * (1 + len(s.prompts))
+        return replace(scorer, batch_size=min(scorer.batch_size, 1 << (most - 1).bit_length()))
 
     def seen(self, run: Run) -> Session:
         """The same work on another sight of the run; the model, the summary and the notes are shared."""
@@ -226,7 +232,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
     session.notes |= dict.fromkeys(data.notes)
     if loaded:
-        session.scorer = loaded[0]
+        session.scorer = session.filled(loaded[0])
     return session
 
 

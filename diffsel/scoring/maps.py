@@ -41,14 +41,18 @@ class Maps:
     draws: int  # how many (timestep, noise) pairs they are the mean of
     latent: Float[Tensor, "4 h w"]  # of the picture, on the model's device
 
-    def tensors(self, row: Row) -> dict[str, NDArray[np.generic]]:
+    def tensors(self, row: Row, precision: str) -> dict[str, NDArray[np.generic]]:
         """As they are stored.  Raises ConfigError where the network overflowed: half precision ends at 65,504."""
         parts = {name: getattr(self, name) for name in ("differential", "gap", "null")}
         if not all(np.isfinite(part).all() for part in parts.values()):
-            raise ConfigError(
-                f"{row.path}: its loss maps overflow; the model does not work in this compute.precision, use fp32"
-            )
+            raise ConfigError(f"{row.path}: {overflow(precision)}")
         return {f"{row.row}.{name}": part for name, part in parts.items()}
+
+
+def overflow(precision: str) -> str:
+    """What is said of maps that hold something else than numbers."""
+    way = "its weights or its noise table are not sound" if precision in ("fp32", "tf32") else "use compute.precision = fp32"
+    return f"its loss maps overflow; the model does not work in {precision}: {way}"
 
 
 def score_images(

@@ -32,11 +32,11 @@ class SettingsDiffer(StoreError):
 
     def __init__(self, where: Path, differences: Mapping[str, tuple[Any, Any]]):
         self.differences = dict(differences)
-        lines = "".join(f"\n  {key}: stored {_short(old)}, asked {_short(new)}" for key, (old, new) in self.differences.items())
+        lines = "".join(f"\n  {key}: stored {short(old)}, asked {short(new)}" for key, (old, new) in self.differences.items())
         super().__init__(f"{where} was made with other settings; use another folder, or ask for the stored ones:{lines}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]} ..."
 

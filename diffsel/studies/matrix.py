@@ -124,13 +124,11 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, bench: Bench) -> s
     """Make the sets that are missing, train the students that are missing; returns the table."""
     images = bench.images
     protocols = {name: _protocol(name, values, settings) for name, values in matrix.protocols.items()}
-    own, val = {}, {}
-    for name, source in matrix.datasets.items():
-        own[name] = settings_of(settings, source.settings)
-        val[name] = images.validation(source.val, own[name])
+    own = {name: settings_of(settings, source.settings) for name, source in matrix.datasets.items()}
     sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
     for student, side in product(matrix.students, sorted(sides)):
         check_size(canonical(student), side)
+    val = {name: images.validation(source.val, own[name]) for name, source in matrix.datasets.items()}
     folders = {point.set_name: point for point in points(matrix)}
     for name, point in folders.items():
         s = own[point.dataset]

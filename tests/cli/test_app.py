@@ -11,6 +11,7 @@ import yaml
 from conftest import TINY, draw, small_values
 
 from diffsel.cli import app as cli
+from diffsel.cli.flags import split_names
 from diffsel.settings.sections import Section
 from diffsel.settings.settings import Settings
 
@@ -34,6 +35,123 @@ def test_inspect_says_what_it_did_not_look_into(diffsel, folder) -> None:
     assert code == 0
     assert "7 images in 2 classes (3 to 4 each); 0 passed over by their headers (the rest is decoded when it is scored)" in out
     assert "files beside them that are not taken for images: 2 .heic, 1 .txt, 1 no extension; taken are .avif .bmp" in out
+
+
+def test_inspect_tells_images_that_are_byte_by_byte_the_same(diffsel, folder) -> None:
+    data = folder(cat=3, dog=3)
+    for name in ("cat/8.png", "cat/9.png", "dog/9.png"):
+        (data / name).write_bytes((data / "cat" / "0.png").read_bytes())
+    (data / "dog" / "8.png").write_bytes((data / "dog" / "1.png").read_bytes())
+    code, out, _ = diffsel("inspect", data, "-q")
+    assert code == 0
+    assert "identical images: 3 are copies of others of their class, such as cat/0.png and cat/8.png and cat/9.png ...\n" in out
+    assert "identical images: 1 lie in more than one class, such as cat/0.png and cat/8.png and cat/9.png ...\n" in out
+    assert "identical" not in diffsel("inspect", folder("other", cat=3, dog=3), "-q")[1]
+
+
+@pytest.mark.parametrize(("prompt", "reason"), [("{label}" + 80 * " and", "tokens"), ("An image of .", "says the same as")])
+def test_inspect_refuses_the_prompts_that_score_would(prompt: str, reason: str, diffsel, folder, tmp_path: Path) -> None:
+    data, words = folder(cat=3, dog=3), ["--prompt", prompt]
+    code, out, told = diffsel("inspect", data, *words, "--model", TINY, "-q")
+    assert "6 images in 2 classes" in out
+    assert (code, told) == diffsel("score", data, "--out", tmp_path / "run", *words, *SMALL)[::2]
+    assert reason in told
+    code, out, _ = diffsel("inspect", data, "--model", "nobody/nothing", *words, "-q")
+    assert code == 0
+    assert "whether the model takes these prompts is told when it is there" in out
+
+
+def test_notes_about_the_data_end_every_command_that_stores_or_selects(diffsel, folder, tmp_path: Path) -> None:
+    data = folder(cat=4, dog=4)
+    (data / "cat" / "9.heic").write_bytes(b"")
+    note = "note: files beside them that are not taken for images: 1 .heic; taken are .avif"
+    baseline = ["--method", "random", "--ipc", 1, "--factor", 1, "--size", 32, "-q"]
+    assert note in diffsel("select", data, *baseline, "--out", tmp_path / "random")[1]
+    assert note in diffsel("score", data, "--out", tmp_path / "run", *SMALL)[1]
+    assert note in diffsel("distill", data, "--out", tmp_path / "run", "--ipc", 1, *SMALL)[1]
+
+
+def test_results_inside_the_data_can_be_made_again(diffsel, folder) -> None:
+    data = folder(cat=4, dog=4)
+    (data / "run").mkdir()  # of a start that was stopped at once
+    for _ in range(2):
+        code, out, err = diffsel("distill", data, "--out", data / "run", "--ipc", 1, *SMALL)
+        assert (code, err) == (0, "")
+    assert "passed over what diffsel made itself: 'run'" in out
+    baseline = ["--method", "random", "--factor", 1, "--size", 32, "-q"]
+    for ipc in (1, 2):
+        assert diffsel("select", data, *baseline, "--ipc", ipc, "--out", data / f"random{ipc}")[0] == 0
+    assert "8 images in 2 classes" in diffsel("inspect", data, "-q")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["tench, Tinca tinca"], ["tench, Tinca tinca"]),
+        (["tench, Tinca tinca,cat"], ["tench, Tinca tinca", "cat"]),
+        (["cat,a,b"], ["cat", "a,b"]),
+        (["a,b", "cat"], ["a,b", "cat"]),
+        (["cat, dog"], ["cat", "dog"]),
+        (["dog,cat"], ["dog", "cat"]),
+        (["caf\u00e9,cat"], ["cafe\u0301", "cat"]),
+    ],
+)
+def test_a_class_with_a_comma_is_taken_whole(given: list[str], expected: list[str], diffsel, folder, tmp_path: Path) -> None:
+    data = folder(**dict.fromkeys(["tench, Tinca tinca", "a,b", "cat", "dog", "cafe\u0301", "Tinca tinca"], 1))
+    flags = [word for each in given for word in ("--classes", each)]
+    code, out, err = diffsel("inspect", data, *flags, "-q")
+    assert (code, err) == (0, "")
+    assert f"images in {len(expected)} classes" in out
+    for name, line in zip(expected, out.splitlines()[2:], strict=False):
+        assert f"An image of {name}." in line
+    only = [word for each in given for word in ("--only", each)]
+    baseline = ["--method", "random", "--ipc", 1, "--factor", 1, "--size", 32, "-q"]
+    assert diffsel("select", data, *baseline, *only, "--out", tmp_path / "set")[0] == 0
+    assert yaml.safe_load((tmp_path / "set" / "set.yaml").read_text())["classes"] == expected
+    assert split_names(given, ["tench, Tinca tinca", "a,b", "cat", "dog", "cafe\u0301", "Tinca tinca"]) == expected
+
+
+def test_a_class_that_is_not_there_is_still_named(diffsel, folder) -> None:
+    code, _, err = diffsel("inspect", folder(cat=1, dog=1), "--classes", "cat,cow", "-q")
+    assert code == 2
+    assert "class 'cow' is not in" in err
+
+
+def test_images_that_were_moved_are_found_where_they_are_said_to_be(diffsel, folder, tmp_path: Path) -> None:
+    data, run = folder("before", cat=5, dog=5), tmp_path / "run"
+    assert diffsel("distill", data, "--out", run, "--ipc", 1, "--factor", 1, *SMALL)[0] == 0
+    data.rename(tmp_path / "after")
+    now, job = tmp_path / "after", ["--ipc", 2, "--factor", 1, "-q", "--out"]
+    for words in (["select", run, *job, tmp_path / "s"], ["embed", run, "--patch-size", 24], ["prompts", run, "--ipc", 0]):
+        code, _, err = diffsel(*words)
+        assert code == 2
+        assert "before: no such folder; there is" in err
+        assert "say where they are now: --data" in err
+        assert diffsel(*words, "--data", now, *([] if "select" in words else ["-q"]))[0] == 0
+    assert diffsel("trace", run, "cat/0.png", "--data", now)[0] == 0
+    assert diffsel("select", run, "--method", "random", *job, tmp_path / "random", "--data", now, "--size", 32)[0] == 0
+    code, _, err = diffsel("select", now, "--method", "random", *job, tmp_path / "other", "--data", now)
+    assert (code, "--data tells where the images of a RUN are now" in err) == (2, True)
+    before = (run / "run.yaml").read_text()
+    assert diffsel("score", now, "--out", run, *SMALL)[0] == 0  # which records it
+    assert (run / "run.yaml").read_text() == before.replace(str(data), str(now))
+    assert diffsel("select", run, *job, tmp_path / "again")[0] == 0
+    assert (tmp_path / "again" / "metadata.jsonl").read_bytes() == (tmp_path / "s" / "metadata.jsonl").read_bytes()
+    draw(now / "cat" / "0.png", 99)
+    code, _, err = diffsel("score", now, "--out", tmp_path / "run", *SMALL)
+    assert code == 0  # what is indexed is not read again; the hash of what is used is checked
+
+
+def test_other_images_in_another_place_are_refused(diffsel, folder, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert diffsel("distill", folder("one", cat=5), "--out", run, "--ipc", 1, "--factor", 1, *SMALL)[0] == 0
+    other = folder("other", (48, 48), cat=5)
+    recorded = (run / "run.yaml").read_text()
+    code, _, err = diffsel("score", other, "--out", run, *SMALL)
+    assert (code, "images.digest" in err) == (2, True)
+    code, _, err = diffsel("select", run, "--ipc", 2, "--factor", 1, "--out", tmp_path / "set", "--data", other, "-q")
+    assert (code, "edited since it was indexed" in err) == (2, True)
+    assert (run / "run.yaml").read_text() == recorded
 
 
 def test_distill_select_trace_and_inspect(diffsel, folder, tmp_path: Path) -> None:
@@ -135,3 +253,9 @@ def test_no_command_has_a_flag_twice() -> None:
     for command in typer.main.get_command(cli.app).commands.values():
         flags = [flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]]
         assert len(flags) == len(set(flags)), command.name
+
+
+def test_the_version_is_told(diffsel) -> None:
+    from importlib.metadata import version
+
+    assert diffsel("--version") == (0, f"diffsel {version('diffsel')}\n", "")

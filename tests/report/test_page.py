@@ -388,6 +388,13 @@ def test_what_cannot_be_shown_is_refused(work: Path, tmp_path: Path, folder, dif
     select_baseline(other, 1, tmp_path / "stranger", settings)
     with pytest.raises(StoreError, match=r"stranger was not made from .*run; name its own run"):
         write_report(work / "run", tmp_path / "r.html", sets=[tmp_path / "stranger"])
+    told = work / "run" / "ipc1" / "set.yaml"
+    shutil.copytree(work / "run" / "ipc1", tmp_path / "otherwise")
+    (tmp_path / "otherwise" / "set.yaml").write_text(
+        told.read_text().replace("draws: 3", "draws: 6").replace("run: ", "run: a")
+    )
+    with pytest.raises(StoreError, match=r"was not made from .*run \(scoring.draws was 6, is 3\)"):
+        write_report(work / "run", tmp_path / "r.html", sets=[tmp_path / "otherwise"])
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
