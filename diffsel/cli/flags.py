@@ -26,6 +26,9 @@ FLAGS = {
 }  # others: the field's name
 DataArg = Annotated[str, typer.Argument(metavar="DATA", help="Folder with one folder of images per class, or a data set id.")]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `diffsel score` or `distill`.")]
+Moved = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="Where the images of RUN are now, if not where they were.")
+]
 RunOut = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for the stored pass; made, or taken up again.")]
 Ipcs = Annotated[list[int], typer.Option("--ipc", min=1, help="Images per class; repeat for several sets.")]
 Classes = Annotated[list[str] | None, typer.Option("--only", metavar="CLASS", help="Only this class; repeat, or A,B,..")]
@@ -137,7 +140,7 @@ def _plain(name: str, value: Any) -> Any:
 
 def finish(opened: Session, strict: bool, last: str) -> None:
     """The summary; with ``strict``, exit 1 if an image was passed over."""
-    from ..runs.run import read_skipped
+    from ..runs.index import read_skipped
 
     if not opened.workers.is_main:
         return

@@ -10,7 +10,7 @@ import typer
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
-from .flags import Classes, DataArg, Ipcs, Quiet, RunArg, RunOut, Strict, finish, settings_flags, split_names
+from .flags import Classes, DataArg, Ipcs, Moved, Quiet, RunArg, RunOut, Strict, finish, settings_flags, split_names
 
 
 def register(app: typer.Typer) -> None:
@@ -44,12 +44,12 @@ def score(
 
 
 @settings_flags("compute", "patches", "features")
-def embed(run: RunArg, settings: Settings, quiet: Quiet = False) -> None:
+def embed(run: RunArg, settings: Settings, moved: Moved = None, quiet: Quiet = False) -> None:
     """Stored maps to best patches and their vectors."""
     from .. import method
     from ..runs.session import resume
 
-    opened = resume(run, settings, progress(quiet))
+    opened = resume(run, settings, progress(quiet), moved)
     method.embed(opened)
     finish(opened, False, f"next: diffsel select {run} --ipc 10 --out SET")
 
@@ -62,6 +62,7 @@ def select(
     out: Annotated[Path, typer.Option("--out", metavar="SET", help="Folder for the set; several IPCs: SET/ipcN.")],
     only: Classes = None,
     teacher: Annotated[str | None, typer.Option("--teacher", metavar="T", help="For --method rded: who judges crops.")] = None,
+    moved: Moved = None,
     quiet: Quiet = False,
 ) -> None:
     """A distilled set out of a stored run, for any IPC and any classes.  Patches not embedded yet are, first."""
@@ -71,8 +72,8 @@ def select(
 
     sets = {n: out if len(ipc) == 1 else out / f"ipc{n}" for n in ipc}
     if settings.selection.method in ("random", "rded"):
-        return _baseline(run, settings, sets, only, teacher, quiet)
-    opened = resume(Path(run), settings, progress(quiet))
+        return _baseline(run, settings, sets, only, teacher, moved, quiet)
+    opened = resume(Path(run), settings, progress(quiet), moved)
     names = split_names(only, opened.run.infos)
     for n, target in sets.items():
         check_set(opened.run, n, target, names)
@@ -83,7 +84,13 @@ def select(
 
 
 def _baseline(
-    run: str, settings: Settings, sets: dict[int, Path], only: list[str] | None, teacher: str | None, quiet: bool
+    run: str,
+    settings: Settings,
+    sets: dict[int, Path],
+    only: list[str] | None,
+    teacher: str | None,
+    moved: str | None,
+    quiet: bool,
 ) -> None:
     """`select --method random|rded`: the images of a run, or of any data set; the main process does it alone."""
     from ..data.images import open_data
@@ -98,9 +105,12 @@ def _baseline(
     if not bench.workers.is_main:
         return bench.workers.wait_for([target / "set.yaml" for target in sets.values()])
     if (Path(run) / "run.yaml").exists():
-        data = open_run(Path(run), settings).data
+        data = open_run(Path(run), settings, moved=moved).data
+    elif moved:
+        raise ConfigError(f"--data tells where the images of a RUN are now, but {run} is none; give the images themselves")
     else:
-        data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+        out = next(iter(sets.values()))
+        data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet), out=out)
     names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
     judge = None
     if settings.selection.method == "rded" and teacher:
@@ -108,6 +118,7 @@ def _baseline(
     for n, target in sets.items():
         select_baseline(data, n, target, settings, names, judge, progress(quiet))
         print(f"ipc {n}: {target}")
+    print("".join(f"note: {text}\n" for text in data.notes), end="")
 
 
 @settings_flags("data", "model", "compute", "scoring", "patches", "features", "selection", "assembly")

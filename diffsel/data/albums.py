@@ -123,6 +123,7 @@ class Opener:
     """The data sets of one command: each is read once, however many sets, teachers and cells are made of it."""
 
     progress: Progress = quiet
+    tell: Callable[[str], None] = lambda text: None  # shows what a user should know of them
     opened: dict[str, ImageData] = field(default_factory=dict)
 
     def training(self, path: str, s: Settings) -> ImageData:
@@ -138,6 +139,8 @@ class Opener:
         key = fingerprint([kind, path, identity(s.data), s.seed])
         if key not in self.opened:
             self.opened[key] = read()
+            for note in self.opened[key].notes:
+                self.tell(f"note: {note}")
         return self.opened[key]
 
 

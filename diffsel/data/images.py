@@ -191,21 +191,21 @@ def reopen(
 
     Raises DataError if it is gone; with ``may_be_gone``, only where an image of it is read.
     """
-    root = Path(path)
+    root, moved = Path(path), "if the images were moved, say where they are now: --data (`diffsel score` with it records it)"
 
     def in_folder(name: str) -> bytes:
         return read_file(root / name, name)
 
     def gone(name: str) -> bytes:
-        raise FileNotFoundError(2, f"{path} is not there any more")
+        raise FileNotFoundError(2, f"{path} is not there any more; {moved}")
 
     read: Callable[[str], bytes] = in_folder
     if not root.is_dir() or is_datasets_folder(root):
         try:
             read = _list(path, settings).read
-        except DataError:
+        except DataError as error:
             if not may_be_gone:
-                raise
+                raise DataError(f"{error}; {moved}") from None
             read = gone
     return ImageData(path, tuple(classes), tuple(rows), tuple(skipped), settings, read)
 

@@ -21,6 +21,7 @@ SMALL = [
 ]
 
 
+PASS = ["--model", TINY, "--image-size", "64", "--draws", "3", "--batch-size", "8", "--device", "cpu", "-q"]  # for `score`
 JOB = ["distill", "DATA", "--out", "RUN", "--ipc", "1"]
 
 
@@ -54,7 +55,7 @@ def test_inspect_refuses_the_prompts_that_score_would(prompt: str, reason: str, 
     data, words = folder(cat=3, dog=3), ["--prompt", prompt]
     code, out, told = diffsel("inspect", data, *words, "--model", TINY, "-q")
     assert "6 images in 2 classes" in out
-    assert (code, told) == diffsel("score", data, "--out", tmp_path / "run", *words, *SMALL)[::2]
+    assert (code, told) == diffsel("score", data, "--out", tmp_path / "run", *words, *PASS)[::2]
     assert reason in told
     code, out, _ = diffsel("inspect", data, "--model", "nobody/nothing", *words, "-q")
     assert code == 0
@@ -67,7 +68,7 @@ def test_notes_about_the_data_end_every_command_that_stores_or_selects(diffsel, 
     note = "note: files beside them that are not taken for images: 1 .heic; taken are .avif"
     baseline = ["--method", "random", "--ipc", 1, "--factor", 1, "--size", 32, "-q"]
     assert note in diffsel("select", data, *baseline, "--out", tmp_path / "random")[1]
-    assert note in diffsel("score", data, "--out", tmp_path / "run", *SMALL)[1]
+    assert note in diffsel("score", data, "--out", tmp_path / "run", *PASS)[1]
     assert note in diffsel("distill", data, "--out", tmp_path / "run", "--ipc", 1, *SMALL)[1]
 
 
@@ -125,7 +126,7 @@ def test_images_that_were_moved_are_found_where_they_are_said_to_be(diffsel, fol
     for words in (["select", run, *job, tmp_path / "s"], ["embed", run, "--patch-size", 24], ["prompts", run, "--ipc", 0]):
         code, _, err = diffsel(*words)
         assert code == 2
-        assert "before: no such folder; there is" in err
+        assert "before: no such folder" in err
         assert "say where they are now: --data" in err
         assert diffsel(*words, "--data", now, *([] if "select" in words else ["-q"]))[0] == 0
     assert diffsel("trace", run, "cat/0.png", "--data", now)[0] == 0
@@ -133,12 +134,12 @@ def test_images_that_were_moved_are_found_where_they_are_said_to_be(diffsel, fol
     code, _, err = diffsel("select", now, "--method", "random", *job, tmp_path / "other", "--data", now)
     assert (code, "--data tells where the images of a RUN are now" in err) == (2, True)
     before = (run / "run.yaml").read_text()
-    assert diffsel("score", now, "--out", run, *SMALL)[0] == 0  # which records it
+    assert diffsel("score", now, "--out", run, *PASS)[0] == 0  # which records it
     assert (run / "run.yaml").read_text() == before.replace(str(data), str(now))
     assert diffsel("select", run, *job, tmp_path / "again")[0] == 0
     assert (tmp_path / "again" / "metadata.jsonl").read_bytes() == (tmp_path / "s" / "metadata.jsonl").read_bytes()
     draw(now / "cat" / "0.png", 99)
-    code, _, err = diffsel("score", now, "--out", tmp_path / "run", *SMALL)
+    code, _, err = diffsel("score", now, "--out", run, *PASS)
     assert code == 0  # what is indexed is not read again; the hash of what is used is checked
 
 
@@ -147,7 +148,7 @@ def test_other_images_in_another_place_are_refused(diffsel, folder, tmp_path: Pa
     assert diffsel("distill", folder("one", cat=5), "--out", run, "--ipc", 1, "--factor", 1, *SMALL)[0] == 0
     other = folder("other", (48, 48), cat=5)
     recorded = (run / "run.yaml").read_text()
-    code, _, err = diffsel("score", other, "--out", run, *SMALL)
+    code, _, err = diffsel("score", other, "--out", run, *PASS)
     assert (code, "images.digest" in err) == (2, True)
     code, _, err = diffsel("select", run, "--ipc", 2, "--factor", 1, "--out", tmp_path / "set", "--data", other, "-q")
     assert (code, "edited since it was indexed" in err) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from conftest import draw
 from students import CPU, QUICK, Trusting
 
-from diffsel.data.albums import match_classes, open_validation, validation_pictures
+from diffsel.data.albums import Opener, match_classes, open_validation, validation_pictures
 from diffsel.data.classes import ClassInfo
 from diffsel.data.images import open_data
 from diffsel.evaluation import cells as experiment
@@ -67,3 +68,24 @@ def test_two_classes_never_share_a_folder(folder) -> None:
     two = replace(one, classes=(ClassInfo("bird", "crane"), ClassInfo("machine", "crane")))
     with pytest.raises(DataError, match="lacks 1 of the 1 classes: 'crane_bird'"):  # which of the two?
         match_classes(cranes[:1], two)
+
+
+def test_validation_classes_match_in_either_unicode_form_by_folder_and_by_name(folder) -> None:
+    composed, apart = ("café", "thé"), tuple(unicodedata.normalize("NFD", name) for name in ("café", "thé"))
+    data = open_data(str(folder("val", (16, 16), **dict.fromkeys(apart, 1))), DataSettings(), 0)
+    assert match_classes([ClassInfo(name, "x") for name in composed], data) == list(apart)
+    assert match_classes([ClassInfo(f"n{i}", name) for i, name in enumerate(composed)], data) == list(apart)
+    with pytest.raises(DataError, match="both match"):
+        match_classes([ClassInfo(composed[0], "x"), ClassInfo(apart[0], "y")], data)
+
+
+def test_what_was_not_taken_for_an_image_is_told_of_training_and_validation_images(folder) -> None:
+    for name in ("train", "val"):
+        (folder(name, (16, 16), ant=1, bee=1) / "ant" / "1.heic").write_bytes(b"")
+    told: list[str] = []
+    opener = Opener(tell=told.append)
+    root = folder("train", (16, 16))
+    for _ in range(2):  # each data set is opened once
+        opener.training(str(root), resolve({}))
+        opener.validation(str(root.parent / "val"), resolve({}))
+    assert [note.split(";")[0] for note in told] == ["note: files beside them that are not taken for images: 1 .heic"] * 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from diffsel.data.classes import ClassInfo, imagenet_wnids
+from diffsel.data.classes import ClassInfo, imagenet_wnids, spelled
 from diffsel.data.images import open_data
 from diffsel.settings.errors import ConfigError, DataError
 from diffsel.settings.sections import DataSettings, hash_classes
@@ -75,6 +76,36 @@ def test_classes_are_taken_in_the_order_asked(folder) -> None:
     assert [r.path for r in data.rows] == ["c/0.png", "a/0.png"]
     with pytest.raises(DataError, match=r"class 'cc' is not in .*did you mean 'c'"):
         open_data(str(root), DataSettings(classes=("cc",)), 0)
+
+
+COMPOSED = ("café", "thé vert", "Ångström", "한국", "été")
+NFD = [unicodedata.normalize("NFD", name) for name in COMPOSED]
+
+
+def test_names_are_the_same_however_their_letters_are_composed() -> None:
+    assert all(a != b for a, b in zip(COMPOSED, NFD, strict=True))
+    assert spelled(COMPOSED, NFD) == NFD
+    assert spelled(NFD, COMPOSED) == list(COMPOSED)
+    assert spelled(["\u212bngström", "cafe", "café", "café"], COMPOSED) == ["Ångström", None, "café", "café"]
+    assert spelled([COMPOSED[0], NFD[0]], [COMPOSED[0], NFD[0]]) == [COMPOSED[0], NFD[0]]  # both are there: as they stand
+    assert spelled(["\u212b"], ["\u00c5", "A\u030a"]) == [None]  # it may be either
+
+
+@pytest.mark.parametrize(("there", "asked"), [(NFD, COMPOSED), (COMPOSED, NFD)])
+def test_classes_are_found_in_either_form(there: list[str], asked: list[str], folder) -> None:
+    root = folder(**dict.fromkeys(there, 1))
+    data = open_data(str(root), DataSettings(classes=tuple(asked[::-1])), 0)
+    assert [info.folder for info in data.classes] == list(there[::-1])
+    (root / "classes.yaml").write_text(f"{asked[1]}: green tea\n", encoding="utf-8")
+    data = open_data(str(root), SETTINGS, 0)
+    assert (data.classes[0].folder, data.classes[0].name) == (there[1], "green tea")
+    assert len(data.of_class(there[1])) == 1
+    (root / "classes.yaml").write_text(f"{asked[1]}: green tea\n{there[1]}: tea\n", encoding="utf-8")
+    with pytest.raises(DataError, match="twice, with its letters composed in two ways"):
+        open_data(str(root), SETTINGS, 0)
+    (root / "classes.yaml").unlink()
+    with pytest.raises(DataError, match="is asked for twice"):
+        open_data(str(root), DataSettings(classes=(asked[1], there[1])), 0)
 
 
 def test_words_of_classes_are_read_as_they_stand(folder, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,12 @@ def test_two_classes_never_share_an_output() -> None:
         class_rows(found, cranes)
     own = teachers.Checkpoint("resnet18", {"fc.bias": torch.zeros(2)}, ("crane_machine", "crane_bird"), None, None, "T")
     assert class_rows(own, cranes) == [1, 0]
+
+
+def test_a_teacher_s_classes_match_in_either_unicode_form() -> None:
+    names = ("café", "thé")
+    apart = tuple(unicodedata.normalize("NFD", name) for name in names)
+    backwards = teachers.Checkpoint("resnet18", {"fc.bias": torch.zeros(2)}, names[::-1], None, None, "T")
+    assert class_rows(backwards, [ClassInfo(name, "x") for name in apart]) == [1, 0]
+    by_name = teachers.Checkpoint("resnet18", {"fc.bias": torch.zeros(2)}, apart, None, None, "T")
+    assert class_rows(by_name, [ClassInfo("a", names[1]), ClassInfo("b", names[0])]) == [1, 0]
