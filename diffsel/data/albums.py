@@ -21,7 +21,8 @@ from ..settings.settings import Settings, fingerprint, identity
 from .classes import ClassInfo, refuse_shared, spelled
 from .images import ImageData, Row, Skipped, open_data
 from .pixels import resized_size
-from .tables import is_datasets_folder, split_names
+from .tables import split_names
+from .trees import is_datasets_folder
 
 if TYPE_CHECKING:
     import torch

@@ -23,9 +23,9 @@ from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
 from ..settings.settings import fingerprint
 from .classes import ClassInfo, Listing, class_table, kinds_of
-from .pixels import Pixels, decode, digest, probe_size, resize, resized_size
-from .tables import is_datasets_folder, list_table
-from .trees import EXTENSIONS, is_utf8, list_tree, read_file
+from .pixels import Pixels, decode, digest, probe_size, read_file, resize, resized_size
+from .tables import list_table
+from .trees import EXTENSIONS, is_datasets_folder, is_utf8, list_tree
 
 
 @dataclass(frozen=True)
@@ -127,22 +127,7 @@ def open_data(
     remembered = {(item.label, item.path): item for item in known}
 
     def look(item: tuple[str, str]) -> Row | Skipped:
-        label, name = item
-        if item in remembered:
-            return remembered[item]
-        if not is_utf8(name):
-            return Skipped(ascii(name), label, "file name is not valid UTF-8")
-        try:
-            blob = listing.read(name)
-            width, height = probe_size(blob, name, settings)
-            return Row(-1, name, label, width, height, digest(blob))
-        except UnreadableImage as error:
-            return Skipped(name, label, str(error).removeprefix(f"{name}: "))
-        except OSError as error:  # of the disk, the network or this process: another time it may be read
-            raise DataError(
-                f"{error.filename or name}: {error.strerror or error}; nothing is recorded: start again when it can be read, "
-                "or remove it"
-            ) from None
+        return remembered[item] if item in remembered else _look(*item, listing.read, settings)
 
     looked = []
     with progress(total=len(chosen), desc="indexing images", unit="image") as bar, ThreadPoolExecutor(workers) as pool:
@@ -158,6 +143,21 @@ def open_data(
         reason = f" (of {len(skipped)} unreadable ones, the first: {skipped[0].path}: {skipped[0].reason})" if skipped else ""
         raise DataError(f"no readable image in class {empty[0]!r} of {path}{reason}; remove the class or name others")
     return ImageData(path, classes, rows, skipped, settings, listing.read, (*listing.notes, *_left_beside(listing, classes)))
+
+
+def _look(label: str, name: str, read: Callable[[str], bytes], settings: DataSettings) -> Row | Skipped:
+    """An image's row, without its number.  Raises DataError for a file that cannot be had now."""
+    if not is_utf8(name):
+        return Skipped(ascii(name), label, "file name is not valid UTF-8")
+    try:
+        blob = read(name)
+        width, height = probe_size(blob, name, settings)
+        return Row(-1, name, label, width, height, digest(blob))
+    except UnreadableImage as error:
+        return Skipped(name, label, str(error).removeprefix(f"{name}: "))
+    except OSError as error:  # of the disk, the network or this process: another time it may be read
+        told = f"{error.filename or name}: {error.strerror or error}"
+        raise DataError(f"{told}; nothing is recorded: start again when it can be read, or remove it") from None
 
 
 def count_images(path: str, settings: DataSettings) -> dict[str, int]:
@@ -226,14 +226,21 @@ def _list(path: str, settings: DataSettings, out: Path | None = None) -> Listing
             f"{path} is a run, not a folder of images; its sets are {_names(each.parent for each in root.glob('*/set.yaml'))}"
         )
     if root.is_dir() and not is_datasets_folder(root):
-        return list_tree(root, settings, out)
+        tree = list_tree(root, settings, out)
+        return Listing(tree.images, lambda name: read_file(root / name, name), None, tree.others, tree.notes)
     if root.exists() and not root.is_dir():
         raise DataError(f"{path} is a file; give a folder that holds one folder per class")
     if not root.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise DataError(f"{path}: no such folder")
     if not root.exists() and root.parent.is_dir() and str(root.parent) != ".":  # hardly meant as a hub id
         raise DataError(f"{path}: no such folder; there is {_names(root.parent.glob('*/'))}")
-    return list_table(path, settings)
+    table = list_table(path, settings)
+
+    def read(name: str) -> bytes:
+        found = table.cell(name)
+        return found if isinstance(found, bytes) else read_file(found, name)
+
+    return Listing(table.images, read, table.order, notes=(table.note,))
 
 
 def _names(paths: Iterable[Path]) -> str:

@@ -6,11 +6,13 @@ import errno
 import hashlib
 import io
 import re
+import stat
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +35,13 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what a machine may lack for a moment
+NOT_REGULAR = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXTS = {  # chunks of a PNG that say something about the picture -> what stands before their packed bytes, if they are packed
     b"tEXt": rb"(?!)",
@@ -43,6 +52,14 @@ TEXTS = {  # chunks of a PNG that say something about the picture -> what stands
 }
 SLACK = 1.25  # floating-point pixels may overshoot their range by a quarter, as resampling makes them
 FAR = 8  # times smaller than a range of whole numbers: then the pixels are of another one
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """All bytes of a file.  Raises UnreadableImage for a pipe, socket or device, which is never opened, and OSError."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise UnreadableImage(f"{name}: {NOT_REGULAR.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
+    return path.read_bytes()
 
 
 @contextmanager

@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
-from .classes import Listing
-from .trees import has_images, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 NAMES = {"image": ("image", "img"), "label": ("label", "labels", "fine_label", "class")}  # columns called so are taken first
 WANTED = {"image": "images", "label": "one label an image (a class label, a text or a whole number)"}
-
-
-def is_datasets_folder(root: Path) -> bool:
-    return _is_saved(root) or (not has_images(root) and bool(list(root.rglob("*.parquet"))))
 
 
 def split_names(path: str, settings: DataSettings) -> list[str]:
@@ -39,7 +34,17 @@ def split_names(path: str, settings: DataSettings) -> list[str]:
         return []
 
 
-def list_table(path: str, settings: DataSettings) -> Listing:
+@dataclass(frozen=True)
+class Table:
+    """A split of a data set: the paths of its images by label, and what a user should know of it."""
+
+    images: dict[str, list[str]]
+    order: list[str] | None  # of the labels, where the data set has one
+    cell: Callable[[str], bytes | Path]  # of a path: the image, or the file that holds it
+    note: str
+
+
+def list_table(path: str, settings: DataSettings) -> Table:
     """The images of a split by label.  Raises DataError for a split, configuration or column that is missing or unclear, and
     for an image without a label."""
     import datasets
@@ -57,14 +62,14 @@ def list_table(path: str, settings: DataSettings) -> Listing:
         images.setdefault(names[value] if names else str(value), []).append(f"{settings.split}/{i:09d}")
     raw = table.cast_column(image, datasets.Image(decode=False))
 
-    def read(name: str) -> bytes:
+    def read(name: str) -> bytes | Path:
         cell = raw[int(name.rsplit("/", 1)[1])][image]
         if cell is None:
             raise UnreadableImage(f"{name}: no image in this row")
-        return cell["bytes"] if cell["bytes"] is not None else read_file(Path(cell["path"]), name)
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
     note = f"{path}: images are column {image!r} and labels column {label!r} of {', '.join(table.features)}"
-    return Listing({name: rows for name, rows in images.items() if rows}, read, names, notes=(note,))
+    return Table({name: rows for name, rows in images.items() if rows}, names, read, note)
 
 
 def _is_saved(root: Path) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..settings.errors import DataError, UnreadableImage
+from ..settings.errors import DataError
 from ..settings.sections import DataSettings
-from .classes import Listing, spelled
 
 FOREIGN = ("__pycache__", "__MACOSX", "@eaDir")  # folders that systems leave among images
 OURS = ("run.yaml", "set.yaml", "labels.yaml", "teacher.yaml", "export.yaml")  # one of them lies in each folder that we make
@@ -24,13 +23,6 @@ SPLITS = {  # words that name a part of a data set -> which part
     **dict.fromkeys("val valid validation valset eval evaluation dev devset".split(), "val"),  # noqa: SIM905
     **dict.fromkeys("test testing testset testdata".split(), "test"),  # noqa: SIM905
 }
-NOT_REGULAR = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
 
 
 @dataclass
@@ -42,7 +34,16 @@ class Found:
     ours: list[str] = field(default_factory=list)
 
 
-def list_tree(root: Path, settings: DataSettings, out: Path | None = None) -> Listing:
+@dataclass(frozen=True)
+class Tree:
+    """Class folders: their images and other files, as paths relative to the root, and what a user should know of them."""
+
+    images: dict[str, list[str]]
+    others: dict[str, list[str]]
+    notes: tuple[str, ...]
+
+
+def list_tree(root: Path, settings: DataSettings, out: Path | None = None) -> Tree:
     """The images of every class folder; of those in ``settings.classes`` only, where they are named.
 
     ``out`` is where results are written: no class, even where it lies in ``root``, and neither are runs and sets.
@@ -50,9 +51,10 @@ def list_tree(root: Path, settings: DataSettings, out: Path | None = None) -> Li
     cannot be followed: then images would be missing without a word.
     """
     folders = class_folders(root)
-    wanted = set(folders) if settings.classes is None else set(spelled(settings.classes, folders))
     if settings.classes is None:
         _refuse_splits(root, folders)
+    asked = {unicodedata.normalize("NFC", name) for name in (folders if settings.classes is None else settings.classes)}
+    wanted = {folder for folder in folders if unicodedata.normalize("NFC", folder) in asked}
     found = {folder: _walk(root, folder) if folder in wanted else Found() for folder in folders}
     ours = [path for each in found.values() for path in each.ours]
     for folder, each in list(found.items()):
@@ -66,7 +68,7 @@ def list_tree(root: Path, settings: DataSettings, out: Path | None = None) -> Li
     if ours:
         notes.append(f"{root}: passed over what diffsel made itself: {', '.join(map(repr, ours))}")
     others = {folder: each.others for folder, each in found.items()}
-    return Listing(images, lambda name: read_file(root / name, name), None, others, tuple(notes))
+    return Tree(images, others, tuple(notes))
 
 
 def class_folders(root: Path) -> list[str]:
@@ -81,25 +83,20 @@ def class_folders(root: Path) -> list[str]:
     return folders
 
 
-def read_file(path: Path, name: str) -> bytes:
-    """All bytes of a file.  Raises UnreadableImage for a pipe, socket or device, which is never opened, and OSError."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise UnreadableImage(f"{name}: {NOT_REGULAR.get(stat.S_IFMT(mode), 'something else')}, not a regular file")
-    return path.read_bytes()
-
-
 def is_utf8(name: str) -> bool:
     """Whether a file name is text; the operating system allows any bytes."""
     return name.encode("utf-8", "replace") == name.encode("utf-8", "surrogateescape")
 
 
-def has_images(root: Path) -> bool:
-    """Whether an image lies in a folder of ``root``."""
-    try:
-        return any(_walk(root, entry.name).images for entry in sorted(root.iterdir()) if entry.is_dir())
-    except DataError:  # what cannot be looked into is told when it is listed
+def is_datasets_folder(root: Path) -> bool:
+    """Whether a folder is a data set of the `datasets` library: saved to disk, or parquet files without images beside them."""
+    if (root / "state.json").exists() or (root / "dataset_dict.json").exists():
         return True
+    try:
+        images = any(_walk(root, entry.name).images for entry in sorted(root.iterdir()) if entry.is_dir())
+    except DataError:  # what cannot be looked into is told when it is listed
+        return False
+    return not images and bool(list(root.rglob("*.parquet")))
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
