@@ -39,7 +39,7 @@ DOORS = {  # a heavy library -> the files that import it
     "sklearn": "sets.selection studies.scenes report.charts",
     "timm": "evaluation.networks",
     "torch": "machine.device machine.helpers data.albums data.views scoring.diffusion scoring.draws scoring.maps "
-    "scoring.features runs.forecast sets.baselines evaluation.networks evaluation.checkpoints evaluation.teachers "
+    "scoring.features runs.forecast runs.probe sets.baselines evaluation.networks evaluation.checkpoints evaluation.teachers "
     "evaluation.teaching evaluation.batches evaluation.students evaluation.cells",
     "typer": "cli.app cli.flags cli.making cli.looking cli.evaluation studies.study",
 }

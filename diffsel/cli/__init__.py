@@ -3,6 +3,6 @@
 app         the program, and `demo`
 evaluation  teacher, relabel, evaluate, experiment
 flags       settings as flags; the closing summary
-looking     inspect, trace, check, report, suspects, prompts, export
+looking     inspect, probe, trace, check, report, suspects, prompts, export
 making      score, embed, select, distill
 """

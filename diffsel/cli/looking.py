@@ -1,9 +1,11 @@
-"""The commands that look, compare and hand over: `inspect`, `trace`, `check`, `report`, `suspects`, `prompts`, `export`."""
+"""The commands that look, compare, hand over: inspect, probe, trace, check, report, suspects, prompts, export."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +14,9 @@ from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
 from .flags import DataArg, Moved, Quiet, RunArg, settings_flags
+
+if TYPE_CHECKING:
+    from ..runs.probe import Answer
 
 Templates = Annotated[
     list[str] | None,
@@ -22,7 +27,7 @@ Words = Annotated[Path | None, typer.Option("--words", metavar="YAML", help="A c
 
 def register(app: typer.Typer) -> None:
     app.command("inspect")(inspect_data)
-    for command in (trace, check, report, suspects, prompts, export):
+    for command in (probe, trace, check, report, suspects, prompts, export):
         app.command()(command)
 
 
@@ -139,6 +144,54 @@ def suspects(
     if out:
         write_atomically(out, suspect_table(flat))
         print(f"the list: {out}")
+
+
+@settings_flags("data", "model", "compute", "scoring")
+def probe(
+    data: DataArg,
+    settings: Settings,
+    images: Annotated[int, typer.Option("--images", min=1, help="Images of each class, the first by name.")] = 10,
+    quiet: Quiet = False,
+) -> None:
+    """Does this prior know my classes?  Zero-shot accuracy by loss, right against wrong labels, nats, calibration."""
+    from ..data.images import open_data
+    from ..runs import probe as asking
+    from ..scoring.draws import open_scorer
+
+    if settings.data.images_per_class is None:
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images_per_class": 2 * images})})
+    opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    answers = asking.probe(opened, open_scorer(settings), settings.scoring.prompts[0], images, progress(quiet))
+    print(_knowledge(answers, min(asking.LABELS, len(opened.classes))))
+
+
+def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int) -> str:
+    from ..report.text import table
+    from ..runs.probe import knowledge, unknown
+
+    known = {label: knowledge(found) for label, found in answers.items()}
+    total = knowledge([each for found in answers.values() for each in found])
+    head = ["class", "images", f"top-1 of {labels}, %", "AUROC right / wrong", f"nats (at most {math.log(labels):.2f})", "r"]
+    rows = [
+        [
+            name,
+            k.images,
+            *(f"{value:.{digits}f} ± {half:.{digits}f}" for digits, (value, half) in ((1, k.top1), (3, k.auroc), (2, k.nats))),
+            f"{k.calibration:.2f}",
+        ]
+        for name, k in {**known, "all": total}.items()
+    ]
+    notes = [
+        "± is half of a 95 % interval over images.  nats: log p(image | label) - log p(image), within the timesteps scored."
+    ]
+    if strange := unknown(known):
+        notes.append(f"this prior does not know: {', '.join(map(ascii, strange))} (their words do not lower the loss)")
+    if not 0.7 <= total.calibration <= 1.4:
+        notes.append(
+            f"r = {total.calibration:.2f} is far from 1: the label predictions are no posterior means "
+            "(a distilled or little trained model, or words that it does not know); scores are no log-likelihoods"
+        )
+    return "\n".join([table(rows, head), *notes])
 
 
 @settings_flags("compute", "patches", "features", "selection", "assembly", "protocol")

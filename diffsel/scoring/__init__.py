@@ -6,5 +6,6 @@ draws      one draw at a time: keyed noise, predictions, losses
 features   patches as vectors: DIFT, CLIP
 folder     a model's folder: found, and checked to be what it seems
 maps       loss maps and gap maps of images
+nats       scores with a unit, and what they can tell
 patches    maps as patch scores and boxes
 """
