@@ -312,7 +312,8 @@ class State:
 def take_up(state: dict[str, Any], parts: dict[str, Any], average: list[Tensor]) -> None:
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    torch._foreach_copy_(average, state.get("average", []))
+    if average:
+        torch._foreach_copy_(average, state["average"])
     torch.set_rng_state(state["random"].cpu())  # reading puts every tensor on the device
 
 

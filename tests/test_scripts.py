@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import runpy
 import sys
 import weakref
@@ -90,3 +91,41 @@ def test_selection_holds_few_classes_at_a_time_and_picks_the_same_with_any_jobs(
     assert len(found[1]) == CLASSES * 5
     assert repr(found[1]).encode() == repr(found[2]).encode()
     assert most[1] <= 3  # several jobs: two for each at work; of classes as small as these, joblib bundles more
+
+
+def test_a_stopped_training_of_a_prior_goes_on_to_the_same_bytes(tmp_path: Path, folder, monkeypatch, capsys) -> None:
+    """Also in the middle of the VAE; and another recipe in the same folder is refused."""
+    source, script = folder(cat=6, dog=6, size=(16, 16)), load("train_prior")
+    small = {
+        "size": 16,
+        "vae": [8, 8],
+        "vae_groups": 4,
+        "vae_steps": 4,
+        "vae_batch": 4,
+        "unet": [16, 16],
+        "steps": 4,
+        "batch": 4,
+    }
+
+    def run(out: str, *words: object, **changes: object) -> None:
+        flags = [word for key, value in {**small, **changes}.items() for word in ("--set", f"{key}={value}")]
+        given = ["cifar10", "--images", source, "--out", tmp_path / out, "--hold-out", 2, "--probe", 1, "--probe-draws", 1]
+        given += ["--log-every", 4, "--save-every", 2, "--device", "cpu", *flags, *words]
+        monkeypatch.setattr(sys, "argv", ["train_prior.py", *map(str, given)])
+        script.main()
+
+    def weights(out: str) -> dict[str, bytes]:
+        return {str(file.relative_to(tmp_path / out)): file.read_bytes() for file in (tmp_path / out).rglob("*.safetensors")}
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "standardise", lambda *_: 1 / 0)  # killed when the VAE is done
+        with pytest.raises(ZeroDivisionError):
+            run("cut")
+    run("cut", "--stop", 2)
+    run("cut")
+    assert weights("cut") == weights("whole")
+    log = [json.loads(line) for line in (tmp_path / "whole-state" / "log.jsonl").read_text().splitlines()]
+    assert {"top1", "nats", "nats_se", "r"} <= {key.removeprefix("held out ") for key in log[-1]}
+    with pytest.raises(SystemExit, match=r"is of another training \(lr differ\)"):
+        run("cut", lr=0.01)
