@@ -19,14 +19,14 @@ import numpy as np
 
 from .data.images import Skipped
 from .machine.claims import ahead
-from .machine.formats import is_mine
 from .machine.progress import Progress, quiet
 from .machine.tensors import read_extra, write_unit
 from .runs.index import read_skipped, write_skipped
 from .runs.session import Session, keep_latents, open_features, start
 from .runs.units import Unit, columns
 from .sets.assembly import assemble
-from .sets.candidates import candidates, check_method, check_set, known_classes, mosaic_factor, provenance
+from .sets.candidates import candidates, check_method, check_set, copies_note, known_classes, mosaic_factor, provenance
+from .sets.opening import is_there
 from .sets.selection import select_all
 from .settings.errors import DataError
 from .settings.settings import Settings
@@ -121,10 +121,10 @@ def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None 
     s, run = session.settings, session.run
     names = known_classes(run.data, classes)
     factor, note = mosaic_factor(run, ipc, names)
-    if note:
-        session.note(note)
+    for text in filter(None, (note, copies_note(run.data, names))):
+        session.note(text)
     record = provenance(run, ipc, factor, names)
-    if not session.workers.is_main or is_mine(out, "set.yaml", record, "a distilled set"):
+    if not session.workers.is_main or is_there(out, record):
         return False
     pool = (candidates(run, name) for name in names)  # class by class: all vectors together may not fit into memory
     told = session.progress(pool, total=len(names), desc=f"selecting ipc {ipc}", unit="class")

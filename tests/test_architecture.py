@@ -32,7 +32,7 @@ ROOMS = {  # room -> what it may import; a name with a dot is one file.  The lin
 DOORS = {  # a heavy library -> the files that import it
     "accelerate": "machine.processes",
     "diffusers": "scoring.diffusion",
-    "huggingface_hub": "scoring.folder sets.export",
+    "huggingface_hub": "scoring.folder sets.card sets.export",
     "jinja2": "report.page",
     "joblib": "sets.selection",
     "matplotlib": "studies.figures studies.tables",
@@ -118,13 +118,11 @@ def test_the_method_is_one_page() -> None:
 ELSEWHERE = {  # files without tests of their own name, and where they are tested
     "settings.errors": "classes and messages only: every test of a refusal meets them",
     "settings.sections": "settings/test_settings.py",
-    "machine.formats": "runs/test_run.py, sets/test_assembly.py: whose folder is it; sets/test_export.py: tables",
     "machine.progress": "evaluation/test_cells.py counts its bars; the rest is tqdm",
     "runs.index": "runs/test_run.py",
     "runs.units": "runs/test_run.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
-    "sets.candidates": "test_method.py, sets/test_suspects.py",
-    "sets.opening": "sets/test_export.py, evaluation/test_cells.py, report/test_page.py",
+    "sets.record": "sets/test_opening.py",
     "evaluation.protocols": "test_golden_rded.py, evaluation/test_cells.py",
     "evaluation.tasks": "cli/test_evaluation.py",
     "report.accuracies": "report/test_page.py",

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ..machine.progress import progress
+from ..machine.terminal import guarded
 from ..settings.errors import DiffselError
 from . import evaluation, looking, making
 from .flags import Quiet
@@ -65,12 +66,13 @@ def demo(
 
 def main() -> int:
     """Run the command line; every foreseeable error is one line on stderr and exit code 2."""
-    try:
-        app()
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except (DiffselError, OSError) as error:  # OSError: no space, no permission; it names the file
-        rank = f" (process {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        print(f"error{rank}: {error}", file=sys.stderr)
-        return 2
+    with guarded():
+        try:
+            app()
+        except SystemExit as done:
+            return done.code if isinstance(done.code, int) else int(done.code is not None)
+        except (DiffselError, OSError) as error:  # OSError: no space, no permission; it names the file
+            rank = f" (process {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+            print(f"error{rank}: {error}", file=sys.stderr)
+            return 2
     return 0

@@ -97,7 +97,7 @@ def _baseline(
     from ..evaluation.cells import Bench
     from ..runs.run import open_run
     from ..sets.baselines import select_baseline
-    from ..sets.candidates import known_classes
+    from ..sets.candidates import copies_note, known_classes
 
     if settings.selection.method == "rded" and not teacher:
         raise ConfigError("--method rded needs a classifier that judges crops: --teacher NAME, FOLDER or FILE")
@@ -118,6 +118,8 @@ def _baseline(
     for n, target in sets.items():
         select_baseline(data, n, target, settings, names, judge, progress(quiet))
         print(f"ipc {n}: {target}")
+    if note := copies_note(data, names):
+        print(f"note: {note}")
     print("".join(f"note: {text}\n" for text in data.notes), end="")
 
 

@@ -9,4 +9,5 @@ place      where a process number means one process; does it live?
 processes  this process among its peers; accelerate
 progress   progress bars
 tensors    checked tensor files
+terminal   what is printed, made harmless
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,32 @@ def read_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")  # with which a text begins that a spreadsheet computes; our sign
+NUMBER = r"[+-][0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"
+PREFIXED = (
+    "a text that begins with one of = + - @ ', or a tab or line end, has a ' before it, so that no spreadsheet computes it"
+)
+
+
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """A table as CSV; None is an empty cell."""
+    """A table as CSV; None is an empty cell.  Texts that a spreadsheet would take for formulas begin with an apostrophe."""
+    lines = [_line(header), *(_line(map(_cell, row)) for row in rows)]
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _line(cells: Iterable[Any]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # so that both line ends are quoted within a cell
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def from_csv(content: bytes) -> list[dict[str, str]]:
+    """The lines of such a table, with the texts as they were before ``as_csv``."""
+    lines = csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""))
+    return [{key: value.removeprefix("'") for key, value in line.items()} for line in lines]
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(FORMULA) or re.fullmatch(NUMBER, value):
+        return "" if value is None else value
+    return f"'{value}"

@@ -9,8 +9,17 @@ from functools import partial
 
 from tqdm import tqdm
 
+from .terminal import plain_stderr, shown
+
 Progress = Callable[..., tqdm]  # makes a progress bar: (total=, desc=, unit=)
 quiet: Progress = partial(tqdm, disable=True)
+
+
+class Bar(tqdm):
+    """A bar whose words, such as the name of a class, are shown as they are read."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 def on_main() -> bool:
@@ -22,4 +31,4 @@ def progress(hidden: bool) -> Progress:
     """Bars on stderr; ``hidden`` for none."""
     hidden = hidden or not on_main()
     every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
-    return partial(tqdm, disable=hidden, dynamic_ncols=True, mininterval=every, file=sys.stderr)
+    return partial(Bar, disable=hidden, dynamic_ncols=True, mininterval=every, file=plain_stderr())

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.images import ImageData, Row
 from ..evaluation.results import Line, difference
+from ..machine.terminal import shown
 from ..runs.run import Run
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet
@@ -20,7 +21,7 @@ from ..settings.settings import Settings
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Aligned columns: numbers to the right, text to the left."""
-    cells = [list(header), *[[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]]
+    cells = [list(header), *[[f"{c:.4g}" if isinstance(c, float) else shown(str(c)) for c in row] for row in rows]]
     right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
@@ -129,7 +130,8 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
     width, height = run.data.size(row)
     prompt = run.prompt(row.label)
     lines = [
-        f"row      {row.row}: {row.path}, class {row.label!r}, {row.width} x {row.height} pixels, digest {row.digest[:12]}",
+        f"row      {row.row}: {shown(row.path)}, class {row.label!r}, {row.width} x {row.height} pixels, "
+        f"digest {row.digest[:12]}",
         f"resized  {width} x {height} pixels; prompt {prompt!r}",
     ]
     tensors, extra = run.maps(unit)

@@ -1,6 +1,7 @@
 """Selection -> SET: one picture (or 2 x 2 mosaic) per distilled image, and where every tile came from.
 
     SET/ <class>/00000.png ...   metadata.jsonl (one line per picture)   set.yaml (settings, class order)   README.md
+         B2SUMS (what all of these files are)
 
 torchvision's ImageFolder and the datasets library's imagefolder load it with the same labels.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,29 +21,41 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from ..data.images import ImageData, Row
-from ..data.pixels import resized_size
-from ..machine.files import APPEARED, safe_name, whole_folder, write_atomically
+from ..data.pixels import digest, resized_size
+from ..machine.files import APPEARED, apart, folded, safe_name, whole_folder, write_atomically
 from ..machine.formats import dump_yaml, is_mine
 from ..machine.progress import Progress, quiet
 from ..settings.sections import AssemblySettings
+from .card import card
+from .record import LISTED, SUMS
 from .selection import Pick, tile_rank
 
 RDED_MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 RDED_STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 SUFFIX = {"png": ".png", "jpeg": ".jpg"}
+LOADING = 'datasets.load_dataset("imagefolder", data_dir="FOLDER", split="train")'
+ABOUT = (
+    "`metadata.jsonl` gives, for every image, each tile's source file, box (top, left, height, width in pixels of the resized "
+    "source), score, cluster and rank.  `B2SUMS` says what all files are (`b2sum -c B2SUMS`)."
+)
 
 
 # Words in a path from which the datasets library guesses a split; a class may bear them (CIFAR-100 has "train").
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|test|testing|eval|evaluation|val|valid|validation|dev)(?![a-z])", re.I)
 
-FILES = ("metadata.jsonl", "README.md", "set.yaml")  # what lies beside the class folders
+FILES = ("README.md", *LISTED, SUMS)  # what lies beside the class folders
 
 
 def class_folder(label: str) -> str:
     """The folder of a class: its name, made harmless; no word of it reads as a split, and it is none of a set's files."""
-    if label in FILES:
+    if folded(label) in map(folded, FILES):
         return f"%{ord(label[0]):02X}{label[1:]}"
     return SPLIT_WORD.sub(lambda word: f"%{ord(word[0][0]):02X}{word[0][1:]}", safe_name(label))
+
+
+def class_folders(labels: Iterable[str]) -> dict[str, str]:
+    """The folder of each class of a set; they differ on any disk."""
+    return apart({label: class_folder(label) for label in labels})
 
 
 def tile_sides(size: int, factor: int) -> list[int]:
@@ -136,21 +149,30 @@ def _write_set(
 ) -> None:
     ipc, factor = record["ipc"], record["factor"]
     by_row = {row.row: row for row in data.rows}
-    folders = sorted(class_folder(label) for label in selection)
-    lines = []
+    folders = class_folders(selection)
+    order = sorted(folders.values())
+    lines, sums = [], dict[str, str]()
     pictures = [(label, image) for label in selection for image in range(ipc)]
     with whole_folder(out) as part, progress(total=len(pictures), desc=f"assembling ipc {ipc}", unit="image") as bar:
         for label, image in pictures:
             picks = [selection[label][tile_rank(image, tile, ipc)] for tile in range(factor**2)]
-            name = f"{class_folder(label)}/{image:05d}{SUFFIX[settings.format]}"
-            write_atomically(part / name, _render(picks, by_row, data, settings, factor))
+            name = f"{folders[label]}/{image:05d}{SUFFIX[settings.format]}"
+            sums[name] = _write(part / name, _render(picks, by_row, data, settings, factor))
             tiles = [_tile(pick, by_row[pick.row]) for pick in picks]
-            lines.append({"file_name": name, "label": folders.index(class_folder(label)), "class": label, "tiles": tiles})
+            lines.append({"file_name": name, "label": order.index(folders[label]), "class": label, "tiles": tiles})
             bar.update()
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(part / "metadata.jsonl", text.encode())
-        write_atomically(part / "README.md", _card(data, selection, ipc, settings, factor, record).encode())
-        write_atomically(part / "set.yaml", dump_yaml(record))
+        sums["metadata.jsonl"] = _write(part / "metadata.jsonl", text.encode())
+        sums["set.yaml"] = _write(part / "set.yaml", dump_yaml(record))
+        _write(part / SUMS, "".join(f"{value}  {name}\n" for name, value in sums.items()).encode())
+        labels = sorted(folders, key=lambda label: folders[label])
+        words = {info.folder: info.name for info in data.classes}
+        _write(part / "README.md", card(record, labels, LOADING, about=ABOUT, words=words).encode())
+
+
+def _write(file: Path, content: bytes) -> str:
+    write_atomically(file, content)
+    return digest(content)
 
 
 def _render(
@@ -176,28 +198,3 @@ def _tile(pick: Pick, row: Row) -> dict[str, Any]:
     tile = asdict(pick)
     del tile["label"]
     return {"source": row.path, "digest": row.digest, **tile, "box": list(pick.box)}
-
-
-def _card(
-    data: ImageData,
-    selection: Mapping[str, Sequence[Pick]],
-    ipc: int,
-    settings: AssemblySettings,
-    factor: int,
-    record: Mapping[str, Any],
-) -> str:
-    names = {c.folder: c.name for c in data.classes}
-    classes = "\n".join(f"{i}. `{ascii(label)[1:-1]}`: {ascii(names[label])[1:-1]}" for i, label in enumerate(selection))
-    body = dump_yaml({"selected with": dict(record)}).decode()
-    indented = "".join(f"    {line}\n" for line in body.splitlines())
-    tiles = f"{factor} x {factor} patches" if factor > 1 else "one patch"
-    return (
-        "---\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n- diffsel\n---\n\n"
-        "# Distilled image set\n\n"
-        f"{ipc} images per class, {len(selection)} classes, {settings.size} x {settings.size} pixels, {tiles} each, "
-        "selected from real images by diffsel.\n\n"
-        "`metadata.jsonl` gives, for every image, each tile's source file, box (top, left, height, width in pixels of the "
-        "resized source), score, cluster and rank.  `label` is the position among the sorted class folders, as "
-        "torchvision's ImageFolder counts; the class order of the source is:\n\n"
-        f"{classes}\n\n## Settings\n\n{indented}\n## Licence\n\nThat of the source images; fill in before sharing.\n"
-    )

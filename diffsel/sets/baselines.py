@@ -22,13 +22,13 @@ from torch import Tensor
 
 from ..data.images import ImageData, Row
 from ..data.views import Views, draw_crops, normalise, view
-from ..machine.formats import is_mine
 from ..machine.progress import Progress, quiet
 from ..settings.errors import UnreadableImage
 from ..settings.sections import BaselineSettings
 from ..settings.settings import Settings, identity
 from .assembly import assemble
-from .candidates import known_classes
+from .candidates import copies, distinct, known_classes
+from .opening import is_there
 from .selection import Pick, too_few
 
 SQUARE = (1.0, 1.0)
@@ -64,12 +64,12 @@ def select_baseline(
     ``judge`` knows the classes in the order asked for.  Raises SelectionError, DataError, StoreError.
     """
     names = known_classes(data, classes)
-    limit = {label: min(len(data.of_class(label)), s.baseline.pool if judge else len(data.rows)) for label in names}
+    limit = {label: min(len(distinct(data.of_class(label))), s.baseline.pool if judge else len(data.rows)) for label in names}
     factor = s.assembly.factor_at(ipc, s.selection.method)
     if not s.assembly.factor and min(limit.values()) < ipc * factor**2:
         factor = 1
     record = baseline_provenance(data, ipc, factor, s, names, judge)
-    if is_mine(out, "set.yaml", record, "a distilled set"):
+    if is_there(out, record):
         return False
     picks = {}
     for number, label in enumerate(names):
@@ -102,16 +102,17 @@ def baseline_provenance(
         "teacher": {"network": judge.name, "digest": judge.digest, "size": judge_size(s)} if judge else None,
         "baseline": identity(s.baseline),
         "assembly": identity(s.assembly),
+        **copies(data, classes),
     }
 
 
 def drawn(data: ImageData, label: str, seed: int) -> list[Row]:
-    """The images of a class in random order, which depends on the seed and their names alone."""
+    """The images of a class in random order, which depends on the seed and their names alone; each once."""
 
     def key(row: Row) -> bytes:
         return hashlib.sha256(f"{seed}/drawn/{label}/{row.path}".encode()).digest()
 
-    return sorted(data.of_class(label), key=key)
+    return sorted(distinct(data.of_class(label)), key=key)
 
 
 def readable(data: ImageData, rows: Iterable[Row]) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..data.images import ImageData, Row, cap
-from ..machine.formats import is_mine
 from ..machine.tensors import read_column
 from ..runs.run import Run
 from ..settings.errors import ConfigError, DataError
 from ..settings.settings import Settings, identity
 from . import suspects
+from .opening import is_there
 from .selection import Candidates, too_few
 
 
@@ -45,12 +45,46 @@ def kept_rows(run: Run, label: str) -> set[int]:
 
 
 def _drawn(run: Run, label: str) -> list[Row]:
-    """The images of a class that selection looks at: all, or ``selection.images`` of them, as `data.images_per_class` caps."""
-    rows, s = run.data.of_class(label), run.settings
+    """The images of a class that selection looks at: all, or ``selection.images`` of them, as `data.images_per_class` caps;
+    each once."""
+    rows, s = distinct(run.data.of_class(label)), run.settings
     if s.selection.images is None:
-        return list(rows)
+        return rows
     kept = set(cap([row.path for row in rows], s.selection.images, s.seed, label))
     return [row for row in rows if row.path in kept]
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+
+
+def distinct(rows: Iterable[Row]) -> list[Row]:
+    """The rows without byte-identical copies of earlier ones: of several, the lowest row stays."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.digest, row)
+    return list(first.values())
+
+
+def copies(data: ImageData, classes: Sequence[str]) -> dict[str, int]:
+    """How many images of these classes are left out as copies, as set.yaml tells; empty where none is."""
+    count = sum(len(rows) - len(distinct(rows)) for rows in map(data.of_class, classes))
+    return {"copies_left_out": count} if count else {}
+
+
+def copies_note(data: ImageData, classes: Sequence[str]) -> str:
+    """What copies there are among the images of these classes; empty where there are none."""
+    first: dict[str, Row] = {}
+    within, across = list[str](), list[str]()
+    for row in (row for label in classes for row in data.of_class(label)):
+        other = first.setdefault(row.digest, row)
+        if other is not row:
+            (within if other.label == row.label else across).append(f"{row.path} and {other.path}")
+    notes = []
+    if within:
+        notes.append(f"{len(within)} images have the same bytes as others of their class and are left out, such as {within[0]}")
+    if across:
+        notes.append(f"{len(across)} images have the same bytes as images of other classes, such as {across[0]}: see to labels")
+    return "; ".join(notes)
 
 
 # ---- how many --------------------------------------------------------------------------------------------------------
@@ -95,11 +129,12 @@ def check_method(settings: Settings) -> None:
 
 def check_set(run: Run, ipc: int, out: Path, classes: Sequence[str] | None = None) -> None:
     """Refuse, before anything is computed, a set that cannot be made: SelectionError where a class cannot give that
-    many images, StoreError where ``out`` holds something else, DataError for an unknown class, ConfigError for a baseline."""
+    many images, StoreError where ``out`` holds something else, DataError for an unknown class or where the set is there but
+    damaged, ConfigError for a baseline."""
     check_method(run.settings)
     names = known_classes(run.data, classes)
     (factor, _), most = mosaic_factor(run, ipc, names), most_patches(run, names)
-    is_mine(out, "set.yaml", provenance(run, ipc, factor, names), "a distilled set")
+    is_there(out, provenance(run, ipc, factor, names))
     for label in names:
         if most[label] < ipc * factor**2:
             raise too_few(label, most[label], ipc, factor)
@@ -133,4 +168,5 @@ def provenance(run: Run, ipc: int, factor: int, classes: Sequence[str]) -> Mappi
         **run.feature_identity,
         "selection": identity(s.selection),
         "assembly": identity(s.assembly),
+        **copies(run.data, classes),
     }

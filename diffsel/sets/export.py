@@ -20,12 +20,12 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from ..machine.files import whole_folder, write_atomically
-from ..machine.formats import as_csv, dump_yaml, is_mine
-from ..settings.errors import ConfigError, DataError
-from .opening import DistilledSet, Picture, read_set
+from ..machine.files import check_place, whole_folder, write_atomically
+from ..machine.formats import PREFIXED, as_csv, dump_yaml, is_mine
+from ..settings.errors import ConfigError
+from .card import card
+from .opening import DistilledSet, Picture, check_whole, read_set
 
 Form = Literal["hf", "webdataset", "fiftyone", "csv"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -51,16 +51,15 @@ def export_set(path: Path, form: Form, out: Path, source: str = "") -> bool:
     """SET -> OUT in one of the forms, all at once; False where it is there already.  ``source``: for the card, whose
     images these are.
 
-    Raises StoreError where OUT holds something else or SET is none, DataError where SET is damaged.
+    Raises StoreError where OUT holds something else or SET is none, DataError where SET is damaged: what it lists lies in
+    its class folders, and is what it was when the set was made.
     """
     found = read_set(path)
-    if lost := [picture.file for picture in found.pictures if not (path / picture.file).exists()]:
-        raise DataError(
-            f"{path / lost[0]} is named in metadata.jsonl but is not there ({len(lost)} missing); the set is damaged"
-        )
+    check_whole(found)
     record = {"format": 1, "form": form, "set": found.digest, "source": source}
     if is_mine(out, "export.yaml", record, "this export"):
         return False
+    check_place(out)
     write: Mapping[str, Callable[[DistilledSet, Path], None]] = {
         "hf": _write_parquet,
         "webdataset": _write_shards,
@@ -69,7 +68,7 @@ def export_set(path: Path, form: Form, out: Path, source: str = "") -> bool:
     }
     with whole_folder(out) as part:
         write[form](found, part)
-        write_atomically(part / "README.md", card(found, form, source).encode("utf-8", "backslashreplace"))
+        write_atomically(part / "README.md", _card(found, form, source).encode("utf-8", "backslashreplace"))
         write_atomically(part / "export.yaml", dump_yaml(record))
     return True
 
@@ -191,60 +190,30 @@ def _shards(found: DistilledSet, pictures: Sequence[Picture]) -> Iterator[list[P
 
 # ---- the card --------------------------------------------------------------------------------------------------------
 
-METHODS = {
-    "diffsel": "by the differential loss of a diffusion model, clusters of its features, and ranks within them (diffsel)",
-    "diffsel-noclusters": "by the differential loss of a diffusion model alone (diffsel, without clusters)",
-    "rded": "as RDED does: random crops judged by a classifier",
-    "random": "at random",
-}
 LOADING = {
     "hf": 'datasets.load_dataset("FOLDER", split="train")',
     "webdataset": 'webdataset.WebDataset("shards/train-{{000000..{last:06d}}}.tar").decode("pil").to_tuple("{suffix}", "cls")',
     "fiftyone": 'fiftyone.Dataset.from_dir("FOLDER", dataset_type=fiftyone.types.FiftyOneImageClassificationDataset)',
     "csv": 'pandas.read_csv("images.csv")',
 }
+ABOUT = {"csv": f"In the tables, {PREFIXED}."}
 
 
-def card(found: DistilledSet, form: Form, source: str) -> str:
-    """README.md: front matter that the hub and the datasets library read, then words for people.  The licence is left open."""
-    record = found.record
-    counts = [sum(p.label == label for p in found.pictures) for label in range(len(_names(found)))]
+def _card(found: DistilledSet, form: Form, source: str) -> str:
     suffix = Path(found.pictures[0].file).suffix.lstrip(".")
     load = LOADING[form].format(last=len(list(_shards(found, found.pictures))) - 1, suffix=suffix)
-    side = record["assembly"]["size"]
-    chosen = METHODS.get(record.get("selection", {}).get("method", ""), "by diffsel")
-    tiles = f"{record['factor']} x {record['factor']} patches" if record["factor"] > 1 else "one patch"
-    per_class = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    shown = [ascii(name)[1:-1].replace("|", "\\|") for name in _names(found)]
-    listed = "\n".join(f"| {label} | `{name}` |" for label, name in enumerate(shown))
-    settings = "".join(f"    {line}\n" for line in dump_yaml(record).decode().splitlines())
-    return (
-        f"---\n{yaml.safe_dump(_front_matter(found, form), sort_keys=False, allow_unicode=True)}"
-        "# license: that of the source images; fill in before sharing, for example cc-by-4.0\n---\n\n"
-        f"# Distilled image set: {len(_names(found))} classes, {per_class} images each\n\n"
-        f"{len(found.pictures)} pictures of {side} x {side} pixels, {tiles} each.\n\n"
-        f"**Source.** {source or 'Real images; fill in which.'}  Every tile is cut out of one of them, none was generated.\n\n"
-        f"**Method.** Selected {chosen}, at {record['ipc']} images per class, seed {record['seed']}.\n\n"
-        f"**Loading.** `{load}`\n\n"
-        f"**Licence.** Left to you: that of the source images.\n\n"
-        f"## Labels\n\n| label | class |\n|---|---|\n{listed}\n\n## Settings\n\n{settings}"
-    )
+    return card(found.record, _names(found), load, source, ABOUT.get(form, ""), front=_front_matter(found, form))
 
 
 def _front_matter(found: DistilledSet, form: Form) -> dict[str, Any]:
-    count = len(found.pictures)
-    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    matter: dict[str, Any] = {
-        "task_categories": ["image-classification"],
-        "tags": ["dataset-distillation", "diffsel"],
-        "size_categories": [next((name for limit, name in sizes if count < limit), "n>1M")],
-    }
+    """What a form's card says more than others."""
+    matter: dict[str, Any] = {}
     if form == "hf":
         tile = [{"name": n, "dtype": str(_column_type(n)).replace("double", "float64")} for n in TILE_COLUMNS]
         label = {"class_label": {"names": {str(i): name for i, name in enumerate(_names(found))}}}
         features = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}, {"name": "tiles", "list": tile}]
         size = sum((found.path / p.file).stat().st_size for p in found.pictures)
-        splits = [{"name": "train", "num_bytes": size, "num_examples": count}]
+        splits = [{"name": "train", "num_bytes": size, "num_examples": len(found.pictures)}]
         matter["dataset_info"] = {"features": features, "splits": splits, "dataset_size": size}
         matter["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
     elif form == "webdataset":

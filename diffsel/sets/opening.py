@@ -1,10 +1,15 @@
-"""The one reader of a SET: its record, its pictures and their tiles, and its images as students take them."""
+"""The one reader of a SET: its record, its pictures and their tiles, and its images as students take them.
+
+A SET says in B2SUMS what its files are (`b2sum -c B2SUMS` checks them too).  Whoever takes its pictures has them compared;
+sets of earlier versions have no B2SUMS, and only lost pictures and strange ones are noticed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,26 +17,14 @@ from typing import Any
 from ..data.albums import Album
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, open_data
-from ..machine.formats import read_lines, read_yaml
+from ..data.pixels import digest
+from ..data.trees import EXTENSIONS, FOREIGN
+from ..machine.files import check_place
+from ..machine.formats import is_mine
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, StoreError
 from ..settings.sections import DataSettings
-from .assembly import class_folder
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a set, as metadata.jsonl tells: its file, seen from the set, its class, and where its tiles come from."""
-
-    file: str
-    label: int  # position among the sorted class folders
-    name: str  # the class, as the source calls it
-    tiles: Sequence[Mapping[str, Any]]
-
-    @property
-    def number(self) -> int:
-        """Among its class's pictures, from 0."""
-        return int(Path(self.file).stem)
+from .record import LISTED, SUMS, Picture, read_listing, read_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +65,11 @@ class DistilledSet:
             found.setdefault(picture.name, []).append(picture)
         return found
 
+    @cached_property
+    def folders(self) -> dict[str, str]:
+        """The folder of each class in the set."""
+        return {picture.name: picture.file.partition("/")[0] for picture in self.pictures}
+
     def tiles(self, label: str) -> list[Mapping[str, Any]]:
         """The tiles of a class, picture by picture."""
         return [tile for picture in self.images.get(label, ()) for tile in picture.tiles]
@@ -79,7 +77,7 @@ class DistilledSet:
     @cached_property
     def data(self) -> ImageData:
         """Its pictures as a data set, read and hashed.  Raises DataError where one cannot be read."""
-        order = tuple(class_folder(name) for name in self.record["classes"]) if self.record else None
+        order = tuple(self.folders[name] for name in self.record["classes"]) if self.record else None
         data = open_data(str(self.path), DataSettings(classes=order), 0, progress=self.progress)
         if data.skipped:
             first = data.skipped[0]
@@ -98,8 +96,9 @@ class DistilledSet:
 
     @cached_property
     def digest(self) -> str:
-        """Of set.yaml and metadata.jsonl, hence of every picture."""
-        listed = (self.path / "metadata.jsonl").read_bytes() + (self.path / "set.yaml").read_bytes()
+        """Of set.yaml, metadata.jsonl and B2SUMS, hence of every picture."""
+        files = [self.path / name for name in (*LISTED, SUMS)]
+        listed = b"".join(file.read_bytes() for file in files if file.name != SUMS or file.exists())
         return hashlib.sha256(listed).hexdigest()[:32]
 
     def album(self, ipc: int | None, size: int) -> Album:
@@ -116,30 +115,94 @@ class DistilledSet:
         return Album(self.data, tuple(rows), infos, size, size)
 
 
+# ---- opening ---------------------------------------------------------------------------------------------------------
+
+
 def read_set(path: Path) -> DistilledSet:
-    """A set of diffsel's.  Raises StoreError for any other folder, or where its record is damaged."""
+    """A set of diffsel's.  Raises StoreError for any other folder, or where its record is damaged.
+
+    Its pictures are not looked at: ``check_whole`` does that.
+    """
     if not (path / "set.yaml").exists():
         raise StoreError(
             f"{path} is not a distilled set (no set.yaml); make one with `diffsel select RUN --ipc N --out {path}`"
         )
-    record, file = read_yaml(path / "set.yaml"), path / "metadata.jsonl"
-    try:
-        lines = read_lines(file)
-        pictures = tuple(Picture(line["file_name"], line["label"], line["class"], line["tiles"]) for line in lines)
-        return DistilledSet(path, {**record, "selection": dict(record["selection"])}, pictures)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+    return DistilledSet(path, *read_listing(path))
 
 
 def open_set(path: Path, factor: int | None = None, progress: Progress = quiet) -> DistilledSet:
     """Any distilled set; ``factor`` is read from it, or told where another tool made it (default 1).
 
-    Raises DataError for a folder that is none, or has a class without images.
+    Raises DataError for a folder that is none, or has a class without images, and as ``read_set`` and ``check_whole``.
     """
     if not path.is_dir():
         raise DataError(f"{path}: no such distilled set (a folder of class folders)")
-    record = read_yaml(path / "set.yaml") if (path / "set.yaml").exists() else {}
-    pictures = read_set(path).pictures if record else ()
-    found = DistilledSet(path, record, pictures, factor, progress)
+    ours = (path / "set.yaml").exists()
+    read = read_set(path) if ours else DistilledSet(path, {}, ())
+    found = replace(read, told=factor, progress=progress)
+    if ours:
+        check_whole(found)
     _ = found.data
     return found
+
+
+def is_there(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the very set that ``record`` describes lies at ``out``; False where it may be made there.
+
+    Raises SettingsDiffer or StoreError where another one or something else lies there, or no folder can be made, and as
+    ``read_set`` and ``check_whole`` where it is there but damaged.
+    """
+    if is_mine(out, "set.yaml", record, "a distilled set"):
+        check_whole(read_set(out))
+        return True
+    check_place(out)
+    return False
+
+
+# ---- is it whole? ----------------------------------------------------------------------------------------------------
+
+
+def check_whole(found: DistilledSet) -> None:
+    """Raises DataError where a set of diffsel's is not as it was made."""
+    if damaged := list(damaged_pictures(found)):
+        file, reason = damaged[0]
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise DataError(f"{file} {reason}{more}; the set is damaged: delete {found.path} and make it anew")
+
+
+def damaged_pictures(found: DistilledSet) -> Iterator[tuple[Path, str]]:
+    """Files of a set that are not what they were when it was made, and what is wrong with each."""
+    try:
+        sums = read_sums(found.path)
+    except StoreError as error:
+        yield found.path / SUMS, str(error).removeprefix(f"{found.path / SUMS} ")
+        sums = {}
+    listed = [picture.file for picture in found.pictures]
+    for name in [*listed, *LISTED]:
+        if reason := _damage(found.path, name, sums.get(name), missing=bool(sums) and name not in sums):
+            yield found.path / name, reason
+    for name in sorted(set(_images(found.path)) - set(listed)):
+        yield found.path / name, "is not named in metadata.jsonl"
+
+
+def _damage(path: Path, name: str, expected: str | None, missing: bool) -> str | None:
+    file = path / name
+    try:
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(path)):
+            return "is a link that leads out of the set"
+        if not file.is_file():
+            return "is named in metadata.jsonl but is not there"
+        if expected and digest(file.read_bytes()) != expected:
+            return f"is not what {SUMS} tells (its bytes have another hash)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return f"is not in {SUMS}" if missing else None
+
+
+def _images(path: Path) -> Iterator[str]:
+    """What other tools would take for pictures of the set, and links to folders, which may hold some."""
+    for where, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in FOREIGN]
+        links = [name for name in folders if Path(where, name).is_symlink()]
+        images = [name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
+        yield from (Path(where, name).relative_to(path).as_posix() for name in [*links, *images])

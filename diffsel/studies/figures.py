@@ -19,7 +19,6 @@ from ..runs.run import Run
 from ..runs.session import Session, start
 from ..scoring.features import Patch, embed_patches
 from ..scoring.patches import best_boxes
-from ..sets.assembly import class_folder
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet, read_set
 from ..settings.errors import ConfigError
@@ -163,7 +162,7 @@ def _rows(kind: str, job: Job, folder: Path, out: Path, progress: Progress) -> l
 
 
 def _pictures(folder: Path, label: str, count: int) -> list[Image.Image]:
-    files = sorted(path for path in (folder / class_folder(label)).iterdir() if not path.name.startswith("."))[:count]
+    files = [folder / picture.file for picture in read_set(folder).images[label][:count]]
     return [_shown(Image.open(path).convert("RGB")) for path in files]
 
 

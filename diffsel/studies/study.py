@@ -18,6 +18,7 @@ import typer
 
 from ..machine.files import write_atomically
 from ..machine.progress import progress
+from ..machine.terminal import guarded
 from ..settings.errors import ConfigError, DiffselError
 from .cases import Case, Job, Scale, costs, plan, read_scale
 from .tables import Expected, Shape, Value, markdown, picture, table_csv
@@ -70,13 +71,14 @@ def main(
             print(done, end="")
 
     command.__doc__ = doc
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
-    try:
-        app()
-    except (DiffselError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with guarded():
+        try:
+            app()
+        except (DiffselError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def forecast(title: str, jobs: Sequence[Job], scale: Scale, measure: Measure) -> str:

@@ -32,8 +32,8 @@ def settings(**sections):
 def made(tmp_path_factory) -> Session:
     """A run of five cats and a dog whose stored maps were put there by hand: cat i has -D = means[i] everywhere."""
     place = tmp_path_factory.mktemp("suspects")
-    for name in (*(f"cat/{i}" for i in range(5)), "dog/0"):
-        draw(place / "data" / f"{name}.png", 0)
+    for seed, name in enumerate((*(f"cat/{i}" for i in range(5)), "dog/0")):
+        draw(place / "data" / f"{name}.png", seed)
     session = start(str(place / "data"), place / "run", settings())
     for unit in session.run.units:
         tensors = {}

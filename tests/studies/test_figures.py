@@ -22,7 +22,9 @@ def test_the_sheet_of_one_class_shows_the_one_named(tmp_path: Path) -> None:
             draw(folder / label / "00000.png", 0)
         files = [{"file_name": f"{name}/00000.png", "label": i, "class": name, "tiles": []} for i, name in enumerate(labels)]
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, files)))
-        (folder / "set.yaml").write_text("selection: {method: diffsel}")
+        record = {"format": 1, "ipc": 1, "factor": 1, "seed": 0, "classes": labels}
+        record |= {"selection": {"method": "diffsel"}, "assembly": {"size": 64}}
+        (folder / "set.yaml").write_text(json.dumps(record))
         assert gallery._rows("class", job, folder, tmp_path, quiet)[0][0] == f"all {job.ipc} of {expected}"
 
 

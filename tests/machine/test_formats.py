@@ -1,0 +1,64 @@
+"""Tables that a spreadsheet opens and a program reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from diffsel.machine.formats import as_csv, from_csv
+
+FORMULAS = (
+    *(
+        '=HYPERLINK("http:x","y")',
+        "=1+1",
+        "+1+1",
+        "-2+3",
+        "@SUM(A1)",
+        "\t=1+1",
+        "\r=1+1",
+        "\n=1+1",
+        "\uff1d1+1",
+        "-",
+        "+cmd|' /C x'!A1",
+    ),
+    *("-1.5.2", "+", "@", "=", "-1e", "'=1+1", "''", "'"),
+)
+OTHERS = (
+    "cat",
+    "a=b",
+    "a,b",
+    'say "hi"',
+    "-0.25",
+    "+3",
+    "-1e-05",
+    "猫",
+    "a\nb",
+    "a\rb",
+    "a\r\nb",
+    "",
+    " =1",
+    "1-2",
+    "n01440764",
+)
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_text_reaches_a_spreadsheet_as_a_formula(text: str) -> None:
+    content = as_csv(["class", "value"], [[text, 1]])
+    ((cell, value),) = list(csv.reader(io.StringIO(content.decode(), newline="")))[1:]
+    assert (cell, value) == (f"'{text}", "1")
+    assert from_csv(content) == [{"class": text, "value": "1"}]
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_other_texts_and_numbers_stay(text: str) -> None:
+    content = as_csv(["class"], [[text]])
+    assert list(csv.DictReader(io.StringIO(content.decode(), newline=""))) == ([{"class": text}] if text else [{"class": ""}])
+    assert from_csv(content) == [{"class": text}]
+
+
+def test_numbers_keep_their_sign_and_none_is_empty() -> None:
+    content = as_csv(["a", "b", "c", "d"], [[-1, -0.5, None, float("-inf")]])
+    assert content == b"a,b,c,d\n-1,-0.5,,-inf\n"

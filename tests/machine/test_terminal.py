@@ -1,0 +1,73 @@
+"""Whatever a name holds, a terminal shows it and obeys none of it."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from diffsel.machine.progress import progress
+from diffsel.machine.terminal import Terminal, guarded, shown
+
+ODD = {
+    "\x1b]0;pwned\x07": r"\x1b]0;pwned\x07",  # the title
+    "\x1b[31mred\x1b[0m": r"\x1b[31mred\x1b[0m",
+    "\x9b31m": r"\x9b31m",  # the same in one byte
+    "a\rb\x08c": r"a\rb\x08c",  # overwrites
+    "\u202egnp.exe": r"\u202egnp.exe",  # turns the direction of writing
+    "bad\udcff": r"bad\udcff",  # a byte that is no text
+    "zero\u200bwidth": r"zero\u200bwidth",
+    "del\x7f": r"del\x7f",
+}
+PLAIN = ("tabby cat", "猫", "Ångström ± 3 – “x”", "a\\b", "全角\u3000空白", "e\u0301")
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_is_not_for_the_eye_is_escaped(text: str) -> None:
+    assert shown(text) == ODD[text]
+    stream = io.StringIO()
+    print(text, file=Terminal(stream))
+    assert stream.getvalue() == ODD[text] + "\n"
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_what_is_for_the_eye_stays(text: str) -> None:
+    assert shown(text) == text
+    stream = io.StringIO()
+    print(text, file=Terminal(stream))
+    assert stream.getvalue() == f"{text}\n"
+
+
+def test_lines_are_lines_but_not_within_a_name() -> None:
+    stream = io.StringIO()
+    Terminal(stream).write("one\ttwo\nthree\n")
+    assert stream.getvalue() == "one\ttwo\nthree\n"
+    assert shown("one\ntwo") == r"one\ntwo"
+
+
+def test_a_terminal_that_lacks_a_letter_gets_its_number() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="latin-1", errors="strict")
+    print("é 猫 \udcff", file=Terminal(stream), flush=True)
+    assert raw.getvalue() == b"\xe9 \\u732b \\udcff\n"
+
+
+def test_both_streams_are_guarded_and_given_back(capsys) -> None:
+    before = sys.stdout, sys.stderr
+    with guarded():
+        print("\x1b[31m")
+        print("\x1b[32m", file=sys.stderr)
+        assert sys.stdout.encoding == before[0].encoding
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("\\x1b[31m\n", "\\x1b[32m\n")
+
+
+def test_bars_move_the_cursor_and_show_their_words(capsys) -> None:
+    with guarded(), progress(False)(total=2, desc="RDED \x1b]0;x\x07", unit="im\x1bage") as bar:
+        bar.update(2)
+        bar.refresh()
+    told = capsys.readouterr().err
+    assert "\rRDED \\x1b]0;x\\x07" in told
+    assert "\x1b]" not in told
+    assert "im\x1b" not in told

@@ -1,0 +1,121 @@
+"""Copies of an image: one of them is taken, and it is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import small_values
+
+from diffsel import method
+from diffsel.data.images import ImageData, open_data
+from diffsel.runs.session import Session, start
+from diffsel.sets.baselines import drawn, select_baseline
+from diffsel.sets.candidates import check_set, copies, copies_note, distinct, most_patches, provenance
+from diffsel.settings.errors import SelectionError, SettingsDiffer
+from diffsel.settings.settings import Settings, resolve
+
+
+def settings(**selection: object) -> Settings:
+    values = {**small_values(), "assembly": {"size": 32, "factor": 1}}
+    return resolve({**values, "selection": {**values["selection"], **selection}})
+
+
+@pytest.fixture
+def source(folder: Callable[..., Path]) -> Path:
+    """Three different cats, of six files, and three different dogs, one of which is a cat."""
+    path = folder(cat=3, dog=3)
+    for name in ("0-again", "1-again", "1-more"):
+        shutil.copy(path / "cat" / f"{name[0]}.png", path / "cat" / f"{name}.png")
+    shutil.copy(path / "cat" / "2.png", path / "dog" / "2.png")
+    return path
+
+
+@pytest.fixture
+def data(source: Path) -> ImageData:
+    return open_data(str(source), settings().data, 0)
+
+
+@pytest.fixture
+def session(source: Path, tmp_path: Path) -> Session:
+    opened = start(str(source), tmp_path / "run", settings())
+    method.score(opened)
+    method.embed(opened)
+    return opened
+
+
+def sources(out: Path, label: str) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    return sorted((tile["source"], tile["digest"]) for line in lines if line["class"] == label for tile in line["tiles"])
+
+
+def test_of_copies_the_lowest_row_stays(data: ImageData) -> None:
+    kept = [row.path for row in distinct(data.of_class("cat"))]
+    first = {row.digest: row.path for row in reversed(data.of_class("cat"))}
+    assert kept == sorted(first.values())
+    assert len(kept) == 3
+    assert copies(data, ["cat", "dog"]) == {"copies_left_out": 3}
+    assert copies(data, ["dog"]) == {}
+
+
+def test_a_note_tells_copies_within_and_across_classes(data: ImageData) -> None:
+    note = copies_note(data, ["cat", "dog"])
+    assert note.startswith(
+        "3 images have the same bytes as others of their class and are left out, such as cat/0.png and cat/0-"
+    )
+    assert "1 images have the same bytes as images of other classes, such as dog/2.png and cat/2.png" in note
+    assert "left out" not in copies_note(data, ["dog"])
+    assert copies_note(data, ["dog"]) == ""
+    assert "other classes" not in copies_note(data, ["cat"])
+
+
+def test_diffsel_fills_a_set_with_different_images_and_says_so(session: Session, tmp_path: Path) -> None:
+    for name in ("diffsel", "diffsel-noclusters"):
+        run = session.run.__class__(
+            session.run.path, session.run.record, settings(method=name), session.run.classes, session.data
+        )
+        seen = session.seen(run)
+        assert most_patches(run, ["cat", "dog"]) == {"cat": 3, "dog": 3}
+        assert method.select(seen, 3, tmp_path / name)
+        found = sources(tmp_path / name, "cat")
+        assert [path for path, _ in found] == [row.path for row in distinct(session.data.of_class("cat"))]
+        with pytest.raises(SelectionError, match="class 'cat' has 3 patches"):
+            check_set(run, 4, tmp_path / "more")
+    assert any("3 images have the same bytes" in note for note in session.notes)
+
+
+def test_a_share_of_the_images_is_one_of_different_images(session: Session, tmp_path: Path) -> None:
+    run = session.run.__class__(session.run.path, session.run.record, settings(images=3), session.run.classes, session.data)
+    assert method.select(session.seen(run), 3, tmp_path / "set")
+    assert len({digest for _, digest in sources(tmp_path / "set", "cat")}) == 3
+
+
+def test_baselines_draw_each_image_once(data: ImageData, tmp_path: Path) -> None:
+    assert len(drawn(data, "cat", 0)) == 3
+    assert select_baseline(data, 3, tmp_path / "set", settings(method="random"))
+    assert len({digest for _, digest in sources(tmp_path / "set", "cat")}) == 3
+    with pytest.raises(SelectionError, match="class 'cat' has 3 patches"):
+        select_baseline(data, 4, tmp_path / "more", settings(method="random"))
+
+
+def test_a_set_that_holds_copies_is_not_taken_for_one_without(session: Session, tmp_path: Path) -> None:
+    """Sets without copies have the record that they had before copies were looked at."""
+    assert method.select(session, 2, tmp_path / "set")
+    file = tmp_path / "set" / "set.yaml"
+    record = yaml.safe_load(file.read_text())
+    assert record.pop("copies_left_out") == 3
+    file.write_text(yaml.safe_dump(record))
+    with pytest.raises(SettingsDiffer, match="copies_left_out: stored None, asked 3"):
+        method.select(session, 2, tmp_path / "set")
+    assert "copies_left_out" not in provenance(session.run, 2, 1, ["dog"])
+
+
+def test_the_command_says_it_for_both(diffsel, source: Path, tmp_path: Path, session: Session) -> None:
+    for what, options in ((session.run.path, ()), (source, ("--method", "random", "--size", 32, "--factor", 1))):
+        code, out, err = diffsel("select", what, *options, "--ipc", 1, "--out", tmp_path / f"set-{what.name}", "-q")
+        assert code == 0, err
+        assert "note: 3 images have the same bytes as others of their class and are left out" in out
