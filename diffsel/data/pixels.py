@@ -43,13 +43,12 @@ NOT_REGULAR = {
     stat.S_IFDIR: "a folder",
 }
 PNG = b"\x89PNG\r\n\x1a\n"
-TEXTS = {  # chunks of a PNG that say something about the picture -> what stands before their packed bytes, if they are packed
-    b"tEXt": rb"(?!)",
+PACKED = {  # chunks of a PNG that may be packed -> what stands before their packed bytes
     b"zTXt": rb"[^\0]*\0.",
     b"iTXt": rb"[^\0]*\0\x01.[^\0]*\0[^\0]*\0",
     b"iCCP": rb"[^\0]*\0.",
-    b"eXIf": rb"(?!)",
 }
+NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT")  # lower-case chunks that decide pixels; the others say something about them
 SLACK = 1.25  # floating-point pixels may overshoot their range by a quarter, as resampling makes them
 FAR = 8  # times smaller than a range of whole numbers: then the pixels are of another one
 
@@ -124,14 +123,15 @@ def decode(blob: bytes, max_pixels: int, name: str) -> Image.Image:
 
 
 def _without_bad_texts(blob: bytes) -> bytes:
-    """A PNG without those texts, profiles and EXIF that are damaged or longer than Pillow unpacks: it would refuse the whole
-    picture.  Any other file as it is."""
+    """A PNG without those texts, profiles and the like that are damaged or longer than Pillow unpacks: it would refuse the
+    whole picture.  Any other file as it is."""
     if not blob.startswith(PNG):
         return blob
     kept, begin, here, total = [], 0, len(PNG), 0
     while here + 12 <= len(blob):
         end = here + 12 + int.from_bytes(blob[here : here + 4], "big")
-        if (kind := blob[here + 4 : here + 8]) in TEXTS:
+        kind = blob[here + 4 : here + 8]
+        if kind[:1].islower() and kind not in NEEDED:
             size = _unpacked_size(kind, blob[here + 8 : end - 4])
             checksum = int.from_bytes(blob[end - 4 : end], "big")
             before = total if kind.endswith(b"Xt") else 0  # of all texts; a profile and EXIF count alone
@@ -146,7 +146,7 @@ def _without_bad_texts(blob: bytes) -> bytes:
 
 def _unpacked_size(kind: bytes, content: bytes) -> int:
     """Bytes of a chunk's text, unpacked where it is packed; too many for any limit where Pillow would not unpack it."""
-    before = re.match(TEXTS[kind], content, re.DOTALL)
+    before = re.match(PACKED.get(kind, rb"(?!)"), content, re.DOTALL)
     if before is None:
         return len(content)
     unpacking = zlib.decompressobj()
@@ -195,9 +195,10 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Pixels of 16 bits, or of floating-point numbers, as grey.  Those that are no number are black, infinite ones white."""
+    """Pixels of 16 or 32 bits, or of floating-point numbers, as grey.  What is no number is black, what is infinite white."""
     values = np.asarray(picture, dtype=np.float64)
-    low, high = _range(values[np.isfinite(values)]) if picture.mode == "F" else (0.0, 65535.0)
+    free = picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF")  # 32 bits, of which any may be used
+    low, high = _range(values[np.isfinite(values)]) if free else (0.0, 65535.0)
     share = (values - low) / (high - low)
     if picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
         share = 1 - share  # 0 is white, which Pillow knows of 8 bits and fewer
@@ -205,7 +206,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _range(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """What is black and what is white among floating-point pixels, all finite; a few pixels far from the others do not count.
+    """What is black and what is white among such pixels, all finite; a few that are far from the others do not count.
 
     Black is 0, and white 1, 255 or 65535, whichever the bright pixels come near; the pixels' own range where they come near
     none, or reach far below 0.  Raises ValueError where there are none.

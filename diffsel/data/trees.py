@@ -25,6 +25,9 @@ SPLITS = {  # words that name a part of a data set -> which part
 }
 
 
+FILLERS = ("set", "data", "dataset", "split", "images", "image", "imgs", "img", "pictures", "photos", "files")  # beside them
+
+
 @dataclass
 class Found:
     """What lies below one folder, as paths relative to the root; ``ours``: folders made by diffsel, not looked into."""
@@ -167,7 +170,8 @@ def _refuse_splits(root: Path, folders: Sequence[str]) -> None:
     for folder in folders:
         words = re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder).lower())
         if part := next((SPLITS[word] for word in words if word in SPLITS), None):
-            parts.setdefault(tuple(word for word in words if word and word not in SPLITS), {})[part] = folder
+            rest = tuple(word for word in words if word and word not in SPLITS and word not in FILLERS)
+            parts.setdefault(rest, {})[part] = folder
     alike = max(parts.values(), key=len, default={})
     only = set(folders) == set(parts.get((), {}).values()) and any(
         _subfolders(root / folder) or any((root / folder / name).exists() for name in METADATA) for folder in folders

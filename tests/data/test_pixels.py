@@ -150,7 +150,7 @@ def test_exif_wins_over_xmp_and_values_that_mean_nothing_turn_nothing() -> None:
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
-@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many", "damaged"])
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many", "damaged", "damaged size"])
 def test_texts_that_pillow_does_not_unpack_are_left_out(kind: str, place: str) -> None:
     long = zlib.compress(bytes(2 << 20))
     extra = {
@@ -158,6 +158,7 @@ def test_texts_that_pillow_does_not_unpack_are_left_out(kind: str, place: str) -
         "iTXt": [chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + long)],
         "iCCP": [chunk(b"iCCP", b"p\0\0" + long)],
         "many": [chunk(b"zTXt", b"Comment%d\0\0" % i + zlib.compress(bytes(1 << 20))) for i in range(70)],
+        "damaged size": [chunk(b"pHYs", bytes(9), damaged=True)],
         "damaged": [chunk(b"tEXt", b"Comment\0text", damaged=True)],
     }[kind]
     with pytest.raises((ValueError, OSError)):  # else the test shows nothing
@@ -210,6 +211,18 @@ FLOATS = {
 def test_floating_point_pixels_keep_their_brightness(name: str) -> None:
     pixels = read(encoded(Image.fromarray(FLOATS[name]), "TIFF"))[1:].astype(int)
     assert np.abs(pixels - np.round(RAMP[1:, :, None] * 255)).max() <= 3
+
+
+@pytest.mark.parametrize("top", [255, 4095, 65535, 10**6, 2**31 - 1])
+def test_whole_numbers_of_32_bits_keep_their_brightness(top: int) -> None:
+    values = Image.fromarray((RAMP.astype(np.float64) * top).astype(np.int32))
+    assert np.abs(read(encoded(values, "TIFF")).astype(int) - np.round(RAMP[..., None] * 255)).max() <= 3
+
+
+def test_sixteen_bits_are_of_one_range() -> None:
+    dark = Image.fromarray((RAMP * 4095).astype(np.uint16))
+    for kind in ("PNG", "TIFF", "PPM"):
+        assert read(encoded(dark, kind)).max() == 16
 
 
 def test_dark_and_sparse_floating_point_pictures_stay_so() -> None:

@@ -109,6 +109,7 @@ SPLITS = [
     ("trainA", "testA", "trainB", "testB"),
     ("TrainSet/a", "ValSet/a"),
     ("train", "test"),
+    ("training_images", "test_imgs"),
     ("VALIDATION/a",),
 ]
 
