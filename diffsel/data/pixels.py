@@ -71,7 +71,7 @@ def _opened(blob: bytes, max_pixels: int, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(_without_bad_texts(blob))) as picture:
+            with Image.open(io.BytesIO(_without_bad_exif(_without_bad_texts(blob)))) as picture:
                 if picture.width * picture.height > max_pixels:
                     raise UnreadableImage(
                         f"{name}: {picture.width} x {picture.height} pixels, over data.max_pixels = {max_pixels}"
@@ -142,6 +142,17 @@ def _without_bad_texts(blob: bytes) -> bytes:
                 total += size
         here = end
     return b"".join([*kept, blob[begin:]])
+
+
+def _without_bad_exif(blob: bytes) -> bytes:
+    """An AVIF whose EXIF its decoder refuses, and the picture with it, without that.  Any other file as it is."""
+    if blob[4:8] == b"ftyp":
+        try:
+            Image.open(io.BytesIO(blob)).close()
+        except ValueError as error:
+            if "Exif" in str(error):
+                return blob.replace(b"Exif", b"none")  # parts of another name are passed over
+    return blob
 
 
 def _unpacked_size(kind: bytes, content: bytes) -> int:

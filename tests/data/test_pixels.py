@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from pictures import encoded
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from diffsel.data.pixels import decode, probe_size, resized_size
 from diffsel.settings.errors import UnreadableImage
@@ -115,6 +115,16 @@ def test_a_tiff_with_damaged_exif_is_read() -> None:
             blob = plain[:at] + struct.pack("<HHII", tag, 4, 1, offset) + plain[at + 12 :]
             assert probe_size(blob, "name", DataSettings()) == WIDE.size
             assert np.array_equal(read(blob), np.asarray(WIDE))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_an_avif_with_damaged_exif_is_read() -> None:
+    blob = encoded(WIDE, "AVIF", quality=100, subsampling="4:4:4", exif=tags((0x010F, 2, b"abc")))
+    broken = blob.replace(b"II*\0\x08", b"XXXX\x08")
+    with pytest.raises(ValueError, match="Exif"):  # else the test shows nothing
+        Image.open(io.BytesIO(broken))
+    assert probe_size(broken, "name", DataSettings()) == WIDE.size
+    assert np.array_equal(read(broken), read(blob))
 
 
 ODD = [(0x0100, 2, b"96"), (0x829A, 5, b"\xff\xff\xff\xff"), (0xC4A5, 7, b"a")]
