@@ -14,6 +14,7 @@ from ..settings.sections import DataSettings
 
 FOREIGN = ("__pycache__", "__MACOSX", "@eaDir")  # folders that systems leave among images
 OURS = ("run.yaml", "set.yaml", "labels.yaml", "teacher.yaml", "export.yaml")  # one of them lies in each folder that we make
+BESIDE = ("results", "labels", "prompts", "hf", "webdataset", "fiftyone", "csv")  # FOLDER-results lies beside FOLDER
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # labels of the `datasets` library's imagefolder
 EXTENSIONS = set(
     ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm .jp2".split(),  # noqa: SIM905
@@ -155,7 +156,7 @@ def _walk(root: Path, folder: str) -> Found:
 def _is_ours(root: Path, folder: str, found: Found, ours: Sequence[str], out: Path | None) -> bool:
     """Whether diffsel made this folder: it is a run or set, only holds some, is called after one (SET-results), or is to be
     ``out``, of which a stopped start may have left anything."""
-    if any(folder == each or folder.startswith(f"{each}-") for each in ours):
+    if any(folder in (each, *(f"{each}-{what}" for what in BESIDE)) for each in ours):
         return True
     written = out is not None and out.resolve().is_relative_to((root / folder).resolve())
     return not found.images and (bool(found.ours) or written)

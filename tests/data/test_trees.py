@@ -176,9 +176,9 @@ def test_our_own_folders_are_no_classes_and_hold_no_images_of_them(mark: str, tm
     root = tree(tmp_path / "in", "cat/0.png", "dog/0.png", "made/cat/0.png", "sets/one/x/0.png", "cat/inner/x/0.png")
     for where in ("made", "sets/one", "cat/inner"):
         (root / where / mark).write_text("format: 1\n")
-    tree(root, "made-prompts/heat.png")  # what is named after it
+    tree(root, "made-prompts/heat.png", "made-up/0.png")  # of which one is named after it
     data = open_data(str(root), SETTINGS, 0)
-    assert [row.path for row in data.rows] == ["cat/0.png", "dog/0.png"]
+    assert [row.path for row in data.rows] == ["cat/0.png", "dog/0.png", "made-up/0.png"]
     assert data.notes == (
         f"{root}: passed over what diffsel made itself: 'cat/inner', 'made', 'sets/one', 'made-prompts', 'sets'",
     )
