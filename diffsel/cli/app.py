@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ..machine.files import check_words
 from ..machine.progress import progress
 from ..machine.terminal import guarded
 from ..settings.errors import DiffselError
@@ -68,6 +69,7 @@ def main() -> int:
     """Run the command line; every foreseeable error is one line on stderr and exit code 2."""
     with guarded():
         try:
+            check_words(sys.argv[1:])
             app()
         except SystemExit as done:
             return done.code if isinstance(done.code, int) else int(done.code is not None)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from ..settings.errors import StoreError
+from ..settings.errors import ConfigError, StoreError
 from .place import host, mark, runs
 
 PART = ".part-"  # beginning of the names of what is being written
@@ -152,6 +152,16 @@ def check_place(path: Path) -> None:
     above = next(each for each in target.parents if each.exists())
     if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
         raise StoreError(f"{path}: no folder can be written in {above}; give another folder")
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises ConfigError for an argument that is no text, such as a path of another encoding: it could be written, but
+    libraries that read tensors and tables cannot open it."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{word!a} is not valid UTF-8; give a path of another name") from None
 
 
 def _part() -> str:

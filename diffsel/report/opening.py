@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation.results import Line
 from ..machine.formats import differences, read_yaml
 from ..runs.run import Part, Run, open_run, recorded_settings
-from ..sets.opening import DistilledSet, read_set
+from ..sets.opening import DistilledSet, damaged_pictures, read_set
 from ..settings.errors import StoreError, short
 from ..settings.settings import load_settings
 
@@ -25,6 +25,11 @@ class Opened:
     run: Run | None
     sets: list[DistilledSet]
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for shown in self.sets:
+            for file, reason in list(damaged_pictures(shown))[:1]:
+                self.notes.append(f"{shown.name} is not as it was made: {file.relative_to(shown.path)} {reason}.")
 
     @property
     def classes(self) -> list[str]:

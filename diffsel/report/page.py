@@ -153,9 +153,10 @@ class Book:
         return self._finish(text)
 
     def render(self, template: str, **values: Any) -> str:
-        return self.templates.get_template(template).render(
+        text = self.templates.get_template(template).render(
             scale=self.scale, opened=self.opened, title=self.title, clock=clock, size=size, version=version("diffsel"), **values
         )
+        return text.encode("utf-8", "backslashreplace").decode()  # a path may hold bytes that are no text
 
     def _overview(
         self, overview: dict[str, Any], parts: Sequence[tuple[ClassPart, str]], sections: Sequence[tuple[ClassPart, str]]

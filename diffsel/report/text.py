@@ -148,7 +148,8 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
         for owner, box, score in run.boxes(unit)
         if owner == row
     ]
-    lines += _trace_cluster(run, row.label, row.row)
+    none = "cluster  none: selection looks at no patch of it (a copy of another image, a label suspect, or not drawn)"
+    lines += _trace_cluster(run, row.label, row.row) or [none]
     tiles = [line for found in sets for line in _trace_tiles(found, row.path)]
     return "\n".join([*lines, *(tiles or [f"tile     in none of {len(sets)} set(s) looked at"])])
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, Row, reopen
-from ..machine.files import safe_name, write_atomically
+from ..machine.files import apart, safe_name, write_atomically
 from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
 from ..scoring.patches import Box, best_boxes, chosen_bins, estimate
@@ -101,10 +101,11 @@ class Run:
     def units(self) -> list[Unit]:
         """The fixed list of units: class by class, 256 rows at a time."""
         units = []
+        names = apart({info.folder: safe_name(info.folder) for info in self.data.classes})
         for info in self.data.classes:
             rows = self.data.of_class(info.folder)
             for part in range(0, len(rows), UNIT_ROWS):
-                name = f"{safe_name(info.folder)}-{part // UNIT_ROWS:03d}"
+                name = f"{names[info.folder]}-{part // UNIT_ROWS:03d}"
                 units.append(Unit(name, info.folder, tuple(rows[part : part + UNIT_ROWS])))
         return units
 

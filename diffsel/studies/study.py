@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..machine.files import write_atomically
+from ..machine.files import check_words, write_atomically
 from ..machine.progress import progress
 from ..machine.terminal import guarded
 from ..settings.errors import ConfigError, DiffselError
@@ -75,6 +75,7 @@ def main(
     app.command()(command)
     with guarded():
         try:
+            check_words(sys.argv[1:])
             app()
         except (DiffselError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from diffsel.machine.files import check_words
 from diffsel.machine.progress import progress
 from diffsel.machine.terminal import Terminal, guarded, shown
+from diffsel.settings.errors import ConfigError
 
 ODD = {
     "\x1b]0;pwned\x07": r"\x1b]0;pwned\x07",  # the title
@@ -71,3 +73,38 @@ def test_bars_move_the_cursor_and_show_their_words(capsys) -> None:
     assert "\rRDED \\x1b]0;x\\x07" in told
     assert "\x1b]" not in told
     assert "im\x1b" not in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            ("inspect", "bad\udcff"),
+            ("score", "data", "--out", "bad\udcff/run"),
+            ("select", "data", "--ipc", "1", "--out=\udc80"),
+        ),
+        *(("export", "set", "--to", "csv", "--out", "\udcff"), ("teacher", "data", "--network", "conv3", "--out", "a\udcffb")),
+    ],
+)
+def test_a_path_that_is_no_text_is_refused_before_any_work(diffsel, tmp_path, monkeypatch, words: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = diffsel(*words)
+    assert (code, out) == (2, "")
+    assert err == f"error: {words[-1]!a} is not valid UTF-8; give a path of another name\n"
+    assert list(tmp_path.iterdir()) == []
+    check_words(["猫", "tabby cat", "--out"])
+    with pytest.raises(ConfigError):
+        check_words(words)
+
+
+def test_names_in_what_commands_print_are_harmless(diffsel, folder, tmp_path) -> None:
+    data = folder(**{"cat\x1b[31m": 1, "dog": 1})
+    (data / "dog" / "\x1b]0;x\x07.png").write_text("x")
+    for words in (
+        ("inspect", data, "--model", "demo", "-q"),
+        ("score", data / "\x1b[2J", "--model", "demo", "--out", tmp_path / "run"),
+        ("trace", tmp_path / "\x1b[2J", "0"),
+    ):
+        _, out, err = diffsel(*words)
+        assert "\x1b" not in out + err
+        assert "\\x1b" in out + err

@@ -501,3 +501,12 @@ def test_light_and_dark_wide_and_narrow(browser: Browser, report: Path) -> None:
     assert backs[0] != backs[1]
     browser.open_run(1400, 900)
     assert browser.problems == []
+
+
+def test_a_set_that_is_not_as_it_was_made_is_told(work: Path, tmp_path: Path) -> None:
+    for name, file in (("lost", "00000.png"), ("changed", "00001.png")):
+        shutil.copytree(work / "run" / "ipc2", tmp_path / name)
+        folder = min(path.parent for path in (tmp_path / name).glob("*/00001.png"))
+        (folder / file).unlink() if name == "lost" else (folder / file).write_bytes(b"other")
+        assert f"{name} is not as it was made: {folder.name}/{file} is " in " ".join(open_target(tmp_path / name).notes)
+    assert not [note for note in open_target(work / "run" / "ipc2").notes if "as it was made" in note]

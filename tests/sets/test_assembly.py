@@ -13,8 +13,9 @@ from torchvision.datasets import ImageFolder
 
 from diffsel.data.images import ImageData, open_data
 from diffsel.data.pixels import resize
+from diffsel.machine.files import folded
 from diffsel.machine.formats import is_mine
-from diffsel.sets.assembly import assemble, cut, mosaic, tile_sides
+from diffsel.sets.assembly import assemble, class_folders, cut, mosaic, tile_sides
 from diffsel.sets.selection import Pick
 from diffsel.settings.errors import DataError, StoreError
 from diffsel.settings.sections import AssemblySettings, DataSettings
@@ -82,6 +83,31 @@ def test_the_set_loads_in_torchvision_and_datasets_with_the_same_labels(folder: 
     for row in hub_set:
         sample = next(image for image, label in torch_set if label == row["label"])
         assert np.array_equal(np.asarray(row["image"]), np.asarray(sample))
+
+
+@pytest.mark.parametrize(
+    ("classes", "folders"),
+    [
+        (("CON", "aux", "nul.txt", "COM1"), ["%43OM1", "%43ON", "%61ux", "%6Eul.txt"]),
+        (("README.md", "set.yaml", "b2sums", "Metadata.JSONL"), ["%4Detadata.JSONL", "%52EADME.md", "%622sums", "%73et.yaml"]),
+        (("Train", "train", "dog."), ["%54rain", "%64og%2E", "%74rain"]),
+        (("Cat", "dog", "n01440764"), ["Cat", "dog", "n01440764"]),
+    ],
+)
+def test_class_folders_are_such_as_any_system_holds(classes, folders, folder, tmp_path: Path) -> None:
+    data = open_data(str(folder(**dict.fromkeys(classes, 1))), DataSettings(image_size=64, classes=classes), 0)
+    out = write(data, tmp_path / "set", factor=1)
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == folders
+    assert len({path.name.lower() for path in out.iterdir()}) == len(classes) + 4
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert {line["class"]: ImageFolder(str(out)).classes[line["label"]] for line in lines} == class_folders(classes)
+
+
+@pytest.mark.parametrize("pair", [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("Train", "TRAIN")])
+def test_class_folders_of_names_that_a_disk_takes_for_one_differ(pair: tuple[str, str]) -> None:
+    found = class_folders(pair)
+    assert len({folded(name) for name in found.values()}) == 2
+    assert {name: class_folders([name])[name] for name in pair}[min(pair)] == found[min(pair)]
 
 
 def test_every_tile_says_where_it_came_from(folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from conftest import small_values
+from conftest import draw, small_values
 from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 
 from diffsel.data.images import open_data
+from diffsel.machine.formats import from_csv
 from diffsel.sets import export
 from diffsel.sets.baselines import select_baseline
 from diffsel.settings.errors import ConfigError, DataError, StoreError
@@ -130,6 +131,23 @@ def test_fiftyone_has_the_documented_layout(made: Path, lines, tmp_path: Path) -
     assert set(files) == set(labels["labels"])
     found = sorted((labels["classes"][label], str(pixels(files[key].read_bytes()))) for key, label in labels["labels"].items())
     assert found == sorted((line["class"], str(pixels((made / line["file_name"]).read_bytes()))) for line in lines)
+
+
+def test_names_reach_no_spreadsheet_as_formulas_and_programs_as_they_are(tmp_path: Path) -> None:
+    names = ['=HYPERLINK("http:x","y")', "+a", "-b", "@c", "'d", "e"]
+    for seed, name in enumerate(names):
+        draw(tmp_path / "data" / name / "=1+1.png", seed)
+    values = {**small_values(), "selection": {"method": "random"}, "assembly": {"size": 16, "factor": 1}}
+    settings = resolve({**values, "data": {"image_size": 64}})
+    select_baseline(open_data(str(tmp_path / "data"), settings.data, 0), 1, tmp_path / "set", settings)
+    export.export_set(tmp_path / "set", "csv", tmp_path / "out")
+    for table, column in (("images.csv", "class"), ("tiles.csv", "source")):
+        content = (tmp_path / "out" / table).read_bytes()
+        cells = [row[column] for row in csv.DictReader(content.decode().splitlines())]
+        assert not [cell for cell in cells if cell[0] in "=+-@"]
+        read = [row[column] for row in from_csv(content)]
+        assert sorted(read) == sorted(names if column == "class" else [f"{name}/=1+1.png" for name in names])
+    assert "has a ' before it" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_csv_lists_pictures_and_tiles(made: Path, lines, tmp_path: Path) -> None:
