@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ def make_store(out: Path, classes: int, images: int) -> None:
     (out / "train").mkdir(parents=True, exist_ok=True)
     data = ImageData(str(out / "train"), infos, tuple(rows), (), settings.data, lambda name: b"")
     described = {**pass_identity(settings), "precision": "fp32", "model": "none", "images": image_identity(data)}
+    described["classes"] = [asdict(info) for info in infos]
     run = Run(out / "run", create_run(out / "run", described, settings, data), settings, infos, data)
     open_features(run)
     with progress(False)(total=len(rows), desc="making the store", unit="patch") as bar:

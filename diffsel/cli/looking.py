@@ -88,9 +88,9 @@ def check(
                 removed = remove and damage.remake and damage.file.exists()
                 damage.file.unlink() if removed else None
                 print(f"{damage.file} {damage.reason}{': removed' if removed else ''}")
-    print(f"{files} files, {len(bad)} damaged")
     for way in dict.fromkeys(damage.remake or damage.way for damage in bad):
         print(way)
+    print(f"{files} files, {len(bad)} damaged")
     if bad and not (remove and all(damage.remake for damage in bad)):
         raise typer.Exit(1)
 

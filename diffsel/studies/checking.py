@@ -11,7 +11,7 @@ from ..machine.formats import read_yaml
 from ..machine.tensors import read_unit
 from ..runs.index import read_index, read_skipped
 from ..runs.run import open_run, read_record
-from ..sets.opening import read_set
+from ..sets.opening import damaged_pictures, read_set
 from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import fingerprint
 
@@ -77,8 +77,6 @@ def _run(path: Path) -> Iterator[Damage]:
 
 
 def _set(path: Path) -> Iterator[Damage]:
-    from ..sets.opening import damaged_pictures
-
     found = read_set(path)
     wrong = dict(damaged_pictures(found))
     way = f"remove {path}, and select it anew with the settings in set.yaml"

@@ -386,7 +386,8 @@ def test_what_cannot_be_shown_is_refused(work: Path, tmp_path: Path, folder, dif
     other = open_data(str(folder(cat=4)), resolve(small_values()).data, 0)
     settings = resolve({**small_values(), "selection": {"method": "random"}, "model": {"model": TINY}})
     select_baseline(other, 1, tmp_path / "stranger", settings)
-    with pytest.raises(StoreError, match=r"stranger was not made from .*run \(its images or classes were others\); name its own run"):
+    wanted = r"stranger was not made from .*run \(its images or classes were others\); name its own run"
+    with pytest.raises(StoreError, match=wanted):
         write_report(work / "run", tmp_path / "r.html", sets=[tmp_path / "stranger"])
     told = work / "run" / "ipc1" / "set.yaml"
     shutil.copytree(work / "run" / "ipc1", tmp_path / "otherwise")

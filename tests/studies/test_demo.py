@@ -62,8 +62,8 @@ def test_held_is_the_share_of_the_box() -> None:
 
 def test_the_checkpoint_is_whole_and_small() -> None:
     folder = locate(ModelSettings(model="demo"))
-    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 12_000_000
-    assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
+    assert sum(p.stat().st_size for p in folder.path.rglob("*") if p.is_file()) <= 12_000_000
+    assert not [p for p in folder.path.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
 
 
 def test_the_data_is_written_once_and_refuses_another_seed(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""Nats of a model whose posterior is known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from diffsel.scoring.nats import auroc, log_snr, nats_per_unit
+
+
+def test_the_integral_of_known_losses_is_the_log_ratio_of_two_gaussians() -> None:
+    """x ~ N(0, 1) against N(1, 1): E over x of the second of log p1(x) - log p0(x) is 1/2, over the whole range of noise."""
+    steps = np.linspace(-12, 12, 200_001)  # log SNR
+    alphas = (1 / (1 + np.exp(steps)))[::1]  # falls as noise grows: lambda = -steps
+    alpha, sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
+    # Optimal predictions of eps from z = alpha x + sigma eps differ by alpha sigma / (alpha^2 + sigma^2) * shift of the mean.
+    difference = (alpha * sigma / (alpha**2 + sigma**2)) ** 2  # mean of (a - eps)^2 - (b - eps)^2 where b is right
+    lam = log_snr(alphas)
+    exact = 0.5 * float(np.trapezoid(difference, -lam))
+    assert exact == pytest.approx(0.5, rel=1e-3)
+    window = slice(100_000, 110_000)
+    mean = float(difference[window].mean())
+    unit = nats_per_unit(alphas, 100_000 / len(alphas), 110_000 / len(alphas), 1)
+    assert mean * unit == pytest.approx(0.5 * float(np.trapezoid(difference[window], -lam[window])), rel=1e-3)
+
+
+def test_the_area_is_that_of_mann_and_whitney() -> None:
+    rng = np.random.default_rng(0)
+    right, wrong = rng.normal(1, 1, 60).round(1), rng.normal(0, 1, 80).round(1)  # with ties
+    area, error = auroc(right, wrong)
+    assert area == pytest.approx(mannwhitneyu(right, wrong).statistic / (60 * 80))
+    halves = [auroc(rng.normal(1, 1, 60), rng.normal(0, 1, 80))[0] for _ in range(300)]
+    assert error == pytest.approx(np.std(halves), rel=0.25)
