@@ -25,6 +25,8 @@ PASS = ["--config", "small.yaml", "--batch-size", "16", "-q"]
 STUDENTS = ["--epochs", "1", "--students", "1", "-q"]
 QUICK = {
     "inspect": [],
+    "probe": ["--config", "small.yaml", "--images", "2", "-q"],
+    "check": ["-q"],
     "trace": [],
     "score": ["--config", "small.yaml"],
     "distill": PASS,
