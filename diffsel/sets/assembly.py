@@ -23,10 +23,11 @@ from PIL import Image
 from ..data.images import ImageData, Row
 from ..data.pixels import digest, resized_size
 from ..machine.files import APPEARED, apart, folded, safe_name, whole_folder, write_atomically
-from ..machine.formats import dump_yaml, is_mine
+from ..machine.formats import dump_yaml
 from ..machine.progress import Progress, quiet
 from ..settings.sections import AssemblySettings
 from .card import card
+from .opening import is_there
 from .record import LISTED, SUMS
 from .selection import Pick, tile_rank
 
@@ -129,14 +130,14 @@ def assemble(
 
     ``record`` is everything that decided its bytes, and becomes set.yaml.
 
-    Raises DataError where a source image is gone or was edited since it was scored, and as ``is_mine``.
+    Raises DataError where a source image is gone or was edited since it was scored, and as ``is_there``.
     """
     try:
         _write_set(out, selection, data, settings, record, progress)
     except OSError as error:
         if error.errno not in APPEARED:
             raise
-        is_mine(out, "set.yaml", record, "a distilled set")  # another launch was first: with the same set, or it is refused
+        is_there(out, record)  # another launch was first: with the same set, or it is refused
 
 
 def _write_set(
