@@ -87,6 +87,12 @@ def _line(cells: Iterable[Any]) -> str:
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
+def from_csv(content: bytes) -> list[dict[str, str]]:
+    """The lines of such a table, with the texts as they were before ``as_csv``."""
+    lines = csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""))
+    return [{key: value.removeprefix("'") for key, value in line.items()} for line in lines]
+
+
 def _cell(value: Any) -> Any:
     if not isinstance(value, str) or not value.startswith(FORMULA) or re.fullmatch(NUMBER, value):
         return "" if value is None else value

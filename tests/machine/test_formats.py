@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from diffsel.machine.formats import as_csv
+from diffsel.machine.formats import as_csv, from_csv
 
 FORMULAS = (
     *(
@@ -42,12 +42,6 @@ OTHERS = (
     "1-2",
     "n01440764",
 )
-
-
-def from_csv(content: bytes) -> list[dict[str, str]]:
-    """The lines of such a table, with the texts as they were before ``as_csv``."""
-    lines = csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""))
-    return [{key: value.removeprefix("'") for key, value in line.items()} for line in lines]
 
 
 @pytest.mark.parametrize("text", FORMULAS)
