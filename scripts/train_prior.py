@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffsel.data.images import Row, open_data
+from diffsel.machine.device import to_device
 from diffsel.machine.progress import progress
 from diffsel.settings.sections import DataSettings
 from diffsel.studies import scenes
@@ -212,8 +213,6 @@ def build_unet(recipe: Recipe) -> UNet2DConditionModel:
         dropout=recipe.dropout,
         **(pooled if recipe.words_in_time else {}),
     )
-    if recipe.bf16:
-        unet.set_attn_processor(AttnProcessor())  # the backward pass of CPU flash attention is slow for 64 positions
     return unet
 
 
@@ -255,6 +254,8 @@ class Captions:
         return torch.where(dice > null, torch.tensor(self.null + len(self.templates) - 1), caption)
 
     def embed(self, encoder: CLIPTextModel, numbers: Tensor) -> Tensor:
+        if numbers.is_cuda:  # which of them are used is not worth waiting for
+            return encoder(self.tokens).last_hidden_state[numbers]
         used, where = numbers.unique(return_inverse=True)
         return encoder(self.tokens[used]).last_hidden_state[where]
 
@@ -389,6 +390,11 @@ class Both:
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers
+        self.groups = [(group, group["lr"]) for each in optimizers for group in each.param_groups]
+
+    def set_rate(self, share: float) -> None:
+        for group, highest in self.groups:
+            group["lr"] = share * highest
 
     def step(self) -> None:
         for each in self.optimizers:
@@ -400,6 +406,9 @@ class Both:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for i, each in enumerate(self.optimizers):
             each.load_state_dict(state[str(i)])
+        highest = [rate for _, rate in self.groups]
+        groups = [group for each in self.optimizers for group in each.param_groups]  # loading makes new ones
+        self.groups = list(zip(groups, highest, strict=True))
 
 
 class FlatMuon(torch.optim.Muon):
@@ -418,8 +427,8 @@ class FlatMuon(torch.optim.Muon):
         super().step(closure)
 
 
-def build_optimizers(recipe: Recipe, unet: nn.Module, text: nn.Module) -> tuple[Both, list[Any]]:
-    """The optimizers, and their schedules.  Words and what looks at them learn twice as fast."""
+def build_optimizers(recipe: Recipe, unet: nn.Module, text: nn.Module) -> Both:
+    """Words and what looks at them learn twice as fast."""
     fast = [p for n, p in unet.named_parameters() if "attn2" in n or "add_embedding" in n] + list(text.parameters())
     slow = [p for n, p in unet.named_parameters() if "attn2" not in n and "add_embedding" not in n]
     optimizers: list[torch.optim.Optimizer] = []
@@ -431,8 +440,7 @@ def build_optimizers(recipe: Recipe, unet: nn.Module, text: nn.Module) -> tuple[
         optimizers.append(FlatMuon(matrices, lr=20 * recipe.lr, weight_decay=0.0))
     groups = [{"params": slow, "lr": recipe.lr}, {"params": fast, "lr": 2 * recipe.lr}]
     optimizers.append(torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-3, fused=recipe.bf16))
-    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate(recipe, step)) for each in optimizers]
-    return Both(*optimizers), schedules
+    return Both(*optimizers)
 
 
 @contextmanager
@@ -457,23 +465,29 @@ def train_unet(
 ) -> None:
     """Epsilon prediction; ``latents``: (1 or 2, N, 4, h, w), the second of mirrored images."""
     unet, text = build_unet(recipe).to(device, memory_format=torch.channels_last), build_text_encoder(tokenizer).to(device)
+    if recipe.bf16 and device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # the backward pass of CPU flash attention is slow for 64 positions
     scheduler = build_scheduler()
     captions, labels = Captions(tokenizer, data.names, recipe, device), data.labels
-    optimizer, schedules = build_optimizers(recipe, unet, text)
+    optimizer = build_optimizers(recipe, unet, text)
     weights = [*unet.parameters(), *text.parameters()]
     average = [p.detach().clone() for p in weights]
     predict = torch.compile(unet) if args.compile else unet
     parts: dict[str, Any] = {"unet": unet, "text": text, "optimizer": optimizer}
-    parts |= {f"schedule{i}": each for i, each in enumerate(schedules)}
-    running, first = 0.0, 1
+    running, first = torch.zeros((), device=device), 1
     if (kept := state.read("unet")) is not None:
         take_up(kept, parts, average)
         running, first = kept["running"], kept["step"] + 1
-    for step in range(first, recipe.steps + 1):
+    latents, begun, step = latents.to(device), time.monotonic(), first - 1
+    while step < recipe.steps:
+        step += 1
+        optimizer.set_rate(rate(recipe, step - 1))
         pick = torch.randint(latents.shape[1], (recipe.batch,))
         side = torch.randint(2, (recipe.batch,)) if recipe.flips else torch.zeros(1, dtype=torch.long)
-        z0, words = latents[side, pick].to(device), captions.sample(labels[pick]).to(device)
-        noise, times = torch.randn(z0.shape).to(device), sample_timesteps(recipe.batch, recipe.window).to(device)
+        drawn = (side, pick, captions.sample(labels[pick]), sample_timesteps(recipe.batch, recipe.window))
+        where, which, words, times = (to_device(each, device) for each in drawn)
+        z0 = latents[where, which]
+        noise = to_device(torch.randn(z0.shape), device)
         zt = scheduler.add_noise(z0, noise, times).contiguous(memory_format=torch.channels_last)
         embedded = captions.embed(text, words)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
@@ -484,16 +498,18 @@ def train_unet(
         optimizer.step()
         for part in (unet, text):
             part.zero_grad(set_to_none=True)
-        for schedule in schedules:
-            schedule.step()
-        running += (loss.item() - running) * max(0.01, 1 / step)
+        running.lerp_(loss.detach(), max(0.01, 1 / step))
         torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - min(recipe.average, step / (step + 10)))
+        if args.seconds and step % 50 == 0 and time.monotonic() - begun > 0.75 * args.seconds and recipe.steps == args.most:
+            recipe = replace(recipe, steps=max(1, round(step / 0.75)))  # the rate goes down from here on
+            state.recipe["steps"] = recipe.steps
+            print(f"{args.seconds} s allow {recipe.steps} steps: --set steps={recipe.steps} is the same training", flush=True)
         measured = step % args.log_every == 0 or step in (args.stop, recipe.steps)
         if measured:
             with averaged(weights, average):
                 figures = probe(unet, text, captions, scheduler)
                 save(unet, text, scheduler)
-            state.log({"step": step, "loss": running, **figures})
+            state.log({"step": step, "loss": running.item(), **figures})
         if measured or step % args.save_every == 0:
             state.write(
                 "unet",
@@ -619,6 +635,9 @@ def main() -> None:
     parser.add_argument("--probe", type=int, default=20, help="held-out images of each class that are measured")
     parser.add_argument("--probe-draws", type=int, default=4)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one number of the recipe")
+    parser.add_argument(
+        "--seconds", type=float, help="choose the steps so that it takes about so long (flat schedule)"
+    )
     parser.add_argument("--stop", type=int, help="stop after this step: to compare recipes at equal cost")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=500)
@@ -630,8 +649,10 @@ def main() -> None:
     recipe = read_recipe(args.recipe, args.set)
     args.out = args.out or Path(f"diffsel/assets/{args.recipe}-sd")
     torch.manual_seed(args.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)  # sums over repeated captions run in a fixed order
     device = torch.device(args.device)
+    if device.type == "cpu":  # sums over repeated captions run in a fixed order; on a GPU that is slow
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    args.most = recipe.steps
     start, state = time.time(), State(args, recipe)
     data = read_folder(args.images, recipe.size, args.hold_out, args.probe) if args.images else compose_data(args.scenes)
     print(f"{len(data.pixels)} images in {time.time() - start:.0f} s", flush=True)

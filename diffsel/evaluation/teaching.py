@@ -32,6 +32,7 @@ from ..data.views import normalise
 from ..machine.device import Machine, keep_freed_memory, set_tf32
 from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml, is_mine
+from ..machine.progress import Progress
 from ..settings.errors import ConfigError, DataError
 from ..settings.sections import TrainingSettings
 from ..settings.settings import fingerprint, identity
@@ -39,6 +40,8 @@ from .cells import Bench
 from .checkpoints import weights_digest
 from .networks import build, canonical, check_size
 from .students import measure
+
+HELD = 2**31  # bytes of uint8 pixels that a process keeps at most
 
 
 class Shown(Dataset):
@@ -61,6 +64,50 @@ class Shown(Dataset):
             return self.transform(self.data.image(row)), self.labels[row.label]
         finally:
             torch.set_rng_state(before)
+
+
+class Held(Dataset):
+    """Small images as one training sees them, all of them in memory: a batch is cut out in one go, without decoding.
+
+    Items as of ``Shown``; crops and mirrors come from a generator keyed (seed, epoch), one draw for each image.
+    """
+
+    def __init__(self, data: ImageData, settings: TrainingSettings, seed: int, progress: Progress):
+        self.settings, self.seed, self.epoch = settings, seed, -1
+        middle = v2.Compose([v2.Resize(settings.size), v2.CenterCrop(settings.size), v2.PILToTensor()])
+        places = {info.folder: i for i, info in enumerate(data.classes)}
+        self.labels = torch.tensor([places[row.label] for row in data.rows])
+        with progress(total=len(data.rows), desc="reading images", unit="image", leave=False) as bar:
+            pixels = []
+            for row in data.rows:
+                pixels.append(middle(data.image(row)))
+                bar.update()
+        pad = max(1, settings.size // 8) if settings.crop == "padded" else 0
+        self.pixels, self.room = F.pad(torch.stack(pixels), (pad,) * 4), 2 * pad
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, items: list[int]) -> tuple[Tensor, Tensor]:
+        """(uint8 (b, 3, size, size), labels): torch's loaders ask for a batch at a time where they can."""
+        self._draw(items[0] // len(self))
+        ids, size = torch.tensor(items) % len(self), torch.arange(self.settings.size)
+        rows, cols = (self.corner[side, ids, None] + size for side in (0, 1))
+        cols = torch.where(self.mirrored[ids, None], cols.flip(1), cols)
+        return self.pixels[ids[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2), self.labels[ids]
+
+    def _draw(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            return
+        generator = torch.Generator().manual_seed(int(fingerprint([self.seed, epoch, "views"]), 16) >> 1)
+        self.epoch = epoch
+        self.corner = torch.randint(self.room + 1, (2, len(self)), generator=generator)
+        self.mirrored = (torch.rand(len(self), generator=generator) < 0.5) & self.settings.flip
+
+
+def fits(data: ImageData, t: TrainingSettings) -> bool:
+    """Whether images are cut in memory: they are small, and a crop needs no more than their middle."""
+    return t.crop != "resized" and len(data.rows) * 3 * t.size**2 <= HELD
 
 
 class Order(Sampler[int]):
@@ -124,7 +171,8 @@ def train(
     network = build(t.network, len(data.classes), t.size).to(memory_format=torch.channels_last)
     optimizer = _optimizer(network, t)
     order = Order(len(data.rows), seed)
-    loader = _loader(data, t, order, loaders, machine)
+    shown = Held(data, t, seed, bench.progress) if fits(data, t) else Shown(data, t, seed)
+    loader = _loader(shown, t, order, loaders, machine)
     accelerator = workers.accelerator(machine.precision, machine.device.type == "cpu")
     begun, best = _resume(out, network, optimizer, accelerator.scaler)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
@@ -174,14 +222,21 @@ def _train_epoch(
     return total[0] / total[2], 100 * total[1] / total[2]
 
 
-def _loader(data: ImageData, t: TrainingSettings, order: Order, loaders: int, machine: Machine) -> DataLoader:
+def _loader(shown: Held | Shown, t: TrainingSettings, order: Order, loaders: int, machine: Machine) -> DataLoader:
+    loaders = 0 if isinstance(shown, Held) else loaders
     options: dict[str, Any] = {
         "num_workers": loaders,
         "persistent_workers": loaders > 0,
         "pin_memory": machine.device.type == "cuda",
     }
-    alone = len(data.rows) % t.batch_size == 1  # BatchNorm cannot take one image
-    return DataLoader(Shown(data, t, order.seed), t.batch_size, sampler=order, drop_last=alone, **options)
+    if isinstance(shown, Held):
+        options["collate_fn"] = _whole
+    alone = len(shown) % t.batch_size == 1  # BatchNorm cannot take one image
+    return DataLoader(shown, t.batch_size, sampler=order, drop_last=alone, **options)
+
+
+def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
 
 
 def _optimizer(network: nn.Module, t: TrainingSettings) -> torch.optim.Optimizer:
