@@ -19,6 +19,7 @@ this device reaches in this precision, measured first.  Turns alternate; the med
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import subprocess
@@ -86,7 +87,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(DTYPES[precision]) for _ in range(2))
     best = float("inf")
-    for _ in range(6):
+    for _ in range(12):
         begin = synchronised(device)
         a @ b
         best = min(best, synchronised(device) - begin)
@@ -98,7 +99,7 @@ def ours(model: Diffusion, images: list[np.ndarray], draws: int, batch_size: int
     keyed = [(str(i), image) for i, image in enumerate(images)]
     tensors: dict[str, np.ndarray] = {}
     for place, maps in score_images(Scorer(model, settings, 0, batch_size), keyed, [PROMPT]):
-        tensors |= maps.tensors(place)
+        tensors |= {f"{place}.{name}": getattr(maps, name) for name in ("differential", "gap", "null")}
     np.savez(folder / "unit.npz", **tensors)
 
 
@@ -293,6 +294,21 @@ def scaling(args: argparse.Namespace) -> None:
         print("equal bytes:", all(found == results[1] for found in results.values()))
 
 
+def permuted(args: argparse.Namespace, device: torch.device, precision: str) -> list[object]:
+    """How many images have the same maps, byte for byte, in another order, and that many times apart among other images."""
+    model = Diffusion.load(locate(ModelSettings(model=args.model)), device, precision, args.compile)
+    images = pictures(2 * args.images, args.size, args.sizes)
+    keyed = [(str(i), image) for i, image in enumerate(images)]
+    scorer = Scorer(model, ScoringSettings(draws=args.draws), 0, args.batch_sizes[-1])
+    found = []
+    for order in (list(range(args.images)), [*range(2 * args.images)][::-1]):
+        maps = {order[place]: each for place, each in score_images(scorer, [keyed[i] for i in order], [PROMPT])}
+        found.append([maps[i].differential for i in range(args.images)])
+    equal = sum(a.tobytes() == b.tobytes() for a, b in zip(*found, strict=True))
+    far = max(float(np.abs(a.astype(np.float32) - b).max()) for a, b in zip(*found, strict=True))
+    return [precision, " compiled" if args.compile else "", args.batch_sizes[-1], equal, args.images, f"{far:.3g}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
@@ -307,6 +323,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--permuted", action="store_true", help="compare the bytes of images among other neighbours instead")
+    parser.add_argument("--json", type=Path, help="append the table to this file too, a line for each row")
     parser.add_argument("--scaling", action="store_true", help="compare one process and two instead")
     args = parser.parse_args()
     if args.scaling:
@@ -314,10 +332,19 @@ def main() -> None:
     device = pick_device("auto")
     for precision in args.precision:
         pick_precision(precision, device)
-    header = ["precision", "way", "forwards/image", "images/s", "x usual", "share %", "bytes/image", "peak GiB"]
-    rows = [row for precision in args.precision for row in compare(args, device, precision)]
-    print(f"{args.images} images of {args.size} px on {device}, torch {torch.__version__}")
+    if args.permuted:
+        header = ["precision", "way", "batch", "equal bytes", "of images", "largest difference of D"]
+        rows = [permuted(args, device, precision) for precision in args.precision]
+    else:
+        header = ["precision", "way", "forwards/image", "images/s", "x usual", "share %", "bytes/image", "peak GiB"]
+        rows = [row for precision in args.precision for row in compare(args, device, precision)]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{args.images} images of {args.size} px on {device} ({name}), torch {torch.__version__}")
     print(table(rows, header))
+    if args.json:
+        about = {"device": name, "torch": torch.__version__, "model": args.model, "size": args.size, "images": args.images}
+        with args.json.open("a") as file:
+            file.writelines(json.dumps(about | dict(zip(header, row, strict=True))) + "\n" for row in rows)
     return None
 
 

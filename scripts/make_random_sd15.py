@@ -23,8 +23,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where the random weights are drawn")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    torch.set_default_device(args.device)
     tokenizer = CLIPTokenizer.from_pretrained(locate(ModelSettings(model="demo")), subfolder="tokenizer", model_max_length=77)
     text = CLIPTextModel(
         CLIPTextConfig(

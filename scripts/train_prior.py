@@ -479,6 +479,7 @@ def train_unet(
         take_up(kept, parts, average)
         running, first = kept["running"], kept["step"] + 1
     latents, begun, step = latents.to(device), time.monotonic(), first - 1
+    generator = torch.default_generator if device.type == "cpu" else torch.Generator(device)
     while step < recipe.steps:
         step += 1
         optimizer.set_rate(rate(recipe, step - 1))
@@ -487,7 +488,9 @@ def train_unet(
         drawn = (side, pick, captions.sample(labels[pick]), sample_timesteps(recipe.batch, recipe.window))
         where, which, words, times = (to_device(each, device) for each in drawn)
         z0 = latents[where, which]
-        noise = to_device(torch.randn(z0.shape), device)
+        if device.type == "cuda":  # drawing half a million numbers on the host would take as long as the step
+            generator.manual_seed(args.seed * 2**32 + step)
+        noise = torch.randn(z0.shape, generator=generator, device=device)
         zt = scheduler.add_noise(z0, noise, times).contiguous(memory_format=torch.channels_last)
         embedded = captions.embed(text, words)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
@@ -635,9 +638,7 @@ def main() -> None:
     parser.add_argument("--probe", type=int, default=20, help="held-out images of each class that are measured")
     parser.add_argument("--probe-draws", type=int, default=4)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one number of the recipe")
-    parser.add_argument(
-        "--seconds", type=float, help="choose the steps so that it takes about so long (flat schedule)"
-    )
+    parser.add_argument("--seconds", type=float, help="choose the steps so that it takes about so long (flat schedule)")
     parser.add_argument("--stop", type=int, help="stop after this step: to compare recipes at equal cost")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=500)
