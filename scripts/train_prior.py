@@ -254,8 +254,10 @@ class Captions:
         return torch.where(dice > null, torch.tensor(self.null + len(self.templates) - 1), caption)
 
     def embed(self, encoder: CLIPTextModel, numbers: Tensor) -> Tensor:
-        if numbers.is_cuda:  # which of them are used is not worth waiting for
-            return encoder(self.tokens).last_hidden_state[numbers]
+        if numbers.is_cuda:  # all of them: which are used is not worth waiting for
+            states = encoder(self.tokens).last_hidden_state
+            chosen = (numbers[:, None] == torch.arange(len(states), device=numbers.device)).to(states.dtype)
+            return (chosen @ states.flatten(1)).unflatten(1, states.shape[1:])
         used, where = numbers.unique(return_inverse=True)
         return encoder(self.tokens[used]).last_hidden_state[where]
 
@@ -443,6 +445,48 @@ def build_optimizers(recipe: Recipe, unet: nn.Module, text: nn.Module) -> Both:
     return Both(*optimizers)
 
 
+class Step:
+    """Forward and backward of one batch: inputs -> loss, gradients in the weights.
+
+    ``graph``: captured once as a CUDA graph and replayed.  Launching the thousand kernels of a small network from Python
+    takes several times as long as running them.
+    """
+
+    def __init__(self, run: Callable[..., Tensor], weights: list[nn.Parameter], graph: bool):
+        self.run, self.weights, self.wanted = run, weights, graph
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if not self.wanted:
+            self.clear()
+            return self.run(*inputs)
+        if self.graph is None:
+            self.capture(inputs)
+        for held, value in zip(self.inputs, inputs, strict=True):
+            held.copy_(value)
+        assert self.graph is not None
+        self.graph.replay()
+        return self.loss
+
+    def clear(self) -> None:
+        for weight in self.weights:
+            weight.grad = None
+
+    def capture(self, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [each.clone() for each in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiling, and what libraries do the first time, cannot be captured
+            for _ in range(3):
+                self.clear()
+                self.run(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.clear()  # then the captured gradients are written, not added to
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss = self.run(*self.inputs)
+
+
 @contextmanager
 def averaged(weights: list[nn.Parameter], average: list[Tensor]) -> Iterator[None]:
     """Within: the moving average in the place of the weights."""
@@ -474,6 +518,18 @@ def train_unet(
     average = [p.detach().clone() for p in weights]
     predict = torch.compile(unet) if args.compile else unet
     parts: dict[str, Any] = {"unet": unet, "text": text, "optimizer": optimizer}
+
+    def run(z0: Tensor, noise: Tensor, times: Tensor, words: Tensor) -> Tensor:
+        zt = scheduler.add_noise(z0, noise, times).contiguous(memory_format=torch.channels_last)
+        embedded = captions.embed(text, words)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            predicted = predict(zt, times, embedded).sample
+        loss = F.mse_loss(predicted.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        return loss.detach()
+
+    learn = Step(run, weights, args.graph)
     running, first = torch.zeros((), device=device), 1
     if (kept := state.read("unet")) is not None:
         take_up(kept, parts, average)
@@ -487,21 +543,13 @@ def train_unet(
         side = torch.randint(2, (recipe.batch,)) if recipe.flips else torch.zeros(1, dtype=torch.long)
         drawn = (side, pick, captions.sample(labels[pick]), sample_timesteps(recipe.batch, recipe.window))
         where, which, words, times = (to_device(each, device) for each in drawn)
-        z0 = latents[where, which]
+        z0 = latents[where, which].contiguous(memory_format=torch.channels_last)
         if device.type == "cuda":  # drawing half a million numbers on the host would take as long as the step
             generator.manual_seed(args.seed * 2**32 + step)
         noise = torch.randn(z0.shape, generator=generator, device=device)
-        zt = scheduler.add_noise(z0, noise, times).contiguous(memory_format=torch.channels_last)
-        embedded = captions.embed(text, words)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-            predicted = predict(zt, times, embedded).sample
-        loss = F.mse_loss(predicted.float(), noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        loss = learn(z0, noise, times, words)
         optimizer.step()
-        for part in (unet, text):
-            part.zero_grad(set_to_none=True)
-        running.lerp_(loss.detach(), max(0.01, 1 / step))
+        running.lerp_(loss, max(0.01, 1 / step))
         torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - min(recipe.average, step / (step + 10)))
         if args.seconds and step % 50 == 0 and time.monotonic() - begun > 0.75 * args.seconds and recipe.steps == args.most:
             recipe = replace(recipe, steps=max(1, round(step / 0.75)))  # the rate goes down from here on
@@ -512,7 +560,8 @@ def train_unet(
             with averaged(weights, average):
                 figures = probe(unet, text, captions, scheduler)
                 save(unet, text, scheduler)
-            state.log({"step": step, "loss": running.item(), **figures})
+            passed = round(time.monotonic() - begun, 1)
+            state.log({"step": step, "wall_seconds": passed, "loss": running.item(), **figures})
         if measured or step % args.save_every == 0:
             state.write(
                 "unet",
@@ -645,6 +694,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net")
+    parser.add_argument("--graph", action="store_true", help="on a GPU: capture a step as a CUDA graph")
     parser.add_argument("--reuse-vae", type=Path, help="a folder written earlier, whose vae/ is taken as it is")
     args = parser.parse_args()
     recipe = read_recipe(args.recipe, args.set)
