@@ -511,6 +511,9 @@ def train_unet(
     unet, text = build_unet(recipe).to(device, memory_format=torch.channels_last), build_text_encoder(tokenizer).to(device)
     if recipe.bf16 and device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the backward pass of CPU flash attention is slow for 64 positions
+    if args.start_from:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.start_from, subfolder="unet").state_dict())
+        text.load_state_dict(CLIPTextModel.from_pretrained(args.start_from, subfolder="text_encoder").state_dict())
     scheduler = build_scheduler()
     captions, labels = Captions(tokenizer, data.names, recipe, device), data.labels
     optimizer = build_optimizers(recipe, unet, text)
@@ -695,6 +698,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net")
     parser.add_argument("--graph", action="store_true", help="on a GPU: capture a step as a CUDA graph")
+    parser.add_argument("--start-from", type=Path, help="a folder written earlier, whose U-Net and words are trained further")
     parser.add_argument("--reuse-vae", type=Path, help="a folder written earlier, whose vae/ is taken as it is")
     args = parser.parse_args()
     recipe = read_recipe(args.recipe, args.set)

@@ -134,7 +134,7 @@ class Diffusion:
         self, noisy: Float[Tensor, "b 4 h w"], t: Int[Tensor, " b"], words: Float[Tensor, "b tokens width"]
     ) -> Float[Tensor, "b 4 h w"]:
         """eps_theta(z_t, t, words) in float32; predictions of v or of z_0 are turned into noise first."""
-        output = self._unet(noisy, t, words, self.forward or self.unet).float()
+        output = self._unet(noisy, t, words, self.unet if self.forward is None else self.forward).float()
         abar = self._alphas[t][:, None, None, None]
         match self.scheduler.config.prediction_type:
             case "epsilon":

@@ -114,6 +114,23 @@ def test_a_compiled_unet_has_a_graph_for_every_latent_shape(monkeypatch: pytest.
     assert dynamo.accumulated_recompile_limit >= len(shapes)
 
 
+def test_a_compiled_unet_is_asked_whatever_its_truth_value() -> None:
+    """torch's compiled modules answer len() and so bool() with an error where the network has no length."""
+
+    class Compiled:
+        def __len__(self) -> int:
+            raise TypeError("UNet2DConditionModel does not support len()")
+
+        def __call__(self, noisy: torch.Tensor, *_rest: object, **_named: object) -> tuple[torch.Tensor]:
+            return (noisy + 1,)
+
+    model = Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32")
+    model.forward = Compiled()
+    noisy = torch.zeros(1, 4, 8, 8)
+    predicted = model.predict_noise(noisy, torch.tensor([10]), model.embed_prompts(["x"]))
+    assert torch.equal(predicted, noisy + 1)
+
+
 def test_the_hash_follows_the_content_not_the_place(copy: Path) -> None:
     assert ModelFolder(copy).digest == ModelFolder(Path(TINY)).digest
     (copy / "unet" / "notes.md").write_text("not part of the model")
