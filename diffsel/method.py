@@ -91,7 +91,7 @@ def embed(session: Session) -> None:
     """RUN/maps -> the best patches and their vectors -> RUN/features/KEY (paper 3.2)."""
     s, run = session.settings, session.run
     clip, files = s.features.kind == "clip", [run.feature_folder / "settings.yaml", *map(run.feature_file, run.units)]
-    if s.selection.method == "diffsel-noclusters" or (all(file.exists() for file in files) and not clip):
+    if not s.selection.clustered or (all(file.exists() for file in files) and not clip):
         return  # ranks by score alone; or all is there, and of the run's own model
     from .scoring.features import Patch, clip_digest, embed_patches
 

@@ -109,7 +109,7 @@ class Painter:
         if not self._maps and self.run:
             for unit in self.run.of_class(self.label):
                 tensors, extra = self.run.maps(unit)
-                self._maps |= {r: self.run.image_map(tensors, self.rows[r]) for r in extra["rows"]}
+                self._maps |= {r: self.run.image_map(tensors, extra, self.rows[r]) for r in extra["rows"]}
         if row not in self._maps:
             return ""
         cells = self._maps[row]

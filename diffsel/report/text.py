@@ -138,7 +138,7 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
     if row.row not in extra["rows"]:
         reason = next(s["reason"] for s in extra["skipped"] if s["path"] == row.path)
         return "\n".join([*lines, f"map      none: passed over: {reason}"])
-    cells = run.image_map(tensors, row)
+    cells = run.image_map(tensors, extra, row)
     lines.append(
         f"map      maps/{unit.name}.safetensors, {cells.shape[0]} x {cells.shape[1]} cells, "
         f"{run.settings.patches.estimator}: {cells.min():+.3g} to {cells.max():+.3g}, mean {cells.mean():+.3g}"

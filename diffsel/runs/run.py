@@ -24,7 +24,7 @@ from ..data.images import ImageData, Row, reopen
 from ..machine.files import apart, safe_name, write_atomically
 from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
-from ..scoring.patches import Box, best_boxes, chosen_bins, estimate
+from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, without_execution
 from .index import read_index, read_skipped, remake
@@ -145,13 +145,19 @@ class Run:
         added = {name: value[None] for name, value in self.part.read(unit).items()}
         if not self.part.gap:  # not a number, so that nothing can take it for one
             added |= {f"{row}.gap": np.full_like(added[f"{row}.differential"], np.nan) for row in extra["rows"]}
+        null = Part(self, None, self.part.null, False)
+        if set(self.part.null.values()) == {self.record["settings"]["scoring"]["null_prompt"]}:
+            added |= {name: value for name, value in tensors.items() if name.endswith(".null")}
+        elif null.file(unit).exists():
+            added |= null.read(unit)
         return added, extra
 
-    def image_map(self, tensors: Mapping[str, np.ndarray], row: Row) -> np.ndarray:
+    def image_map(self, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any], row: Row) -> np.ndarray:
         """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""
         s = self.settings
         differential, gap = (tensors[f"{row.row}.{name}"][s.patches.prompt] for name in ("differential", "gap"))
-        return estimate(differential, gap, s.patches, s.scoring)
+        draws = dict(zip(extra["rows"], extra.get("draws", ()), strict=False)).get(row.row)  # not recorded at first: all alike
+        return estimate(differential, gap, s.patches, s.scoring, tensors.get(f"{row.row}.null"), draws)
 
     def boxes(self, unit: Unit) -> list[tuple[Row, Box, float]]:
         """The best patches of every scored image of a unit, with their scores."""
@@ -160,7 +166,7 @@ class Run:
         for row in unit.rows:
             if row.row in scored:
                 width, height = self.data.size(row)
-                best = best_boxes(self.image_map(tensors, row), height, width, self.settings.patches)
+                best = best_boxes(self.image_map(tensors, extra, row), height, width, self.settings.patches)
                 found += [(row, box, score) for box, score in best]
         return found
 
@@ -194,7 +200,7 @@ class Run:
     def patches(self, unit: Unit) -> dict[str, np.ndarray]:
         """``row`` (n,), ``box`` (n, 4), ``score`` (n,) and ``vector`` (n, channels; 0 where selection takes none) of a
         unit's patches.  Raises StoreError where a stage has not finished."""
-        if self.settings.selection.method == "diffsel-noclusters":
+        if not self.settings.selection.clustered:
             boxes = self.boxes(unit)
             return {**columns(boxes), "vector": np.zeros((len(boxes), 0), np.float32)}
         file = self.feature_file(unit)
@@ -203,6 +209,18 @@ class Run:
         tensors, extra = read_unit(file, self.feature_mark)
         check_unit(file, unit, extra, tensors["row"].tolist())
         return tensors
+
+    def lowered(self, unit: Unit) -> np.ndarray:
+        """Mean of -D inside the box of each of a unit's patches (n,): how much the label lowers the loss there."""
+        tensors, patches = self.maps(unit)[0], self.patches(unit)
+        plain = self.settings.patches.model_copy(update={"estimator": "differential"})
+        sizes = {row.row: self.data.size(row) for row in unit.rows}
+        found = []
+        for row, box in zip(patches["row"].tolist(), patches["box"].tolist(), strict=True):
+            differential = tensors[f"{row}.differential"][self.settings.patches.prompt]
+            cells = estimate(differential, differential, plain, self.settings.scoring)
+            found.append(box_mean(cells, *sizes[row][::-1], box))
+        return np.array(found, np.float64)
 
     # ---- the whole -----------------------------------------------------------------------------------------------
 

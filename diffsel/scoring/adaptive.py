@@ -44,10 +44,13 @@ def _draw_scores(
 ) -> Float[np.ndarray, "n rows cols"]:
     """Patch scores of each draw alone; estimates are linear in the maps, so their mean is the score of the mean map.
 
+    The gated estimator is not: there the combined one stands for it.
+
     Neighbouring patches differ little: a coarse stride is enough to see whether another place competes.
     """
     single = scoring.model_copy(update={"bins": 1, "draws": 1})
-    every = patches.model_copy(update={"t_range": None})
+    linear = "combined" if patches.estimator == "gated" else patches.estimator
+    every = patches.model_copy(update={"t_range": None, "estimator": linear})
     stride = max(patches.stride, min(size) // 32)
     return np.stack(
         [patch_scores(estimate(d[None], g[None], every, single), *size, patches.patch_size or 0, stride)[0] for d, g in maps]

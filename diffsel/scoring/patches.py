@@ -7,6 +7,7 @@ is ever built.  Boxes are (top, left, height, width) in pixels of the resized im
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -20,25 +21,55 @@ Box = tuple[int, int, int, int]
 
 
 def estimate(
-    differential: Float[np.ndarray, "B h w"], gap: Float[np.ndarray, "B h w"], settings: PatchSettings, scoring: ScoringSettings
+    differential: Float[np.ndarray, "B h w"],
+    gap: Float[np.ndarray, "B h w"],
+    settings: PatchSettings,
+    scoring: ScoringSettings,
+    null: Float[np.ndarray, "B h w"] | None = None,
+    draws: int | None = None,
 ) -> Float[np.ndarray, "h w"]:
     """The map that scores patches, HIGHER = more class-relevant: the chosen estimator, averaged over the chosen bins.
 
     G says sharply where the words change anything, -D noisily whether they fit.  So ``combined`` blurs D, which keeps its
-    mean (mirrored edges) and most of what it knows about a region, and loses most of its noise.
+    mean (mirrored edges) and most of what it knows about a region, and loses most of its noise.  ``gated`` multiplies G with
+    how sure blurred -D is to be positive; it needs the ``null`` prompt's loss, and how many ``draws`` the image had.
     """
     bins = chosen_bins(settings, scoring)
     d, g = (m[bins].astype(np.float64).mean(0) for m in (differential, gap))
+    sigma = settings.blur * min(d.shape)
     match settings.estimator:
         case "differential":
             return -d
         case "gap":
             return g
         case "combined":
-            from scipy.ndimage import gaussian_filter  # a quarter of a second, which looking at a run can do without
+            return (1 - settings.weight) * g - settings.weight * _blur(d, sigma)
+        case "gated":
+            if null is None:
+                raise ConfigError("patches.estimator = gated needs the null prompt's loss map")
+            count = (draws or scoring.draws) * len(bins) / scoring.bins
+            noise = (gap[bins].astype(np.float64) * null[bins]).mean(0) / count
+            return g * certainty(d, noise, sigma, settings.gate)
 
-            blurred = gaussian_filter(d, settings.blur * min(d.shape), mode="reflect")
-            return (1 - settings.weight) * g - settings.weight * blurred
+
+def certainty(
+    d: Float[np.ndarray, "h w"], variance: Float[np.ndarray, "h w"], sigma: float, gate: float
+) -> Float[np.ndarray, "h w"]:
+    """Phi(c z) with z = -blur(D) over the deviation of its noise: near 1 where the label surely lowers the loss.
+
+    ``variance`` of D in each cell, up to a factor; a Gaussian of ``sigma`` cells divides that of white noise by 4 pi sigma^2
+    (by less for a narrow one: never by less than 1).
+    """
+    from scipy.special import ndtr
+
+    blurred = _blur(variance, sigma / math.sqrt(2)) / max(1.0, 4 * math.pi * sigma**2)
+    return ndtr(-gate * _blur(d, sigma) / np.sqrt(np.maximum(blurred, np.finfo(np.float64).tiny)))
+
+
+def _blur(cells: Float[np.ndarray, "h w"], sigma: float) -> Float[np.ndarray, "h w"]:
+    from scipy.ndimage import gaussian_filter  # a quarter of a second, which looking at a run can do without
+
+    return gaussian_filter(cells, sigma, mode="reflect")
 
 
 def chosen_bins(settings: PatchSettings, scoring: ScoringSettings) -> list[int]:
@@ -65,6 +96,13 @@ def patch_scores(
     rows = _weights(cells.shape[0], height, patch or height, stride)
     cols = _weights(cells.shape[1], width, patch or width, stride)
     return rows @ cells.astype(np.float64) @ cols.T, tops, lefts
+
+
+def box_mean(cells: Float[np.ndarray, "h w"], height: int, width: int, box: Box) -> float:
+    """Mean of the upsampled map over one box, as ``patch_scores`` has it."""
+    top, left, tall, wide = box
+    rows, cols = _weights(cells.shape[0], height, tall, 1), _weights(cells.shape[1], width, wide, 1)
+    return float(rows[top] @ cells.astype(np.float64) @ cols[left])
 
 
 def positions(pixels: int, patch: int, stride: int) -> NDArray[np.int64]:

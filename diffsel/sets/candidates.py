@@ -34,6 +34,8 @@ def candidates(run: Run, label: str) -> Candidates:
     parts = [run.patches(unit) for unit in run.of_class(label)]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
+    if run.settings.selection.rank_by == "differential":
+        joined["score"] = np.concatenate([run.lowered(unit) for unit in run.of_class(label)])
     kept = np.isin(joined["row"], list(kept_rows(run, label)))
     return Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
 
@@ -98,7 +100,7 @@ def most_patches(run: Run, classes: Sequence[str]) -> dict[str, int]:
 
 def _stored_patches(run: Run, label: str) -> int | None:
     """None where a unit has not come that far.  Some images turn out not to decode, some boxes not to fit."""
-    plain, units = run.settings.selection.method == "diffsel-noclusters", run.of_class(label)
+    plain, units = not run.settings.selection.clustered, run.of_class(label)
     files = [run.map_file(unit) if plain else run.feature_file(unit) for unit in units]
     if not all(file.exists() for file in files):
         return None

@@ -2,11 +2,12 @@
 
 Clusters are ranked by the median score of their patches, best first; patches inside one by distance to its centroid,
 nearest first.  The top N clusters give q = factor^2 * IPC // N patches each; what is still missing is filled with
-unused patches by score.  Ties go to the lower row.
+unused patches by score.  Ties go to the lower row.  Or a coreset of the class's vectors (coresets.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ from joblib import Parallel, delayed
 from ..scoring.patches import Box
 from ..settings.errors import SelectionError
 from ..settings.sections import SelectionSettings
+from .coresets import CORESETS, kmeans
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Pick:
     cluster: int | None  # 0 is the best cluster; None: no clustering took place
     place: int | None  # rank inside the cluster, 0 is nearest to the centroid
     distance: float | None
-    reason: Literal["cluster", "score", "random", "loss"]  # for its place in a top cluster, or to fill up by score; baselines
+    reason: Literal["cluster", "score", "coverage", "random", "loss"]  # for its place in a top cluster, or to fill up; others
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,15 @@ class Clustering:
 def cluster(
     vectors: Float[np.ndarray, "n channels"], scores: Float[np.ndarray, " n"], settings: SelectionSettings, seed: int
 ) -> Clustering:
-    """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than K.
-
-    Always on one thread: the order of its sums depends on their number.
-    """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    points = np.ascontiguousarray(vectors, dtype=np.float64)
-    k = min(settings.clusters, len(np.unique(points, axis=0)))
-    with threadpool_limits(1):
-        fit = KMeans(k, n_init=settings.restarts, random_state=seed % 2**32).fit(points)
-    distance = np.linalg.norm(points - fit.cluster_centers_[fit.labels_], axis=1)
-    return rank_clusters(fit.labels_, distance, scores)
+    """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than K."""
+    labels, distance = kmeans(vectors, settings.clusters, seed, settings.restarts)
+    return rank_clusters(labels, distance, scores, settings.inside)
 
 
 def rank_clusters(
-    labels: Int[np.ndarray, " n"], distance: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"], distance: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"], inside: str = "centroid"
 ) -> Clustering:
-    """Number clusters by descending median score (ties: the one with the lowest row first), patches by distance."""
+    """Number clusters by descending median score (ties: the one with the lowest row first), patches by distance or score."""
     names = np.unique(labels)
     medians = np.array([np.median(scores[labels == name]) for name in names])
     first = np.array([np.flatnonzero(labels == name)[0] for name in names])
@@ -87,7 +79,8 @@ def rank_clusters(
     for rank, name in enumerate(names[order]):
         members = np.flatnonzero(labels == name)
         ranked[members] = rank
-        place[members[np.argsort(distance[members], kind="stable")]] = np.arange(len(members))
+        key = distance if inside == "centroid" else -scores
+        place[members[np.argsort(key[members], kind="stable")]] = np.arange(len(members))
     return Clustering(ranked, place, distance, medians[order])
 
 
@@ -97,13 +90,17 @@ def select_class(candidates: Candidates, ipc: int, factor: int, settings: Select
     n = len(candidates.rows)
     if n < need:
         raise too_few(candidates.label, n, ipc, factor)
-    clustering, chosen = None, []
-    if settings.method == "diffsel":
-        clustering = cluster(candidates.vectors, candidates.scores, settings, seed)
-        share = need // settings.top_clusters
-        top = np.flatnonzero((clustering.cluster < settings.top_clusters) & (clustering.place < share))
-        chosen = list(top[np.lexsort((clustering.place[top], clustering.cluster[top]))])
     by_score = np.argsort(-candidates.scores, kind="stable")
+    best = np.sort(by_score[: max(need, math.ceil(settings.best_share * n - 1e-9))])
+    clustering, chosen, found = None, [], None
+    if settings.method == "diffsel":
+        found = cluster(candidates.vectors[best], candidates.scores[best], settings, seed)
+        clustering = _spread(found, best, n)
+        share = need // settings.top_clusters
+        top = np.flatnonzero((found.cluster < settings.top_clusters) & (found.place < share))
+        chosen = list(best[top[np.lexsort((found.place[top], found.cluster[top]))]])
+    elif settings.method in CORESETS:
+        chosen = list(best[CORESETS[settings.method](candidates.vectors[best], need, seed, settings.restarts)])
     fill = by_score[~np.isin(by_score, chosen)][: need - len(chosen)]
     return [
         Pick(
@@ -115,10 +112,17 @@ def select_class(candidates: Candidates, ipc: int, factor: int, settings: Select
             cluster=None if clustering is None else int(clustering.cluster[i]),
             place=None if clustering is None else int(clustering.place[i]),
             distance=None if clustering is None else float(clustering.distance[i]),
-            reason="cluster" if rank < len(chosen) else "score",
+            reason="score" if rank >= len(chosen) else "cluster" if clustering else "coverage",
         )
         for rank, i in enumerate([*chosen, *fill])
     ]
+
+
+def _spread(found: Clustering, where: Int[np.ndarray, " m"], n: int) -> Clustering:
+    """A clustering of some patches as one of all n; the others lie in no cluster (-1)."""
+    cluster, place, distance = np.full(n, -1), np.full(n, -1), np.full(n, np.nan)
+    cluster[where], place[where], distance[where] = found.cluster, found.place, found.distance
+    return Clustering(cluster, place, distance, found.median)
 
 
 def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:

@@ -13,9 +13,14 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-Estimator = Literal["differential", "gap", "combined"]
-Method = Literal["diffsel", "diffsel-noclusters", "rded", "random"]
+Estimator = Literal["differential", "gap", "combined", "gated"]
+Method = Literal["diffsel", "diffsel-noclusters", "herding", "kcenter", "medoids", "rded", "random"]
 EXECUTION: dict[str, Any] = {"execution": True}
+
+
+def added(neutral: Any) -> dict[str, Any]:
+    """Marks a field that came after stored results: at ``neutral``, what was done before, fingerprints do without it."""
+    return {"neutral": neutral}
 
 
 class Section(BaseModel):
@@ -152,11 +157,18 @@ class PatchSettings(Section):
     stride: int = Field(1, ge=1, description="Step between candidate patches, pixels; the last one is always included.")
     per_image: int = Field(1, ge=1, description="Best non-overlapping patches kept of each image.")
     estimator: Estimator = Field(
-        "combined", description="differential: the paper's -D; gap: G; combined: (1-w) G - w blur(D), see RESULTS.md."
+        "combined",
+        description="differential: the paper's -D; gap: G; combined: (1-w) G - w blur(D); gated: G where D is sure.",
     )
     weight: float = Field(0.25, ge=0, le=1, description="w of the combined estimator (measured: RESULTS.md).")
     blur: float = Field(
         0.125, ge=0, le=1, description="Blur of D in the combined estimator: deviation, share of the map's shorter side."
+    )
+    gate: float = Field(
+        0.25,
+        gt=0,
+        description="c of the gated estimator G Phi(c z): how far blurred -D must lie above 0, in deviations of its noise.",
+        json_schema_extra=added(0.25),
     )
     prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
     t_range: tuple[float, float] | None = Field(None, description="Only the stored bins inside this range (Tab. 6).")
@@ -177,7 +189,25 @@ class SelectionSettings(Section):
     """Clusters, ranks and picks (paper 3.2, B.1)."""
 
     method: Method = Field(
-        "diffsel", description="diffsel with or without clusters (Tab. 5), or a baseline, which needs no scoring pass."
+        "diffsel",
+        description="diffsel with or without clusters (Tab. 5); a coreset of its vectors; or a baseline, which needs no pass.",
+    )
+    rank_by: Literal["estimator", "differential"] = Field(
+        "estimator",
+        description="What ranks patches and clusters: the score that chose the box, or -D inside it.",
+        json_schema_extra=added("estimator"),
+    )
+    best_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Only this share of a class, the best by rank, is clustered or covered (but as many as are needed).",
+        json_schema_extra=added(1.0),
+    )
+    inside: Literal["centroid", "rank"] = Field(
+        "centroid",
+        description="Which patches of a cluster come first: the nearest to its centroid, or the best by rank.",
+        json_schema_extra=added("centroid"),
     )
     clusters: int = Field(32, ge=1, description="K of K-means, per class (Fig. 8).")
     top_clusters: int = Field(10, ge=1, description="N best clusters that give patches (Fig. 8).")
@@ -187,6 +217,11 @@ class SelectionSettings(Section):
         None, gt=0, lt=1, description="Share of each class left out: the images whose label fits least."
     )
     drop_below: float | None = Field(None, description="Images whose suspect statistic is lower are left out (0: raised loss).")
+
+    @property
+    def clustered(self) -> bool:
+        """Whether it looks at vectors."""
+        return self.method in ("diffsel", "herding", "kcenter", "medoids")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

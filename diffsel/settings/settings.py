@@ -115,8 +115,9 @@ def resolve(values: Mapping[str, Any], alone: bool = False) -> Settings:
 
 
 def identity(section: Section) -> dict[str, Any]:
-    """A section as plain values, without the fields that change only speed."""
-    skip = {k for k, f in type(section).model_fields.items() if f.json_schema_extra == EXECUTION}
+    """A section as plain values, without the fields that change only speed, or came later and change nothing."""
+    marks = {k: f.json_schema_extra for k, f in type(section).model_fields.items() if isinstance(f.json_schema_extra, dict)}
+    skip = {k for k, mark in marks.items() if mark == EXECUTION or mark.get("neutral", mark) == getattr(section, k)}
     return section.model_dump(mode="json", exclude=skip)
 
 

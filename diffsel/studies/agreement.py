@@ -75,7 +75,7 @@ def _class_agreement(
         for row in (row for row in unit.rows if row.row in scored):
             width, height = views[0].data.size(row)
             patches = views[0].settings.patches
-            maps = [view.image_map(tensors, row) for view, (tensors, _) in zip(views, held, strict=True)]
+            maps = [view.image_map(*each, row) for view, each in zip(views, held, strict=True)]
             grids = [patch_scores(cells, height, width, patches.patch_size or 0, patches.stride)[0] for cells in maps]
             found = [best_boxes(cells, height, width, patches)[0] for cells in maps]
             places.append(rank_correlations(np.stack([grid.ravel() for grid in grids])))
@@ -206,7 +206,7 @@ def heat_page(views: Sequence[Run], study: Comparison, images: int = 8, side: in
             height, width = pixels.shape[:2]
             pictures = [_fit(Image.fromarray(pixels), side)]
             for view in views:
-                cells = view.image_map(view.maps(unit)[0], row)
+                cells = view.image_map(*view.maps(unit), row)
                 box = best_boxes(cells, height, width, view.settings.patches)[0][0]
                 picture = with_boxes(heat(cells, height, width), [(box, OUTLINE)], scale=2)
                 pictures.append(_fit(picture, side))

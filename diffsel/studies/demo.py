@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..report.text import table
 from ..runs.run import Run
 from ..runs.session import Session, start
 from ..scoring.maps import forwards
-from ..scoring.patches import Box, best_boxes, estimate
+from ..scoring.patches import Box, best_boxes
 from ..sets.baselines import judge_size, select_baseline
 from ..sets.opening import open_set, read_set
 from ..settings.sections import Estimator
@@ -183,22 +184,16 @@ def hit_rates(run: Run, truth: Truth, folder: str) -> dict[str, float]:
     everywhere = [
         (top, left, PATCH, PATCH) for top in range(scenes.SIZE - PATCH + 1) for left in range(scenes.SIZE - PATCH + 1)
     ]
-    for row, differential, gap in _stored(run):
+    for row, tensors, extra in ((row, *stored) for unit in run.units for stored in [run.maps(unit)] for row in unit.rows):
         box = truth[f"{folder}/{row.path}"]
         for name, estimator in names.items():
             chosen = run.settings.patches.model_copy(update={"estimator": estimator, "per_image": 1})
-            best = best_boxes(estimate(differential, gap, chosen, run.settings.scoring), scenes.SIZE, scenes.SIZE, chosen)
+            seen = replace(run, settings=run.settings.model_copy(update={"patches": chosen}))
+            best = best_boxes(seen.image_map(tensors, extra, row), scenes.SIZE, scenes.SIZE, chosen)
             hits[name].append(held(box, best[0][0]) >= HELD)
         hits["random"].append(float(np.mean([held(box, patch) >= HELD for patch in everywhere])))
         hits["centre"].append(held(box, (middle, middle, PATCH, PATCH)) >= HELD)
     return {name: round(float(np.mean(values)), 4) for name, values in hits.items()}
-
-
-def _stored(run: Run) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
-    for unit in run.units:
-        tensors, _ = run.maps(unit)
-        for row in unit.rows:
-            yield row, tensors[f"{row.row}.differential"][0], tensors[f"{row.row}.gap"][0]
 
 
 def _selected_rate(folder: Path, truth: Truth) -> float:
@@ -224,7 +219,7 @@ def draw_page(one: Run, two: Run, truth: Truth, out: Path) -> Image.Image:
 
 def _pair(run: Run, row: Row, box: Box) -> list[Image.Image]:
     unit = next(u for u in run.units if row in u.rows)
-    cells = run.image_map(run.maps(unit)[0], row)
+    cells = run.image_map(*run.maps(unit), row)
     best = best_boxes(cells, scenes.SIZE, scenes.SIZE, run.settings.patches)[0][0]
     outlines = [(box, "#ffffff"), (best, "#ffd400")]
     pictures = (run.data.pixels(row), heat(cells, scenes.SIZE, scenes.SIZE))

@@ -97,10 +97,9 @@ def test_an_added_prompt_has_the_maps_of_a_run_made_with_it(run: Session, tmp_pa
     method.score(own)
     own, view = own.run, views[1].run
     for unit in own.units:
-        tensors, _ = view.maps(unit)
         for row in unit.rows:
-            expected = own.image_map(own.maps(unit)[0], row)
-            np.testing.assert_allclose(view.image_map(tensors, row), expected, rtol=3e-3, atol=3e-5)
+            expected = own.image_map(*own.maps(unit), row)
+            np.testing.assert_allclose(view.image_map(*view.maps(unit), row), expected, rtol=3e-3, atol=3e-5)
 
 
 def test_with_latents_kept_prompts_need_no_images_and_have_the_same_bytes(run: Session, original: Path, tmp_path: Path) -> None:
@@ -159,7 +158,7 @@ def test_agreement_is_one_with_itself_and_known_otherwise(run: Session) -> None:
 
 def scores(view: Run, row: Row) -> np.ndarray:
     width, height = view.data.size(row)
-    return patch_scores(view.image_map(view.maps(view.units[0])[0], row), height, width, 32, 8)[0].ravel()
+    return patch_scores(view.image_map(*view.maps(view.units[0]), row), height, width, 32, 8)[0].ravel()
 
 
 @pytest.mark.parametrize(
