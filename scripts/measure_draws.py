@@ -42,7 +42,7 @@ WRONG = ("iid", "strat")  # designs that a wrong label is scored with too
 WAYS = {
     "differential": PatchSettings(patch_size=PATCH, estimator="differential"),
     "gap": PatchSettings(patch_size=PATCH, estimator="gap"),
-    "combined": PatchSettings(patch_size=PATCH),
+    "combined": PatchSettings(patch_size=PATCH, estimator="combined"),
     "no blur": PatchSettings(patch_size=PATCH, blur=0),
     "per bin": PatchSettings(patch_size=PATCH),
 }

@@ -34,11 +34,8 @@ def ways(choose: bool) -> dict[str, PatchSettings]:
         "differential": PatchSettings(patch_size=PATCH, estimator="differential"),
         "gap": PatchSettings(patch_size=PATCH, estimator="gap"),
     }
-    gates = (
-        [(c, blur) for c in (0.125, 0.25, 0.5, 1.0) for blur in (0.125, 0.1875, 0.25)]
-        if choose
-        else [(0.25, 0.125), (0.5, 0.1875)]
-    )
+    chosen = [(0.5, 0.125), (0.25, 0.125)]
+    gates = [(c, blur) for c in (0.125, 0.25, 0.5, 1.0) for blur in (0.125, 0.1875, 0.25)] if choose else chosen
     gated = PatchSettings(patch_size=PATCH, estimator="gated")
     return found | {f"gated {c:g}, {b:g}": gated.model_copy(update={"gate": c, "blur": b}) for c, b in gates}
 
@@ -56,6 +53,13 @@ def hit(scene: scenes.Scene, maps: Maps, way: PatchSettings, settings: ScoringSe
     return held(scene.boxes[0], best_boxes(cells, scenes.SIZE, scenes.SIZE, way)[0][0]) >= HELD
 
 
+def differences(hits: np.ndarray, base: np.ndarray) -> list[str]:
+    """Percent of scenes, with the paired standard error."""
+    gain = hits - base
+    error = gain.std(0, ddof=1) / len(gain) ** 0.5
+    return [f"{100 * g:+.1f} ± {100 * e:.1f}" for g, e in zip(gain.mean(0), error, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
@@ -70,21 +74,24 @@ def main() -> None:
     names = ways(args.choose)
     seed = args.seed if args.seed is not None else 100 if args.choose else 200
     rows: list[list[object]] = []
+    against: list[list[object]] = []
     for objects in (1, 2):
-        for draws in args.draws:
+        most = np.zeros(0)  # hits of the first version's default with most draws
+        for draws in sorted(args.draws, reverse=True):
             settings = ScoringSettings(draws=draws)
             scorer = Scorer(model, settings, seed, args.batch_size)
             told = progress(False)(
                 scored(scorer, objects, args.per_class, seed), total=10 * args.per_class, desc=f"{objects}, {draws}"
             )
             hits = np.array([[hit(scene, maps, way, settings) for way in names.values()] for scene, maps in told], float)
-            gain = hits - hits[:, :1]
-            error = gain.std(0, ddof=1) / len(gain) ** 0.5
-            cells = [f"{100 * g:+.1f} ± {100 * e:.1f}" for g, e in zip(gain.mean(0)[1:], error[1:], strict=True)]
-            rows.append([objects, draws, f"{100 * hits[:, 0].mean():.1f}", *cells])
+            most = most if len(most) else hits[:, :1]
+            rows.append([objects, draws, f"{100 * hits[:, 0].mean():.1f}", *differences(hits, hits[:, :1])[1:]])
+            against.append([objects, draws, *differences(hits, most)])
             print(rows[-1], flush=True)
-    text = table(rows, ["objects", "draws", *names])
-    print(f"{10 * args.per_class} scenes in each row\n{text}")
+    text = f"{10 * args.per_class} scenes in each row; hits of combined, percent, and how many more of the others\n"
+    text += table(rows, ["objects", "draws", *names])
+    text += f"\n\nthe same against combined with {max(args.draws)} draws\n" + table(against, ["objects", "draws", *names])
+    print(text)
     if args.out:
         args.out.write_text(text + "\n")
 

@@ -210,16 +210,21 @@ class Run:
         check_unit(file, unit, extra, tensors["row"].tolist())
         return tensors
 
-    def lowered(self, unit: Unit) -> np.ndarray:
-        """Mean of -D inside the box of each of a unit's patches (n,): how much the label lowers the loss there."""
-        tensors, patches = self.maps(unit)[0], self.patches(unit)
-        plain = self.settings.patches.model_copy(update={"estimator": "differential"})
-        sizes = {row.row: self.data.size(row) for row in unit.rows}
-        found = []
+    def ranks(self, unit: Unit) -> np.ndarray:
+        """What ranks each of a unit's patches (n,), higher = better: its score, or the mean of -D or of -G inside its box.
+
+        G is how much the label changes the prediction.  It is small where the class is plain without being told, as it is in
+        typical pictures, and large where the label has to explain much.
+        """
+        patches, by, s = self.patches(unit), self.settings.selection.rank_by, self.settings
+        if by == "estimator":
+            return patches["score"]
+        name = "differential" if by == "differential" else "gap"
+        tensors, sizes = self.maps(unit)[0], {row.row: self.data.size(row) for row in unit.rows}
+        bins, found = chosen_bins(s.patches, s.scoring), []
         for row, box in zip(patches["row"].tolist(), patches["box"].tolist(), strict=True):
-            differential = tensors[f"{row}.differential"][self.settings.patches.prompt]
-            cells = estimate(differential, differential, plain, self.settings.scoring)
-            found.append(box_mean(cells, *sizes[row][::-1], box))
+            cells = tensors[f"{row}.{name}"][s.patches.prompt][bins].mean(0, dtype=np.float64)
+            found.append(-box_mean(cells, *sizes[row][::-1], box))
         return np.array(found, np.float64)
 
     # ---- the whole -----------------------------------------------------------------------------------------------

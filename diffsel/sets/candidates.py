@@ -33,9 +33,8 @@ def candidates(run: Run, label: str) -> Candidates:
     """All patches of a class that selection may take.  Raises StoreError where a stage has not finished."""
     parts = [run.patches(unit) for unit in run.of_class(label)]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
-    if run.settings.selection.rank_by == "differential":
-        joined["score"] = np.concatenate([run.lowered(unit) for unit in run.of_class(label)])
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "vector")}
+    joined["score"] = np.concatenate([run.ranks(unit) for unit in run.of_class(label)])
     kept = np.isin(joined["row"], list(kept_rows(run, label)))
     return Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
 

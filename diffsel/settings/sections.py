@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Estimator = Literal["differential", "gap", "combined", "gated"]
 Method = Literal["diffsel", "diffsel-noclusters", "herding", "kcenter", "medoids", "rded", "random"]
+RankBy = Literal["estimator", "differential", "typicality"]
 EXECUTION: dict[str, Any] = {"execution": True}
 
 
@@ -104,7 +105,7 @@ class ScoringSettings(Section):
     t_min: float = Field(0.1, ge=0, lt=1, description="Lower end of the timesteps, share of the training steps (A.1).")
     t_max: float = Field(0.7, gt=0, le=1, description="Upper end of the timesteps, share of the training steps (A.1).")
     bins: int = Field(3, ge=1, description="Equal parts of [t_min, t_max] whose maps are stored apart.")
-    draws: int = Field(12, ge=1, description="(timestep, noise) pairs per image, stratified; a multiple of bins.")
+    draws: int = Field(6, ge=1, description="(timestep, noise) pairs per image, stratified; a multiple of bins.")
     adaptive_draws: int | None = Field(
         None, ge=1, description="Draws at most of an image that is still undecided, by doubling; default: draws (all alike)."
     )
@@ -157,18 +158,19 @@ class PatchSettings(Section):
     stride: int = Field(1, ge=1, description="Step between candidate patches, pixels; the last one is always included.")
     per_image: int = Field(1, ge=1, description="Best non-overlapping patches kept of each image.")
     estimator: Estimator = Field(
-        "combined",
-        description="differential: the paper's -D; gap: G; combined: (1-w) G - w blur(D); gated: G where D is sure.",
+        "gated",
+        description="differential: the paper's -D; gap: G; gated: G where blurred -D is surely positive; combined: "
+        "(1-w) G - w blur(D).",
     )
-    weight: float = Field(0.25, ge=0, le=1, description="w of the combined estimator (measured: RESULTS.md).")
+    weight: float = Field(0.25, ge=0, le=1, description="w of the combined estimator.")
     blur: float = Field(
-        0.125, ge=0, le=1, description="Blur of D in the combined estimator: deviation, share of the map's shorter side."
+        0.125, ge=0, le=1, description="Blur of D for gated and combined: deviation, share of the map's shorter side."
     )
     gate: float = Field(
-        0.25,
+        0.5,
         gt=0,
         description="c of the gated estimator G Phi(c z): how far blurred -D must lie above 0, in deviations of its noise.",
-        json_schema_extra=added(0.25),
+        json_schema_extra=added(0.5),
     )
     prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
     t_range: tuple[float, float] | None = Field(None, description="Only the stored bins inside this range (Tab. 6).")
@@ -192,9 +194,10 @@ class SelectionSettings(Section):
         "diffsel",
         description="diffsel with or without clusters (Tab. 5); a coreset of its vectors; or a baseline, which needs no pass.",
     )
-    rank_by: Literal["estimator", "differential"] = Field(
+    rank_by: RankBy = Field(
         "estimator",
-        description="What ranks patches and clusters: the score that chose the box, or -D inside it.",
+        description="What ranks patches and clusters: the score that chose the box; or, inside it, -D (differential) or -G "
+        "(typicality: the label adds little to what the image shows by itself).",
         json_schema_extra=added("estimator"),
     )
     best_share: float = Field(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 
-from diffsel.scoring.patches import best_boxes, chosen_bins, estimate, patch_scores
+from diffsel.scoring.patches import best_boxes, box_mean, certainty, chosen_bins, estimate, patch_scores
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import PatchSettings, ScoringSettings
 
@@ -91,6 +94,42 @@ def test_the_blur_of_the_combined_estimator_is_a_gaussian_that_keeps_the_mean() 
     np.testing.assert_allclose(-estimate(d, d, settings, scoring), bell / bell.sum(), atol=2e-4)
     noise = np.random.default_rng(0).normal(size=(1, 20, 24))
     np.testing.assert_allclose(-estimate(noise, noise, settings, scoring).mean(), noise.mean(), atol=1e-12)
+
+
+def test_the_gated_estimator_is_the_gap_where_the_differential_is_surely_negative() -> None:
+    """On even maps no blur matters: G Phi(c z), z = -D / sqrt(V / (4 pi sigma^2)), V = mean of G times null over the draws."""
+    scoring, settings = ScoringSettings(bins=3, draws=6), PatchSettings(estimator="gated", gate=0.5, blur=0.125)
+    gap, null = np.array([0.2, 0.4, 0.6]), np.array([0.9, 0.5, 0.1])
+    even = np.ones((1, 16, 16))
+    for d, draws in ((-0.003, 6), (0.003, 6), (-0.003, 24)):
+        z = -d / math.sqrt((gap * null).mean() / draws / (4 * math.pi * 2.0**2))
+        expected = gap.mean() * (1 + math.erf(0.5 * z / math.sqrt(2))) / 2
+        maps = [(np.full(3, d)[:, None, None] * even), gap[:, None, None] * even, settings, scoring, null[:, None, None] * even]
+        np.testing.assert_allclose(estimate(*maps, draws), expected, rtol=1e-12)  # type: ignore[arg-type]
+    two = settings.model_copy(update={"t_range": (0.1, 0.5)})  # two of three bins have two thirds of the draws
+    z = 0.003 / math.sqrt((gap[:2] * null[:2]).mean() / 4 / (4 * math.pi * 2.0**2))
+    expected = gap[:2].mean() * (1 + math.erf(0.5 * z / math.sqrt(2))) / 2
+    found = estimate(-0.003 * np.ones((3, 16, 16)), gap[:, None, None] * even, two, scoring, null[:, None, None] * even)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_noise_after_the_blur_has_the_variance_that_the_gate_assumes() -> None:
+    """White noise of a uniform deviation: z is then standard normal, far from the edges."""
+    rng, sigma = np.random.default_rng(0), 2.0
+    noise = rng.normal(0, 0.3, (400, 32, 32))
+    z = np.stack([ndtri(certainty(d, np.full(d.shape, 0.09), sigma, 1.0)) for d in noise])[:, 12:20, 12:20]
+    assert z.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_gated_estimator_needs_the_null_loss() -> None:
+    with pytest.raises(ConfigError, match="null prompt"):
+        estimate(np.zeros((3, 4, 4)), np.ones((3, 4, 4)), PatchSettings(estimator="gated"), ScoringSettings())
+
+
+def test_the_mean_over_a_box_is_that_of_the_upsampled_map() -> None:
+    cells = np.random.default_rng(4).normal(size=(5, 7))
+    full = F.interpolate(torch.from_numpy(cells)[None, None], (40, 56), mode="bilinear", align_corners=False)[0, 0]
+    assert box_mean(cells, 40, 56, (3, 10, 21, 17)) == pytest.approx(full[3:24, 10:27].mean().item())
 
 
 def test_a_timestep_range_must_end_on_stored_edges() -> None:

@@ -87,6 +87,21 @@ def test_without_clusters_the_best_scores_win_and_ties_go_to_the_lower_row() -> 
     assert picks[0].cluster is None
 
 
+def test_only_the_best_share_is_clustered_and_the_rest_may_fill() -> None:
+    pool = blobs(groups=8, each=10)
+    best = set(np.argsort(-pool.scores)[:20])
+    picks = select_class(pool, 4, 1, SelectionSettings(clusters=4, top_clusters=4, best_share=0.25), seed=0)
+    assert {p.row // 3 for p in picks} <= best
+    whole = select_class(pool, 20, 2, SelectionSettings(clusters=4, top_clusters=4, best_share=0.25), seed=0)  # all are needed
+    assert len({p.row for p in whole}) == 80
+
+
+def test_inside_a_cluster_the_best_by_rank_may_come_first() -> None:
+    labels, distance = np.array([0, 0, 0, 1]), np.array([0.1, 0.2, 0.3, 0.0])
+    found = rank_clusters(labels, distance, np.array([1.0, 5.0, 3.0, 0.0]), "rank")
+    assert found.place.tolist() == [2, 0, 1, 0]
+
+
 def test_too_few_patches_names_the_class_and_its_limit() -> None:
     with pytest.raises(SelectionError, match=r"class 'cat' has 6 patches.*ipc 2 .* needs 8; ipc 1 is the most"):
         select_class(blobs(2, 3), 2, 2, SelectionSettings(), seed=0)

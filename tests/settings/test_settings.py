@@ -25,7 +25,10 @@ from diffsel.settings.settings import Settings, fingerprint, identity, load_sett
         ({"scoring": {"t_min": 0.8}}, r"t_min \(0.8\) must lie below"),
         ({"scoring": {"prompts": []}}, "scoring.prompts"),
         ({"patches": {"patch_size": 512}}, r"patch_size \(512\) must not exceed data.image_size \(256\)"),
-        ({"patches": {"estimator": "gaps"}}, "patches.estimator = 'gaps': Input should be 'differential', 'gap' or 'combined'"),
+        (
+            {"patches": {"estimator": "gaps"}},
+            "patches.estimator = 'gaps': Input should be 'differential', 'gap', 'combined' or 'gated'",
+        ),
         ({"patches": {"prompt": 1}}, "only 1 prompts are scored"),
         ({"assembly": {"quality": 101}}, "assembly.quality = 101"),
         ({"data": {"classes": ["a", "a"]}}, "names a class twice"),
@@ -78,6 +81,8 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 
 def test_fingerprints_ignore_speed_and_order_but_nothing_else() -> None:
     assert "batch_size" not in identity(Settings().compute)
+    assert "rank_by" not in identity(resolve({"selection": {"rank_by": "estimator"}}).selection)  # as before there was one
+    assert identity(resolve({"selection": {"rank_by": "differential"}}).selection)["rank_by"] == "differential"
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint(identity(Settings().scoring)) != fingerprint(identity(resolve({"scoring": {"draws": 15}}).scoring))
 
