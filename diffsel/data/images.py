@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..settings.sections import DataSettings
 from ..settings.settings import fingerprint
 from .classes import ClassInfo, Listing, class_table, kinds_of
 from .pixels import Pixels, decode, digest, probe_size, read_file, resize, resized_size
-from .tables import list_table
+from .tables import Table, list_table
 from .trees import EXTENSIONS, is_datasets_folder, is_utf8, list_tree
 
 
@@ -192,22 +192,31 @@ def reopen(
     Raises DataError if it is gone; with ``may_be_gone``, only where an image of it is read.
     """
     root, moved = Path(path), "if the images were moved, say where they are now: --data (`diffsel score` with it records it)"
-
-    def in_folder(name: str) -> bytes:
-        return read_file(root / name, name)
-
-    def gone(name: str) -> bytes:
-        raise FileNotFoundError(2, f"{path} is not there any more; {moved}")
-
-    read: Callable[[str], bytes] = in_folder
+    read: Callable[[str], bytes] = partial(_in_folder, root)
     if not root.is_dir() or is_datasets_folder(root):
         try:
             read = _list(path, settings).read
         except DataError as error:
             if not may_be_gone:
                 raise DataError(f"{error}; {moved}") from None
-            read = gone
+            read = partial(_gone, f"{path} is not there any more; {moved}")
     return ImageData(path, tuple(classes), tuple(rows), tuple(skipped), settings, read)
+
+
+# Readers are functions of this module, so that loaders that do not fork can take them along.
+
+
+def _in_folder(root: Path, name: str) -> bytes:
+    return read_file(root / name, name)
+
+
+def _in_table(table: Table, name: str) -> bytes:
+    found = table.cell(name)
+    return found if isinstance(found, bytes) else read_file(found, name)
+
+
+def _gone(reason: str, _name: str) -> bytes:
+    raise FileNotFoundError(2, reason)
 
 
 def cap(paths: Sequence[str], limit: int | None, seed: int, label: str) -> list[str]:
@@ -227,7 +236,7 @@ def _list(path: str, settings: DataSettings, out: Path | None = None) -> Listing
         )
     if root.is_dir() and not is_datasets_folder(root):
         tree = list_tree(root, settings, out)
-        return Listing(tree.images, lambda name: read_file(root / name, name), None, tree.others, tree.notes)
+        return Listing(tree.images, partial(_in_folder, root), None, tree.others, tree.notes)
     if root.exists() and not root.is_dir():
         raise DataError(f"{path} is a file; give a folder that holds one folder per class")
     if not root.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
@@ -235,12 +244,7 @@ def _list(path: str, settings: DataSettings, out: Path | None = None) -> Listing
     if not root.exists() and root.parent.is_dir() and str(root.parent) != ".":  # hardly meant as a hub id
         raise DataError(f"{path}: no such folder; there is {_names(root.parent.glob('*/'))}")
     table = list_table(path, settings)
-
-    def read(name: str) -> bytes:
-        found = table.cell(name)
-        return found if isinstance(found, bytes) else read_file(found, name)
-
-    return Listing(table.images, read, table.order, notes=(table.note,))
+    return Listing(table.images, partial(_in_table, table), table.order, notes=(table.note,))
 
 
 def _names(paths: Iterable[Path]) -> str:

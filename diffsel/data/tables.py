@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +62,15 @@ def list_table(path: str, settings: DataSettings) -> Table:
             raise DataError(f"{split}: image {i} has no label; choose a labelled split (data.split)")
         images.setdefault(names[value] if names else str(value), []).append(f"{settings.split}/{i:09d}")
     raw = table.cast_column(image, datasets.Image(decode=False))
-
-    def read(name: str) -> bytes | Path:
-        cell = raw[int(name.rsplit("/", 1)[1])][image]
-        if cell is None:
-            raise UnreadableImage(f"{name}: no image in this row")
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
-
     note = f"{path}: images are column {image!r} and labels column {label!r} of {', '.join(table.features)}"
-    return Table({name: rows for name, rows in images.items() if rows}, names, read, note)
+    return Table({name: rows for name, rows in images.items() if rows}, names, partial(_cell, raw, image), note)
+
+
+def _cell(raw: Any, image: str, name: str) -> bytes | Path:
+    cell = raw[int(name.rsplit("/", 1)[1])][image]
+    if cell is None:
+        raise UnreadableImage(f"{name}: no image in this row")
+    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 
 def _is_saved(root: Path) -> bool:

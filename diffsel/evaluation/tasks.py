@@ -34,6 +34,11 @@ def train_teacher(
     t = settings.training
     check_size(canonical(t.network), t.size)
     bench = Bench.of(settings, progress)
+    if t.batch_size % bench.workers.count:
+        near = max(2, round(t.batch_size / bench.workers.count)) * bench.workers.count
+        raise ConfigError(
+            f"training.batch_size = {t.batch_size} cannot be divided among {bench.workers.count} processes; take {near}"
+        )
     images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress, out=out)
     for note in images.notes:
         bench.tell(f"note: {note}")

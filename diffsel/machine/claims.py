@@ -208,6 +208,13 @@ def ahead(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
                 items.give_up()
 
 
+def claimed_at(file: Path) -> int | None:
+    """When whoever makes ``file`` last renewed its claim, nanoseconds on its own clock; None: nobody claims it."""
+    with contextlib.suppress(OSError):
+        return _claim(file).lstat().st_mtime_ns
+    return None
+
+
 def _claim(file: Path) -> Path:
     return file.with_name(f".{file.name}.claim")
 

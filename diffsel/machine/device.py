@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,16 +25,43 @@ LARGEST = 2**30  # bytes; larger blocks still come from the system, and go back 
 def pick_device(name: str, local: int = 0) -> torch.device:
     """``auto``: the accelerator that is there, one for each process of a machine (``local`` counts them), else the CPU.
 
-    Raises ConfigError for a device that is unknown or not there.
+    Raises ConfigError for a device that is unknown, not there or out of order, and for ``auto`` where a GPU is there that
+    cannot be used, or fewer than processes: the CPU in its place would take days, and nobody would be told.
     """
+    if name == "auto":
+        kind = _accelerator()
+        if kind is None and gpu_is_there():
+            raise ConfigError(
+                f"an NVIDIA GPU is in this machine, but torch {torch.__version__} cannot use it (its driver? a build for the "
+                "CPU?); mend that, or ask for the CPU: --device cpu"
+            )
+        if kind == "cuda" and local >= (count := torch.cuda.device_count()):
+            raise ConfigError(
+                f"process {local + 1} of this machine has no GPU of its own: there are {count}; start {count} processes "
+                "a machine"
+            )
+        name = f"{kind}:{local}" if kind else "cpu"
     try:
-        if name == "auto":
-            name = f"{kind}:{local}" if (kind := _accelerator()) else "cpu"
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if (torch.ones(2, device=device) + 1).sum().item() != 4:  # a kernel that runs, not only an address
+            raise RuntimeError("1 + 1 was not 2 there")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # streams, events and graphs are those of the current device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"compute.device = {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def gpu_is_there() -> bool:
+    """Whether the system shows an NVIDIA GPU that nobody hid from this process."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    hidden |= os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")  # accelerate launch --cpu
+    return not hidden and any(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called, as ``NVIDIA H100 80GB HBM3`` or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _accelerator() -> str | None:
@@ -89,7 +118,7 @@ def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(tensor.device))  # of the tensor's device, whichever is the current one
     return host, event.synchronize
 
 

@@ -41,11 +41,12 @@ def dump_yaml(values: Mapping[str, Any]) -> bytes:
 
 
 def is_unused(path: Path, besides: Collection[str] = ()) -> bool:
-    """Whether work may begin in ``path``: it is not there, or a folder of nothing but ``logs``, half-written files and what
-    is named ``besides``."""
+    """Whether work may begin in ``path``: it is not there, or a folder of nothing but ``logs``, claims, half-written files
+    and what is named ``besides``."""
     if not path.is_dir():
         return not path.exists()
-    return all(each.name in ("logs", *besides) or each.name.startswith(PART) for each in path.iterdir())
+    passing = re.compile(rf"{re.escape(PART)}.*|\..*\.claim")
+    return all(each.name in ("logs", *besides) or passing.fullmatch(each.name) for each in path.iterdir())
 
 
 def is_mine(folder: Path, name: str, described: Mapping[str, Any], what: str, besides: Collection[str] = ()) -> bool:

@@ -7,15 +7,20 @@ number of times, end with the same run.
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..settings.errors import StoreError
-from .claims import Shared
+from .claims import STALE, Shared, claimed_at
 
+# What libraries say beside "CUDA out of memory", which accelerate knows: CUDA itself, cuBLAS, cuDNN, Apple's Metal.
+NO_MEMORY = ("cuda error: out of memory", "alloc_failed", "mps backend out of memory")
+WITHDRAWN = 10.0  # seconds that a file may appear after its claim was given back (disks of several machines)
 T = TypeVar("T")
 Track = Callable[[Mapping[str, float], int], None]  # names and values, step
 
@@ -73,28 +78,61 @@ class Workers:
         """
         if name == "none" or not self.is_main:
             return lambda values, step: None
-        from accelerate import Accelerator
-
         self.check_tracker(name)
-        accelerator = Accelerator(log_with=name, project_dir=folder)
         plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
-        accelerator.init_trackers("diffsel", config=plain)
+        # Not through an Accelerator: it would open a process group, which waits for the other processes, and fix the precision.
+        if name == "tensorboard":
+            return _tensorboard(folder / "diffsel", plain)
+        library: Any = importlib.import_module(name)
+        library.init(project="diffsel", config=plain)
+        return lambda values, step: library.log(dict(values), step=step)
 
-        def track(values: Mapping[str, float], step: int) -> None:
-            accelerator.log(dict(values), step=step)
-            for each in accelerator.trackers:  # a process that is killed has lost nothing
-                if hasattr(each.tracker, "flush"):
-                    each.tracker.flush()
-
-        return track
+    @contextmanager
+    def awaited(self, file: Path) -> Iterator[None]:
+        """Within: the main process makes ``file``, for which others wait; a claim beside it tells them that it lives."""
+        if self.count == 1 or not self.is_main or file.exists():
+            yield
+            return
+        with self.share([file], lambda file: file) as claimed:
+            next(iter(claimed), None)
+            yield
 
     def wait_for(self, files: Sequence[Path]) -> None:
-        """Wait until other processes have written these files: no collective operation, so none that can time out."""
-        missing = list(files)
+        """Wait until other processes have written these files: no collective operation, so none that can time out.
+
+        Raises StoreError where no other process is there, or where one that was seen at work on a file has gone.
+        """
+        missing, seen = list(files), dict[Path, tuple[int | None, float]]()
         while missing := [file for file in missing if not file.exists()]:
             if self.count == 1:
                 raise StoreError(f"{missing[0]} is missing and no other process is there to write it")
+            for file in missing:
+                beat, now = claimed_at(file), time.monotonic()
+                if beat is not None or file in seen:
+                    before, since = seen.setdefault(file, (beat, now))
+                    if beat != before:
+                        seen[file] = beat, now
+                    elif now - since > (STALE if beat else WITHDRAWN):
+                        raise StoreError(
+                            f"{file} is missing, and the process that was at work on it has gone: see what it said"
+                        )
             time.sleep(0.2)
+
+
+def _tensorboard(folder: Path, config: Mapping[str, Any]) -> Track:
+    try:
+        library = importlib.import_module("torch.utils.tensorboard")
+    except ImportError:
+        library = importlib.import_module("tensorboardX")
+    writer: Any = library.SummaryWriter(str(folder))
+    writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in config.items()))
+
+    def track(values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, step)
+        writer.flush()  # a process that is killed has lost nothing
+
+    return track
 
 
 def _told(*names: str, default: int) -> int:
@@ -106,7 +144,8 @@ def out_of_memory(error: Exception) -> bool:
     """Whether a smaller batch may help; the device's cache is emptied if so."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    found = should_reduce_batch_size(error)
+    text = str(error).lower()
+    found = should_reduce_batch_size(error) or any(words in text for words in NO_MEMORY)
     if found:
         clear_device_cache(garbage_collection=True)
     return found

@@ -210,25 +210,26 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
         if workers.is_main and not (out / "run.yaml").exists():  # weights that are not whole are told before images are read
             loaded.append(open_scorer(settings, workers.local))
 
-    known = _known(out, root, settings)
-    data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check, out)
-    described = {
-        **decided,
-        "images": image_identity(data),
-        "classes": [asdict(c) for c in data.classes],
-        "model": folder.digest,
-    }
-    if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
-        described["racing"] = identity(settings.patches)
-    if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
-        settings = settings.model_copy(
-            update={"model": settings.model.model_copy(update={"model": str(folder.path.resolve())})}
-        )
-    if workers.is_main:
-        sweep(out)
-    record = create_run(out, described, settings, data)
-    if workers.is_main and record["data"] != root:  # the very images, somewhere else
-        write_atomically(out / "run.yaml", dump_yaml({**record, "data": root}))
+    with workers.awaited(out / "run.yaml"):
+        known = _known(out, root, settings)
+        data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check, out)
+        described = {
+            **decided,
+            "images": image_identity(data),
+            "classes": [asdict(c) for c in data.classes],
+            "model": folder.digest,
+        }
+        if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
+            described["racing"] = identity(settings.patches)
+        if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
+            settings = settings.model_copy(
+                update={"model": settings.model.model_copy(update={"model": str(folder.path.resolve())})}
+            )
+        if workers.is_main:
+            sweep(out)
+        record = create_run(out, described, settings, data)
+        if workers.is_main and record["data"] != root:  # the very images, somewhere else
+            write_atomically(out / "run.yaml", dump_yaml({**record, "data": root}))
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
     session.notes |= dict.fromkeys(data.notes)
     if loaded:

@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.checkpoints import read_checkpoint
+from diffsel.evaluation.tasks import train_teacher
 from diffsel.evaluation.teachers import load_teacher
-from diffsel.evaluation.teaching import Order, Shown, _resume, _save, rate, training_transform
+from diffsel.evaluation.teaching import Held, Order, Shown, _resume, _save, fits, rate, training_transform
 from diffsel.evaluation.teaching import train as teach
 from diffsel.machine.device import Machine
+from diffsel.machine.progress import quiet
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings, TrainingSettings
+from diffsel.settings.settings import resolve
 
 CPU = Machine(torch.device("cpu"))
 QUICK = TrainingSettings(network="conv3w8", size=16, epochs=4, batch_size=8, learning_rate=0.05, crop="padded")
@@ -64,6 +68,59 @@ def test_the_loss_scale_of_fp16_is_kept_too(tmp_path: Path) -> None:
     _save(tmp_path, network, optimizer, scaler, {"classes": ["a", "b"]}, {"epoch": 0}, -1.0, settings)
     assert _resume(tmp_path, network, optimizer, fresh) == (1, -1.0)
     assert fresh.state_dict() == scaler.state_dict()
+
+
+def test_small_images_are_cut_in_memory_as_one_by_one(images) -> None:
+    """A crop of the padded image, mirrored or not: the same windows, whichever images are asked for together."""
+    train, _ = images
+    held = Held(train, QUICK, 3, quiet)
+    assert fits(train, QUICK)
+    assert not fits(train, QUICK.model_copy(update={"crop": "resized"}))
+    pixels, labels = held.__getitems__([24 + 5, 24 + 0, 24 + 23])
+    again, _ = held.__getitems__([24 + 23])
+    assert torch.equal(pixels[2], again[0])
+    assert labels.tolist() == [0, 0, 1]
+    middle = training_transform(QUICK.model_copy(update={"crop": "none", "flip": False}))
+    for place, i in enumerate((5, 0, 23)):
+        padded = torch.nn.functional.pad(middle(train.image(train.rows[i])), (2,) * 4)
+        top, left = held.corner[:, i].tolist()
+        window = padded[:, top : top + 16, left : left + 16]
+        assert torch.equal(pixels[place], window.flip(2) if held.mirrored[i] else window)
+    first = held.__getitems__([5])[0]  # another epoch, and back
+    assert torch.equal(held.__getitems__([24 + 5])[0][0], pixels[0])
+    assert torch.equal(held.__getitems__([5])[0], first)
+
+
+def test_crops_and_mirrors_are_spread_evenly(images) -> None:
+    train, _ = images
+    held = Held(train, QUICK, 0, quiet)
+    corners, mirrored = [], []
+    for epoch in range(200):
+        held.__getitems__([24 * epoch])
+        corners.append(held.corner.flatten())
+        mirrored.append(held.mirrored)
+    counts = torch.bincount(torch.cat(corners))
+    assert len(counts) == 5  # 0 to twice the padding of 2
+    assert (counts.float() / counts.sum() - 0.2).abs().max() < 0.02
+    assert abs(torch.cat(mirrored).float().mean() - 0.5) < 0.03
+
+
+def test_loaders_that_do_not_fork_take_the_images_along(images) -> None:
+    """As on macOS, and everywhere from Python 3.14 on."""
+    train, _ = images
+    settings = QUICK.model_copy(update={"crop": "resized"})
+    loader = DataLoader(Shown(train, settings, 0), 8, num_workers=1, multiprocessing_context="spawn")
+    pixels, labels = next(iter(loader))
+    alone, _ = Shown(train, settings, 0)[0]
+    assert torch.equal(pixels[0], alone)
+    assert labels.tolist() == [0] * 8
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_before_images_are_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    settings = resolve({"training": {"network": "conv3", "size": 32, "batch_size": 64}})
+    with pytest.raises(ConfigError, match=r"training.batch_size = 64 cannot be divided among 3 processes; take 63"):
+        train_teacher(str(tmp_path / "nowhere"), tmp_path / "t", settings)
 
 
 def test_no_image_is_ever_a_batch_alone(images, tmp_path: Path) -> None:

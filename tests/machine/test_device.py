@@ -7,6 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from diffsel.machine import device as module
+from diffsel.machine.device import pick_device, to_host
+from diffsel.settings.errors import ConfigError
 
 CODE = """
 import resource, torch
@@ -30,3 +35,57 @@ def test_memory_once_touched_is_not_asked_for_again() -> None:
     asked, kept = map(int, out.split())
     assert asked > 50  # huge pages of 2 MiB at most: 32 a tensor
     assert kept < asked / 20
+
+
+# ---- a GPU, without one ------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_torch_cannot_use_is_told_and_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module, "gpu_is_there", lambda: True)
+    with pytest.raises(ConfigError, match=r"an NVIDIA GPU is in this machine, but torch .* cannot use it.*--device cpu"):
+        pick_device("auto")
+    assert pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"])
+def test_a_gpu_that_was_hidden_is_not_missed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.Path, "glob", lambda *_: iter(["0000:00:00.0"]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert module.gpu_is_there()
+    monkeypatch.setenv(name, "" if name.startswith("CUDA") else "true")
+    assert not module.gpu_is_there()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="process 3 of this machine has no GPU of its own: there are 2; start 2 processes"):
+        pick_device("auto", local=2)
+
+
+def test_a_device_that_miscounts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "item", lambda _self: 5)
+    with pytest.raises(ConfigError, match=r"compute.device = 'cpu' cannot be used: 1 \+ 1 was not 2 there"):
+        pick_device("cpu")
+
+
+def test_an_event_is_recorded_on_the_stream_of_the_tensors_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --device cuda:1 the current device may be another, whose stream knows nothing of this copy."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    recorded = []
+
+    class Event:
+        def record(self, stream: object) -> None:
+            recorded.append(stream)
+
+        def synchronize(self) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream of", str(device)))
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        to_host(empty(3, device="cuda:1"))
+    assert recorded == [("stream of", "cuda:1")]
