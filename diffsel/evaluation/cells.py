@@ -186,6 +186,11 @@ def make_cell(
     )
     check_batches(protocol, recipe.batch_size, len(train.rows))
     validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
+    if shared := found.sources & {row.digest for row in validation.rows}:
+        bench.tell(
+            f"note: {len(shared)} of the images that {found.name} was made from are validation images too: its accuracy on them "
+            "says nothing about new images"
+        )
     author = {"network": loaded.name, "digest": loaded.digest} if loaded else None
     if labels and soft:
         record = check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)

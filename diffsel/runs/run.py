@@ -24,7 +24,7 @@ from ..data.images import ImageData, Row, reopen
 from ..machine.files import apart, safe_name, write_atomically
 from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
-from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate
+from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, guided
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, without_execution
 from .index import read_index, read_skipped, remake
@@ -211,20 +211,15 @@ class Run:
         return tensors
 
     def ranks(self, unit: Unit) -> np.ndarray:
-        """What ranks each of a unit's patches (n,), higher = better: its score, or the mean of -D or of -G inside its box.
-
-        G is how much the label changes the prediction.  It is small where the class is plain without being told, as it is in
-        typical pictures, and large where the label has to explain much.
-        """
-        patches, by, s = self.patches(unit), self.settings.selection.rank_by, self.settings
-        if by == "estimator":
+        """What ranks each of a unit's patches (n,), higher = better: its score, or ``guided`` inside its box."""
+        patches, s = self.patches(unit), self.settings
+        if s.selection.rank_by == "estimator":
             return patches["score"]
-        name = "differential" if by == "differential" else "gap"
         tensors, sizes = self.maps(unit)[0], {row.row: self.data.size(row) for row in unit.rows}
         bins, found = chosen_bins(s.patches, s.scoring), []
         for row, box in zip(patches["row"].tolist(), patches["box"].tolist(), strict=True):
-            cells = tensors[f"{row}.{name}"][s.patches.prompt][bins].mean(0, dtype=np.float64)
-            found.append(-box_mean(cells, *sizes[row][::-1], box))
+            d, g = (tensors[f"{row}.{name}"][s.patches.prompt][bins] for name in ("differential", "gap"))
+            found.append(box_mean(guided(d, g, s.selection.guidance), *sizes[row][::-1], box))
         return np.array(found, np.float64)
 
     # ---- the whole -----------------------------------------------------------------------------------------------

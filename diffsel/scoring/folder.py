@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-EMBEDDED = {"demo": "demo-sd"}  # names of --model -> folder in assets
+EMBEDDED = {"demo": "demo-sd", "cifar10": "cifar10-sd"}  # names of --model -> folder in assets
 # Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}

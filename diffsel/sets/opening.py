@@ -47,6 +47,13 @@ class DistilledSet:
         """As recorded: random, rded, diffsel ..."""
         return self.record.get("selection", {}).get("method")
 
+    @cached_property
+    def sources(self) -> frozenset[str]:
+        """Digests of the images that it was made from; for a set of another tool, of its own pictures."""
+        if self.pictures:
+            return frozenset(tile["digest"] for picture in self.pictures for tile in picture.tiles if tile.get("digest"))
+        return frozenset(row.digest for row in self.album(None, self.side).rows)
+
     @property
     def factor(self) -> int:
         """Tiles per mosaic side."""

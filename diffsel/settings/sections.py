@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Estimator = Literal["differential", "gap", "combined", "gated"]
 Method = Literal["diffsel", "diffsel-noclusters", "herding", "kcenter", "medoids", "rded", "random"]
-RankBy = Literal["estimator", "differential", "typicality"]
 EXECUTION: dict[str, Any] = {"execution": True}
 
 
@@ -194,11 +193,16 @@ class SelectionSettings(Section):
         "diffsel",
         description="diffsel with or without clusters (Tab. 5); a coreset of its vectors; or a baseline, which needs no pass.",
     )
-    rank_by: RankBy = Field(
+    rank_by: Literal["estimator", "guided"] = Field(
         "estimator",
-        description="What ranks patches and clusters: the score that chose the box; or, inside it, -D (differential) or -G "
-        "(typicality: the label adds little to what the image shows by itself).",
+        description="What ranks patches and clusters: the score that chose the box, or the guided loss difference inside it.",
         json_schema_extra=added("estimator"),
+    )
+    guidance: float = Field(
+        7.5,
+        ge=1,
+        description="Guidance scale s of rank_by = guided, -D - (s-1) G: 1 is -D itself; large: G alone, smallest first.",
+        json_schema_extra=added(7.5),
     )
     best_share: float = Field(
         1.0,

@@ -139,15 +139,17 @@ def test_settings_of_vectors_that_were_changed_are_written_again_and_cost_no_vec
     assert diffsel("check", scored, "-q")[0] == 0
 
 
-@pytest.mark.parametrize(("by", "name"), [("differential", "differential"), ("typicality", "gap")])
-def test_patches_are_ranked_by_a_mean_inside_their_box(by: str, name: str, folder, tmp_path: Path, small: Settings) -> None:
-    asked = small.model_copy(update={"selection": small.selection.model_copy(update={"rank_by": by})})
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_patches_are_ranked_by_a_mean_inside_their_box(guidance: float, folder, tmp_path: Path, small: Settings) -> None:
+    ranked = small.selection.model_copy(update={"rank_by": "guided", "guidance": guidance})
+    asked = small.model_copy(update={"selection": ranked})
     method.distill(str(folder(cat=4)), tmp_path / "run", {}, asked)
     run = store.open_run(tmp_path / "run", asked)
     unit = run.units[0]
     tensors, patches = run.maps(unit)[0], run.patches(unit)
     for row, (top, left, height, width), value in zip(patches["row"], patches["box"], run.ranks(unit), strict=True):
-        cells = torch.from_numpy(tensors[f"{row}.{name}"][0].astype(float).mean(0))
+        d, g = (tensors[f"{row}.{name}"][0].astype(float).mean(0) for name in ("differential", "gap"))
         wide, high = run.data.size(unit.rows[int(row)])
+        cells = torch.from_numpy(-d - (guidance - 1) * g)
         full = F.interpolate(cells[None, None], (high, wide), mode="bilinear", align_corners=False)[0, 0]
-        assert value == pytest.approx(-full[top : top + height, left : left + width].mean().item())
+        assert value == pytest.approx(full[top : top + height, left : left + width].mean().item())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtri
 
-from diffsel.scoring.patches import best_boxes, box_mean, certainty, chosen_bins, estimate, patch_scores
+from diffsel.scoring.patches import best_boxes, box_mean, certainty, chosen_bins, estimate, guided, patch_scores
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import PatchSettings, ScoringSettings
 
@@ -119,6 +119,16 @@ def test_noise_after_the_blur_has_the_variance_that_the_gate_assumes() -> None:
     noise = rng.normal(0, 0.3, (400, 32, 32))
     z = np.stack([ndtri(certainty(d, np.full(d.shape, 0.09), sigma, 1.0)) for d in noise])[:, 12:20, 12:20]
     assert z.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_guided_difference_is_that_of_the_guided_prediction() -> None:
+    """From the losses themselves: |a - eps|^2 - |a + s (b - a) - eps|^2, over s."""
+    rng = np.random.default_rng(5)
+    eps, a, b = rng.normal(size=(3, 50, 4, 6, 5))  # three predictions: draws, channels, cells
+    for s in (1.0, 3.0, 7.5):
+        expected = (((a - eps) ** 2 - (a + s * (b - a) - eps) ** 2) / s).mean(1).mean(0)
+        d, g = ((b - eps) ** 2 - (a - eps) ** 2).mean(1), ((a - b) ** 2).mean(1)
+        np.testing.assert_allclose(guided(d, g, s), expected, atol=1e-10)
 
 
 def test_the_gated_estimator_needs_the_null_loss() -> None:

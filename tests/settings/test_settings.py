@@ -82,7 +82,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 def test_fingerprints_ignore_speed_and_order_but_nothing_else() -> None:
     assert "batch_size" not in identity(Settings().compute)
     assert "rank_by" not in identity(resolve({"selection": {"rank_by": "estimator"}}).selection)  # as before there was one
-    assert identity(resolve({"selection": {"rank_by": "differential"}}).selection)["rank_by"] == "differential"
+    assert identity(resolve({"selection": {"rank_by": "guided"}}).selection)["rank_by"] == "guided"
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint(identity(Settings().scoring)) != fingerprint(identity(resolve({"scoring": {"draws": 15}}).scoring))
 
