@@ -156,7 +156,7 @@ def test_cluster_order(case: str) -> None:
     data, _ = load(case)
     members = data["members_median"]
     settings = SelectionSettings(clusters=len(members), restarts=10)
-    found = cluster(data["X"], data["D"], settings, seed=0)
+    found = cluster(data["X"], data["D"], settings.clusters, settings, seed=0)
     np.testing.assert_allclose(found.median, data["aggregate_median"])
     for rank, expected in enumerate(members):
         inside = np.flatnonzero(found.cluster == rank)

@@ -188,8 +188,8 @@ def make_cell(
     validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
     if shared := found.sources & {row.digest for row in validation.rows}:
         bench.tell(
-            f"note: {len(shared)} of the images that {found.name} was made from are validation images too: its accuracy on them "
-            "says nothing about new images"
+            f"note: {len(shared)} of the images that {found.name} was made from are validation images too: its accuracy "
+            "on them says nothing about new images"
         )
     author = {"network": loaded.name, "digest": loaded.digest} if loaded else None
     if labels and soft:

@@ -17,7 +17,7 @@ from ..runs.units import columns
 from ..scoring.patches import Box
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet, Picture
-from ..sets.selection import Clustering, cluster
+from ..sets.selection import Clustering, clustered, patches_needed
 from .charts import Histogram, evenly, histogram, tsne
 from .drawing import CARD, MOSAIC, Painter
 
@@ -136,7 +136,8 @@ def class_part(run: Run | None, sets: Sequence[DistilledSet], number: int, label
     """
     part = ClassPart(number, label, label)
     painter = Painter(run, label)
-    pool = _pool(run, label) if run else None
+    made = [(shown.record["ipc"], shown.factor) for shown in sets if "ipc" in shown.record]
+    pool = _pool(run, label, patches_needed(run.settings, made)) if run else None
     if run and pool:
         part.name, part.prompt = run.infos[label].name, run.prompt(label)
         part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
@@ -188,16 +189,18 @@ def _source(key: tuple[int, Box], path: str, part: ClassPart, number: int, paint
     if pool and place is not None:
         source.score, source.better = float(pool.scores[place]), float(pool.better[place])
         if pool.clusters:
-            source.cluster, source.place = int(pool.clusters.cluster[place]), int(pool.clusters.place[place])
+            inside = pool.clusters.cluster[place] >= 0
+            source.cluster = int(pool.clusters.cluster[place]) if inside else None
+            source.place = int(pool.clusters.place[place]) if inside else None
     return source
 
 
-def _pool(run: Run, label: str) -> Pool:
+def _pool(run: Run, label: str, need: int) -> Pool:
     """From the features where all are there, else from the maps alone, and then without clusters."""
     s, units = run.settings, run.of_class(label)
     if s.selection.method == "diffsel" and all(run.feature_file(unit).exists() for unit in units):
         found = candidates(run, label)
-        groups = cluster(found.vectors, found.scores, s.selection, s.seed) if len(found.rows) else None
+        groups = clustered(found, need, s.selection, s.seed)
         return Pool(label, found.rows, found.boxes, found.scores, found.vectors, groups)
     held = columns([item for unit in units for item in run.boxes(unit)])
     return Pool(label, held["row"], held["box"], held["score"], None, None)
@@ -244,7 +247,8 @@ def _judge(
     chosen = evenly(len(keys), POINTS, [int(i) for i in np.flatnonzero(picked)])
     places = tsne(pool.vectors[chosen], seed)
     if places is not None:
-        top = pool.clusters.cluster[chosen] <= max([g.rank for g in part.groups if g.picked], default=-1)
+        place = pool.clusters.cluster[chosen]
+        top = (place >= 0) & (place <= max([g.rank for g in part.groups if g.picked], default=-1))
         kinds = np.where(picked[chosen], "picked", np.where(top, "top", "left"))
         part.points = sorted(
             (

@@ -14,7 +14,7 @@ from ..machine.terminal import shown
 from ..runs.run import Run
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet
-from ..sets.selection import cluster
+from ..sets.selection import clustered, patches_needed
 from ..settings.errors import DataError, StoreError
 from ..settings.settings import Settings
 
@@ -149,7 +149,7 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
         if owner == row
     ]
     none = "cluster  none: selection looks at no patch of it (a copy of another image, a label suspect, or not drawn)"
-    lines += _trace_cluster(run, row.label, row.row) or [none]
+    lines += _trace_cluster(run, row.label, row.row, sets) or [none]
     tiles = [line for found in sets for line in _trace_tiles(found, row.path)]
     return "\n".join([*lines, *(tiles or [f"tile     in none of {len(sets)} set(s) looked at"])])
 
@@ -163,20 +163,24 @@ def _find(run: Run, image: str) -> Row:
     return found[0]
 
 
-def _trace_cluster(run: Run, label: str, row: int) -> list[str]:
+def _trace_cluster(run: Run, label: str, row: int, sets: Sequence[DistilledSet]) -> list[str]:
     try:
         pool = candidates(run, label)
     except StoreError as error:
         return [f"vector   none: {error}"]
     s = run.settings
-    if s.selection.method == "diffsel-noclusters":
+    need = patches_needed(s, [(found.record["ipc"], found.factor) for found in sets if "ipc" in found.record])
+    groups = clustered(pool, need, s.selection, s.seed)
+    if groups is None:
         order = np.argsort(-pool.scores, kind="stable")
         return [
             f"rank     {int(np.flatnonzero(order == i)[0])} of {len(order)} by score" for i in np.flatnonzero(pool.rows == row)
         ]
-    groups = cluster(pool.vectors, pool.scores, s.selection, s.seed)
+    outside = f"cluster  none: not among the best by rank that are clustered where {need} patches are needed"
     return [
-        f"vector   {pool.vectors.shape[1]} numbers, begins {np.array2string(pool.vectors[i][:4], precision=3)}\n"
+        f"vector   {pool.vectors.shape[1]} numbers, begins {np.array2string(pool.vectors[i][:4], precision=3)}\n" + outside
+        if groups.cluster[i] < 0
+        else f"vector   {pool.vectors.shape[1]} numbers, begins {np.array2string(pool.vectors[i][:4], precision=3)}\n"
         f"cluster  {groups.cluster[i]} of {len(groups.median)} (median score {groups.median[groups.cluster[i]]:+.4g}), "
         f"place {groups.place[i]} of {int((groups.cluster == groups.cluster[i]).sum())}, distance {groups.distance[i]:.4g}"
         for i in np.flatnonzero(pool.rows == row)

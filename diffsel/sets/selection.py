@@ -2,7 +2,8 @@
 
 Clusters are ranked by the median score of their patches, best first; patches inside one by distance to its centroid,
 nearest first.  The top N clusters give q = factor^2 * IPC // N patches each; what is still missing is filled with
-unused patches by score.  Ties go to the lower row.  Or a coreset of the class's vectors (coresets.py).
+unused patches by score.  Ties go to the lower row.  A shortlist leaves only the best patches to be clustered.  Or a coreset
+of the class's vectors (coresets.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from joblib import Parallel, delayed
 from ..scoring.patches import Box
 from ..settings.errors import SelectionError
 from ..settings.sections import SelectionSettings
+from ..settings.settings import Settings
 from .coresets import CORESETS, kmeans
 
 
@@ -58,11 +60,33 @@ class Clustering:
     median: Float[np.ndarray, " k"]
 
 
+def clustered(pool: Candidates, need: int, settings: SelectionSettings, seed: int) -> Clustering | None:
+    """The clusters of a class's shortlist, where ``need`` patches are to be picked; None where the method has none."""
+    if settings.method != "diffsel" or not len(pool.rows):
+        return None
+    best = shortlist(pool.scores, need, settings)
+    found = cluster(pool.vectors[best], pool.scores[best], settings.clusters or need, settings, seed)
+    return _spread(found, best, len(pool.rows))
+
+
+def patches_needed(settings: Settings, sets: Iterable[tuple[int, int]]) -> int:
+    """Patches a class of the largest of these sets (ipc, factor); without any, of one of ten images."""
+    usual = 10 * settings.assembly.factor_at(10, settings.selection.method) ** 2
+    return max((ipc * factor**2 for ipc, factor in sets), default=usual)
+
+
+def shortlist(scores: Float[np.ndarray, " n"], need: int, settings: SelectionSettings) -> Int[np.ndarray, " m"]:
+    """The patches that are clustered or covered, in order of row: all, or the best by rank."""
+    if settings.shortlist is None:
+        return np.arange(len(scores))
+    return np.sort(np.argsort(-scores, kind="stable")[: math.ceil(settings.shortlist * need - 1e-9)])
+
+
 def cluster(
-    vectors: Float[np.ndarray, "n channels"], scores: Float[np.ndarray, " n"], settings: SelectionSettings, seed: int
+    vectors: Float[np.ndarray, "n channels"], scores: Float[np.ndarray, " n"], k: int, settings: SelectionSettings, seed: int
 ) -> Clustering:
-    """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than K."""
-    labels, distance = kmeans(vectors, settings.clusters, seed, settings.restarts)
+    """K-means, then both rankings.  Fewer clusters where there are fewer different vectors than ``k``."""
+    labels, distance = kmeans(vectors, k, seed, settings.restarts)
     return rank_clusters(labels, distance, scores, settings.inside)
 
 
@@ -91,15 +115,13 @@ def select_class(candidates: Candidates, ipc: int, factor: int, settings: Select
     if n < need:
         raise too_few(candidates.label, n, ipc, factor)
     by_score = np.argsort(-candidates.scores, kind="stable")
-    best = np.sort(by_score[: max(need, math.ceil(settings.best_share * n - 1e-9))])
-    clustering, chosen, found = None, [], None
-    if settings.method == "diffsel":
-        found = cluster(candidates.vectors[best], candidates.scores[best], settings, seed)
-        clustering = _spread(found, best, n)
-        share = need // settings.top_clusters
-        top = np.flatnonzero((found.cluster < settings.top_clusters) & (found.place < share))
-        chosen = list(best[top[np.lexsort((found.place[top], found.cluster[top]))]])
+    clustering, chosen = clustered(candidates, need, settings, seed), []
+    if clustering:
+        count = settings.top_clusters or min(len(clustering.median), need)
+        top = np.flatnonzero((clustering.cluster >= 0) & (clustering.cluster < count) & (clustering.place < need // count))
+        chosen = list(top[np.lexsort((clustering.place[top], clustering.cluster[top]))])
     elif settings.method in CORESETS:
+        best = shortlist(candidates.scores, need, settings)
         chosen = list(best[CORESETS[settings.method](candidates.vectors[best], need, seed, settings.restarts)])
     fill = by_score[~np.isin(by_score, chosen)][: need - len(chosen)]
     return [

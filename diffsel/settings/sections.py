@@ -204,20 +204,19 @@ class SelectionSettings(Section):
         description="Guidance scale s of rank_by = guided, -D - (s-1) G: 1 is -D itself; large: G alone, smallest first.",
         json_schema_extra=added(7.5),
     )
-    best_share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Only this share of a class, the best by rank, is clustered or covered (but as many as are needed).",
-        json_schema_extra=added(1.0),
+    shortlist: float | None = Field(
+        None,
+        ge=1,
+        description="Only the best by rank are clustered or covered, so many times the patches that are needed; default: all.",
+        json_schema_extra=added(None),
     )
     inside: Literal["centroid", "rank"] = Field(
         "centroid",
         description="Which patches of a cluster come first: the nearest to its centroid, or the best by rank.",
         json_schema_extra=added("centroid"),
     )
-    clusters: int = Field(32, ge=1, description="K of K-means, per class (Fig. 8).")
-    top_clusters: int = Field(10, ge=1, description="N best clusters that give patches (Fig. 8).")
+    clusters: int | None = Field(32, ge=1, description="K of K-means, per class (Fig. 8); null: as many as patches are needed.")
+    top_clusters: int | None = Field(10, ge=1, description="N best clusters that give patches (Fig. 8); null: all.")
     restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
     images: int | None = Field(None, ge=1, description="Choose among this many scored images a class, drawn by seed (Fig. 7).")
     drop_suspects: float | None = Field(

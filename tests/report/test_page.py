@@ -25,7 +25,7 @@ from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.method import distill
 from diffsel.report import accuracies as page_accuracy
 from diffsel.report import opening as page_run
-from diffsel.report.classes import class_part
+from diffsel.report.classes import PER_CLUSTER, class_part, picked_of
 from diffsel.report.opening import open_target
 from diffsel.report.page import write_report
 from diffsel.report.text import trace_image
@@ -179,7 +179,10 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
                 assert pool.clusters is not None
                 assert (pool.clusters.cluster[place], pool.clusters.place[place]) == (tile["cluster"], tile["place"])
         used = [source.anchor for group in part.groups for _, source, _ in group.patches if source and source.uses]
-        assert len(used) == sum(group.picked for group in part.groups) == part.chosen
+        assert pool.clusters is not None
+        picked = picked_of(pool, opened.sets)
+        assert sum(group.picked for group in part.groups) == part.chosen == picked.sum()
+        assert len(used) == (picked & (pool.clusters.place < PER_CLUSTER)).sum()  # the nearest of each cluster are shown
         left = [source.score for source in part.best_left + part.worst_left]
         assert left == sorted(left, reverse=True)  # type: ignore[type-var]
         assert not any(source.uses for source in part.best_left + part.worst_left)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from diffsel.sets.coresets import kmeans
 from diffsel.sets.selection import Candidates, cluster, rank_clusters, select_all, select_class, tile_rank
 from diffsel.settings.errors import SelectionError
 from diffsel.settings.sections import SelectionSettings
@@ -38,7 +39,7 @@ def test_top_clusters_give_q_patches_and_the_rest_is_filled_by_score(ipc: int, f
     picks = select_class(pool, ipc, factor, settings, seed=0)
     assert len(picks) == ipc * factor**2
     assert [p.rank for p in picks] == list(range(len(picks)))
-    groups = cluster(pool.vectors, pool.scores, settings, 0)
+    groups = cluster(pool.vectors, pool.scores, 16, settings, 0)
     taken = {p.row for p in picks}
     assert len(taken) == len(picks)
     by_cluster = [p for p in picks if p.reason == "cluster"]
@@ -75,7 +76,7 @@ def test_fewer_patches_or_different_vectors_than_clusters() -> None:
     picks = select_class(pool, 1, 2, SelectionSettings(clusters=32, top_clusters=10), seed=0)
     assert len(picks) == 4
     same = Candidates("cat", pool.rows, pool.boxes, pool.scores, np.ones_like(pool.vectors))
-    assert cluster(same.vectors, same.scores, SelectionSettings(), 0).median.shape == (1,)
+    assert cluster(same.vectors, same.scores, 32, SelectionSettings(), 0).median.shape == (1,)
     assert len(select_class(same, 1, 2, SelectionSettings(), seed=0)) == 4
 
 
@@ -87,13 +88,26 @@ def test_without_clusters_the_best_scores_win_and_ties_go_to_the_lower_row() -> 
     assert picks[0].cluster is None
 
 
-def test_only_the_best_share_is_clustered_and_the_rest_may_fill() -> None:
+def test_only_the_shortlist_is_clustered() -> None:
     pool = blobs(groups=8, each=10)
     best = set(np.argsort(-pool.scores)[:20])
-    picks = select_class(pool, 4, 1, SelectionSettings(clusters=4, top_clusters=4, best_share=0.25), seed=0)
+    picks = select_class(pool, 4, 1, SelectionSettings(clusters=4, top_clusters=4, shortlist=5), seed=0)
     assert {p.row // 3 for p in picks} <= best
-    whole = select_class(pool, 20, 2, SelectionSettings(clusters=4, top_clusters=4, best_share=0.25), seed=0)  # all are needed
+    whole = select_class(pool, 20, 2, SelectionSettings(clusters=4, top_clusters=4, shortlist=5), seed=0)  # all are needed
     assert len({p.row for p in whole}) == 80
+
+
+@pytest.mark.parametrize(("ipc", "factor"), [(1, 1), (1, 2), (5, 1), (10, 2)])
+def test_as_many_clusters_as_patches_give_one_each_the_nearest_to_its_centroid(ipc: int, factor: int) -> None:
+    pool, need = blobs(groups=16, each=10), ipc * factor**2
+    settings = SelectionSettings(clusters=None, top_clusters=None, shortlist=2)
+    picks = select_class(pool, ipc, factor, settings, seed=0)
+    best = np.sort(np.argsort(-pool.scores, kind="stable")[: 2 * need])
+    labels, distance = kmeans(pool.vectors[best], need, 0, settings.restarts)
+    nearest = {int(best[np.flatnonzero(labels == c)[distance[labels == c].argmin()]]) for c in range(need)}
+    assert {p.row // 3 for p in picks} == nearest
+    assert {(p.place, p.reason) for p in picks} == {(0, "cluster")}
+    assert [p.cluster for p in picks] == list(range(need))
 
 
 def test_inside_a_cluster_the_best_by_rank_may_come_first() -> None:
