@@ -36,11 +36,11 @@ DOORS = {  # a heavy library -> the files that import it
     "jinja2": "report.page",
     "joblib": "sets.selection",
     "matplotlib": "studies.figures studies.tables",
-    "sklearn": "sets.selection studies.scenes report.charts",
+    "sklearn": "sets.coresets studies.scenes report.charts",
     "timm": "evaluation.networks",
     "torch": "machine.device machine.helpers data.albums data.views scoring.diffusion scoring.draws scoring.maps "
     "scoring.features runs.forecast runs.probe sets.baselines evaluation.networks evaluation.checkpoints evaluation.teachers "
-    "evaluation.teaching evaluation.batches evaluation.students evaluation.cells",
+    "evaluation.teaching evaluation.cutting evaluation.batches evaluation.students evaluation.cells",
     "typer": "cli.app cli.flags cli.making cli.looking cli.evaluation studies.study",
 }
 NEVER = {"pickle", "dill", "shelve"}
@@ -123,6 +123,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "runs.units": "runs/test_run.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
     "sets.record": "sets/test_opening.py",
+    "evaluation.cutting": "evaluation/test_teaching.py",
     "evaluation.protocols": "test_golden_rded.py, evaluation/test_cells.py",
     "evaluation.tasks": "cli/test_evaluation.py",
     "report.accuracies": "report/test_page.py",

@@ -62,6 +62,19 @@ def demo(
     print(run_demo(out, seed, scenes, progress(quiet)))
 
 
+@app.command()
+def configs(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None) -> None:
+    """Settings that come with diffsel, by name, for --config."""
+    from ..settings.presets import about, find_preset, presets
+
+    if name:
+        print(find_preset(name).read_text(encoding="utf-8"), end="")
+        return
+    known = presets()
+    width = max(map(len, known))
+    print("\n".join(f"{each:<{width}}  {about(file)}" for each, file in known.items()))
+
+
 # ---- the program ----------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from ..settings.errors import DiffselError
+from ..settings.presets import find_preset
 from ..settings.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ Moved = Annotated[
 RunOut = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for the stored pass; made, or taken up again.")]
 Ipcs = Annotated[list[int], typer.Option("--ipc", min=1, help="Images per class; repeat for several sets.")]
 Classes = Annotated[list[str] | None, typer.Option("--only", metavar="CLASS", help="Only this class; repeat, or A,B,..")]
-Config = Annotated[list[Path] | None, typer.Option("--config", metavar="YAML", help="Settings file; repeatable, later wins.")]
+Config = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config", metavar="YAML|NAME", help="Settings file, or the name of a preset (`diffsel configs`); later wins."
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any image was passed over.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
@@ -56,10 +62,11 @@ def settings_flags(*sections: str) -> Callable[[Callable[..., Any]], Callable[..
             rest = {name: value for name, value in given.items() if name not in flags}
             classes = chosen.pop("data.classes", None)
             base = _recorded(Path(rest["run"]), needed=not isinstance(rest["run"], str)) if "run" in rest else {}
-            settings = load_settings(config or [], chosen, base)
+            files = [find_preset(name) for name in config or []]
+            settings = load_settings(files, chosen, base)
             if classes:
                 chosen["data.classes"] = split_names(classes, _held(str(rest.get("data") or rest.get("run")), settings))
-                settings = load_settings(config or [], chosen, base)
+                settings = load_settings(files, chosen, base)
             return command(settings=settings, **rest)
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]

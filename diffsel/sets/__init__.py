@@ -4,6 +4,7 @@ assembly    picks as pictures and mosaics, with their provenance
 baselines   random images and RDED, through the same selection and assembly
 candidates  what selection may choose from; what decides a set
 card        README.md of a set and of its exports
+coresets    which vectors stand for the others: herding, k-centre, medoids
 export      a set in the forms that other tools read; the hub
 opening     the one reader of a set
 record      what a set says of itself, checked as it is read

@@ -166,10 +166,7 @@ class PatchSettings(Section):
         0.125, ge=0, le=1, description="Blur of D for gated and combined: deviation, share of the map's shorter side."
     )
     gate: float = Field(
-        0.5,
-        gt=0,
-        description="c of the gated estimator G Phi(c z): how far blurred -D must lie above 0, in deviations of its noise.",
-        json_schema_extra=added(0.5),
+        0.5, gt=0, description="c of the gated estimator G Phi(c z), z: blurred -D in deviations.", json_schema_extra=added(0.5)
     )
     prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
     t_range: tuple[float, float] | None = Field(None, description="Only the stored bins inside this range (Tab. 6).")
@@ -194,29 +191,25 @@ class SelectionSettings(Section):
         description="diffsel with or without clusters (Tab. 5); a coreset of its vectors; or a baseline, which needs no pass.",
     )
     rank_by: Literal["estimator", "guided"] = Field(
-        "estimator",
-        description="What ranks patches and clusters: the score that chose the box, or the guided loss difference inside it.",
-        json_schema_extra=added("estimator"),
+        "guided", description="What ranks: the box's score, or the guided loss inside it.", json_schema_extra=added("estimator")
     )
     guidance: float = Field(
-        7.5,
-        ge=1,
-        description="Guidance scale s of rank_by = guided, -D - (s-1) G: 1 is -D itself; large: G alone, smallest first.",
-        json_schema_extra=added(7.5),
+        5.0, ge=1, description="Scale s of rank_by = guided, -D - (s-1) G; 1 is -D itself.", json_schema_extra=added(5.0)
     )
-    shortlist: float | None = Field(
-        None,
-        ge=1,
-        description="Only the best by rank are clustered or covered, so many times the patches that are needed; default: all.",
-        json_schema_extra=added(None),
+    shortlist: float | None = Field(  # null: all
+        5.0, ge=1, description="Only so many times the patches needed, the best, are clustered.", json_schema_extra=added(None)
     )
     inside: Literal["centroid", "rank"] = Field(
-        "centroid",
-        description="Which patches of a cluster come first: the nearest to its centroid, or the best by rank.",
-        json_schema_extra=added("centroid"),
+        "centroid", description="First in a cluster: nearest to its centroid, or best.", json_schema_extra=added("centroid")
     )
-    clusters: int | None = Field(32, ge=1, description="K of K-means, per class (Fig. 8); null: as many as patches are needed.")
-    top_clusters: int | None = Field(10, ge=1, description="N best clusters that give patches (Fig. 8); null: all.")
+    clusters: int | None = Field(
+        None, ge=1, description="K of K-means, per class (Fig. 8: 32); default: as many as patches are needed."
+    )
+    top_clusters: int | None = Field(
+        None,
+        ge=1,
+        description="N best clusters that give patches (Fig. 8: 10); default: all, as far as there are patches to give.",
+    )
     restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
     images: int | None = Field(None, ge=1, description="Choose among this many scored images a class, drawn by seed (Fig. 7).")
     drop_suspects: float | None = Field(

@@ -122,8 +122,19 @@ def identity(section: Section) -> dict[str, Any]:
 
 
 def without_execution(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded settings without those that belong to the machine they were recorded on."""
-    return {**values, "compute": {"precision": values["compute"]["precision"]}}
+    """Recorded settings without those that belong to the machine they were recorded on; fields that came later as they were
+    before there were any."""
+    return {**_as_before(values), "compute": {"precision": values["compute"]["precision"]}}
+
+
+def _as_before(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(values)
+    for name, section in Settings.model_fields.items():
+        for key, field in getattr(section.annotation, "model_fields", {}).items():
+            mark = field.json_schema_extra
+            if isinstance(mark, dict) and "neutral" in mark and name in values:
+                found[name] = {key: mark["neutral"], **found[name]}
+    return found
 
 
 def fingerprint(values: Any) -> str:

@@ -16,9 +16,10 @@ from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.checkpoints import read_checkpoint
+from diffsel.evaluation.cutting import Held, Order, Shown, fits, training_transform
 from diffsel.evaluation.tasks import train_teacher
 from diffsel.evaluation.teachers import load_teacher
-from diffsel.evaluation.teaching import Held, Order, Shown, _resume, _save, fits, rate, training_transform
+from diffsel.evaluation.teaching import _resume, _save, rate
 from diffsel.evaluation.teaching import train as teach
 from diffsel.machine.device import Machine
 from diffsel.machine.progress import quiet

@@ -35,7 +35,7 @@ def test_clusters_by_median_score_and_patches_by_distance() -> None:
 def test_top_clusters_give_q_patches_and_the_rest_is_filled_by_score(ipc: int, factor: int, share: int) -> None:
     """q = 4 * IPC // N at IPC <= 10, else IPC // N."""
     pool = blobs(groups=16, each=10)
-    settings = SelectionSettings(clusters=16, top_clusters=10)
+    settings = SelectionSettings(clusters=16, top_clusters=10, shortlist=None)
     picks = select_class(pool, ipc, factor, settings, seed=0)
     assert len(picks) == ipc * factor**2
     assert [p.rank for p in picks] == list(range(len(picks)))
