@@ -3,6 +3,5 @@
 errors    every foreseeable error, with its message
 presets   settings files that come with diffsel, by name
 sections  the sections of the settings, one class each
-presets   settings files that come with diffsel, by name
 settings  all sections together, from flags and YAML files; what of them decides results
 """

@@ -229,3 +229,16 @@ def test_load_teacher_keeps_the_order_of_the_classes_asked_for(world) -> None:
     loaded = load_teacher(teacher, infos, 16, CPU.device)
     assert loaded.rows.tolist() == [0, 1]
     assert resolve_recipe(QUICK, classes=2, ipc=3, factor=2, size=16, student="conv3w8").crop_scale == (0.5, 1.0)
+
+
+def test_a_set_made_from_validation_images_is_told(world) -> None:
+    found, val, _ = world
+    told: list[str] = []
+    hard = QUICK.model_copy(update={"labels": "hard"})
+    make_cell("x", found, val, "conv3w8", hard, None, Bench(CPU, tell=told.append))
+    assert not told
+    make_cell("x", found, found.data, "conv3w8", hard, None, Bench(CPU, tell=told.append))
+    assert told == [
+        f"note: {len(found.data.rows)} of the images that {found.name} was made from are validation images too: its accuracy on them "
+        "says nothing about new images"
+    ]
