@@ -238,7 +238,6 @@ def test_a_set_made_from_validation_images_is_told(world) -> None:
     make_cell("x", found, val, "conv3w8", hard, None, Bench(CPU, tell=told.append))
     assert not told
     make_cell("x", found, found.data, "conv3w8", hard, None, Bench(CPU, tell=told.append))
-    assert told == [
-        f"note: {len(found.data.rows)} of the images that {found.name} was made from are validation images too: its accuracy on them "
-        "says nothing about new images"
-    ]
+    (note,) = told
+    many = len(found.data.rows)
+    assert note.startswith(f"note: {many} of the images that {found.name} was made from are validation images too:")
