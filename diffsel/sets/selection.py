@@ -76,10 +76,14 @@ def patches_needed(settings: Settings, sets: Iterable[tuple[int, int]]) -> int:
 
 
 def shortlist(scores: Float[np.ndarray, " n"], need: int, settings: SelectionSettings) -> Int[np.ndarray, " m"]:
-    """The patches that are clustered or covered, in order of row: all, or the best by rank."""
+    """The patches that are clustered or covered, in order of row: all, or the best by rank, at least a tenth of the class.
+
+    At one image a class, the middle of the five best would be hardly more than chance (RESULTS.md).
+    """
     if settings.shortlist is None:
         return np.arange(len(scores))
-    return np.sort(np.argsort(-scores, kind="stable")[: math.ceil(settings.shortlist * need - 1e-9)])
+    count = max(math.ceil(settings.shortlist * need - 1e-9), math.ceil(len(scores) / 10))
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 
 def cluster(

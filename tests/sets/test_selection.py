@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from diffsel.sets.coresets import kmeans
-from diffsel.sets.selection import Candidates, cluster, rank_clusters, select_all, select_class, tile_rank
+from diffsel.sets.selection import Candidates, cluster, rank_clusters, select_all, select_class, shortlist, tile_rank
 from diffsel.settings.errors import SelectionError
 from diffsel.settings.sections import SelectionSettings
 
@@ -108,6 +108,14 @@ def test_as_many_clusters_as_patches_give_one_each_the_nearest_to_its_centroid(i
     assert {p.row // 3 for p in picks} == nearest
     assert {(p.place, p.reason) for p in picks} == {(0, "cluster")}
     assert [p.cluster for p in picks] == list(range(need))
+
+
+def test_a_shortlist_is_at_least_a_tenth_of_the_class() -> None:
+    scores = np.random.default_rng(0).permutation(200).astype(float)
+    for need, count in ((1, 20), (4, 20), (10, 50), (100, 200)):
+        found = shortlist(scores, need, SelectionSettings(shortlist=5))
+        assert sorted(scores[found]) == list(range(200 - count, 200))
+        assert found.tolist() == sorted(found)
 
 
 def test_inside_a_cluster_the_best_by_rank_may_come_first() -> None:
