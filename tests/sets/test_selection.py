@@ -102,7 +102,7 @@ def test_as_many_clusters_as_patches_give_one_each_the_nearest_to_its_centroid(i
     pool, need = blobs(groups=16, each=10), ipc * factor**2
     settings = SelectionSettings(clusters=None, top_clusters=None, shortlist=2)
     picks = select_class(pool, ipc, factor, settings, seed=0)
-    best = np.sort(np.argsort(-pool.scores, kind="stable")[: 2 * need])
+    best = np.sort(np.argsort(-pool.scores, kind="stable")[: max(2 * need, 16)])
     labels, distance = kmeans(pool.vectors[best], need, 0, settings.restarts)
     nearest = {int(best[np.flatnonzero(labels == c)[distance[labels == c].argmin()]]) for c in range(need)}
     assert {p.row // 3 for p in picks} == nearest
