@@ -110,7 +110,9 @@ def embed(session: Session) -> None:
             make = partial(embed_patches, prompt=run.prompt(unit.label), settings=s.features)
             vectors = dict(session.fitting(cut, make))
             stacked = np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32)
-            write_unit(run.feature_file(unit), run.feature_mark, {**columns(boxes), "vector": stacked}, {"label": unit.label})
+            means = run.means(unit, [row.row for row, _, _ in boxes], [box for _, box, _ in boxes])
+            found = {**columns(boxes), **means, "vector": stacked}
+            write_unit(run.feature_file(unit), run.feature_mark, found, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))
             session.log("patches_embedded", len(boxes))

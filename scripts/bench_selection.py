@@ -70,6 +70,8 @@ def columns(unit: store.Unit) -> dict[str, np.ndarray]:
         "row": np.array([row.row for row in unit.rows], np.int64),
         "box": np.tile(np.array([16, 16, 224, 224]), (n, 1)),
         "score": rng.standard_normal(n),
+        "differential": rng.normal(-1e-4, 1e-4, len(unit.rows)),
+        "gap": rng.uniform(1e-4, 4e-4, len(unit.rows)),
         "vector": vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
     }
 

@@ -100,6 +100,8 @@ def fill(session: Session, unit: store.Unit) -> None:
             "row": np.array([row.row for row, _, _ in boxes]),
             "box": np.array([box for _, box, _ in boxes]),
             "score": np.array([score for _, _, score in boxes]),
+            "differential": rng.normal(-1e-4, 1e-4, len(boxes)),
+            "gap": rng.uniform(1e-4, 4e-4, len(boxes)),
             "vector": (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32),
         }
         write_unit(vectors, session.run.feature_mark, columns, {"label": unit.label})

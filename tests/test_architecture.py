@@ -120,6 +120,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "settings.sections": "settings/test_settings.py",
     "machine.progress": "evaluation/test_cells.py counts its bars; the rest is tqdm",
     "runs.index": "runs/test_run.py",
+    "runs.record": "runs/test_run.py",
     "runs.units": "runs/test_run.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
     "sets.record": "sets/test_opening.py",

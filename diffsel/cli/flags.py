@@ -100,7 +100,7 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
 
 def _recorded(run: Path, needed: bool) -> dict[str, Any]:
     """The settings of a RUN; nothing where it is a data set and that will do."""
-    from ..runs.run import read_record, recorded_settings
+    from ..runs.record import read_record, recorded_settings
 
     if not needed and not (run / "run.yaml").exists():
         return {}
@@ -110,7 +110,7 @@ def _recorded(run: Path, needed: bool) -> dict[str, Any]:
 def _held(source: str, settings: Settings) -> list[str]:
     """The classes of a RUN or data set; none where it cannot be opened, which is told when it is."""
     from ..data.images import class_names
-    from ..runs.run import read_record
+    from ..runs.record import read_record
 
     try:
         if (Path(source) / "run.yaml").exists():

@@ -11,7 +11,7 @@ A file that exists is whole; a part made with other settings is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,11 @@ from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
 from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, guided
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
-from ..settings.settings import Settings, fingerprint, identity, resolve, without_execution
+from ..settings.settings import Settings, fingerprint, identity, resolve
 from .index import read_index, read_skipped, remake
+from .record import read_record, recorded_settings
 from .units import Unit, check_unit, columns, rows_of
 
-FORMAT = 1
 UNIT_ROWS = 256  # images per unit of work, at most
 Texts = Mapping[str, str]  # class folder -> prompt
 
@@ -198,8 +198,11 @@ class Run:
         return self.feature_folder / f"{unit.name}.safetensors"
 
     def patches(self, unit: Unit) -> dict[str, np.ndarray]:
-        """``row`` (n,), ``box`` (n, 4), ``score`` (n,) and ``vector`` (n, channels; 0 where selection takes none) of a
-        unit's patches.  Raises StoreError where a stage has not finished."""
+        """``row`` (n,), ``box`` (n, 4), ``score`` (n,), the means of ``differential`` and ``gap`` inside the boxes (n,; the
+        first versions had none), and ``vector`` (n, channels; 0 where selection takes none) of a unit's patches.
+
+        Raises StoreError where a stage has not finished.
+        """
         if not self.settings.selection.clustered:
             boxes = self.boxes(unit)
             return {**columns(boxes), "vector": np.zeros((len(boxes), 0), np.float32)}
@@ -212,15 +215,24 @@ class Run:
 
     def ranks(self, unit: Unit) -> np.ndarray:
         """What ranks each of a unit's patches (n,), higher = better: its score, or ``guided`` inside its box."""
-        patches, s = self.patches(unit), self.settings
-        if s.selection.rank_by == "estimator":
+        patches, s = self.patches(unit), self.settings.selection
+        if s.rank_by == "estimator":
             return patches["score"]
-        tensors, sizes = self.maps(unit)[0], {row.row: self.data.size(row) for row in unit.rows}
-        bins, found = chosen_bins(s.patches, s.scoring), []
-        for row, box in zip(patches["row"].tolist(), patches["box"].tolist(), strict=True):
-            d, g = (tensors[f"{row}.{name}"][s.patches.prompt][bins] for name in ("differential", "gap"))
-            found.append(box_mean(guided(d, g, s.selection.guidance), *sizes[row][::-1], box))
-        return np.array(found, np.float64)
+        if "differential" not in patches:  # vectors of the first versions, or none: from the maps
+            patches |= self.means(unit, patches["row"].tolist(), patches["box"].tolist())
+        return guided(patches["differential"], patches["gap"], s.guidance)
+
+    def means(self, unit: Unit, rows: Sequence[int], boxes: Sequence[Box]) -> dict[str, np.ndarray]:
+        """Mean of D and of G (n,) inside boxes of a unit's images."""
+        tensors, sizes, s = self.maps(unit)[0], {row.row: self.data.size(row) for row in unit.rows}, self.settings
+        bins = chosen_bins(s.patches, s.scoring)
+
+        def mean(name: str, row: int, box: Box) -> float:
+            cells = tensors[f"{row}.{name}"][s.patches.prompt][bins].mean(0, dtype=np.float64)
+            return box_mean(cells, *sizes[row][::-1], box)
+
+        pairs = list(zip(rows, boxes, strict=True))
+        return {name: np.array([mean(name, *pair) for pair in pairs], np.float64) for name in ("differential", "gap")}
 
     # ---- the whole -----------------------------------------------------------------------------------------------
 
@@ -251,30 +263,6 @@ class Run:
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """run.yaml.  Raises StoreError where RUN is missing, or of another format version."""
-    if not (path / "run.yaml").exists():
-        if (path / "set.yaml").exists():
-            raise StoreError(f"{path} is a distilled set, not a run (no run.yaml); give the run it was selected from")
-        if path.is_dir() and any(path.iterdir()):
-            raise StoreError(f"{path} is not a run (no run.yaml); if these are images: `diffsel score {path} --out RUN` first")
-        raise StoreError(f"{path} is not a run (no run.yaml); make one with `diffsel score DATA --out {path}`")
-    record = read_yaml(path / "run.yaml")
-    if record.get("format") != FORMAT:
-        raise StoreError(f"{path} has store format {record.get('format')!r}; this version reads format {FORMAT}")
-    shapes = {"identity": dict, "settings": dict, "classes": list, "data": str}
-    lost = [key for key, kind in shapes.items() if not isinstance(record.get(key), kind)]
-    lost += [f"settings.{key}" for key in Settings.model_fields if key not in record.get("settings", {key: 0})]
-    if lost:
-        raise StoreError(f"{path / 'run.yaml'} is damaged: {', '.join(lost)} missing; put a whole copy back, or score anew")
-    return record
-
-
-def recorded_settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was made with, apart from what belongs to its machine."""
-    return without_execution(record["settings"])
 
 
 def open_run(path: Path, settings: Settings | None = None, may_be_gone: bool = True, moved: str | None = None) -> Run:

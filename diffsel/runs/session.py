@@ -27,7 +27,8 @@ from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import Settings, identity
 from .index import mend_index, read_index, read_skipped, write_index, write_skipped
-from .run import FORMAT, Run, image_identity, open_run, pass_identity, read_record
+from .record import FORMAT, read_record
+from .run import Run, image_identity, open_run, pass_identity
 from .units import Unit
 
 if TYPE_CHECKING:  # torch comes with the model
@@ -262,8 +263,7 @@ def resume(path: Path, settings: Settings, progress: Progress = quiet, moved: st
     workers.check_tracker(settings.compute.tracker)
     if workers.is_main:
         sweep(path)
-    session = Session(run, workers, progress)
-    return session
+    return Session(run, workers, progress)
 
 
 def _precision(settings: Settings, workers: Workers) -> dict[str, str]:

@@ -66,18 +66,15 @@ def certainty(
     return ndtr(-gate * _blur(d, sigma) / np.sqrt(np.maximum(blurred, np.finfo(np.float64).tiny)))
 
 
-def guided(
-    differential: Float[np.ndarray, "B h w"], gap: Float[np.ndarray, "B h w"], guidance: float
-) -> Float[np.ndarray, "h w"]:
-    """How much less loss the *guided* prediction a + s (b - a) has than the null prediction a, over s, mean over the bins.
+def guided(differential: Float[np.ndarray, " n"], gap: Float[np.ndarray, " n"], guidance: float) -> Float[np.ndarray, " n"]:
+    """How much less loss the *guided* prediction a + s (b - a) has than the null prediction a, over s.
 
     |a - eps|^2 - |a + s (b - a) - eps|^2 = s (-D - (s - 1) |a - b|^2): no further forward is needed for any scale s.  At
     s = 1 it is -D, the paper's.  At the scales that people sample with (Ho & Salimans, arXiv 2207.12598: classifier-free
     guidance; 7.5 in Stable Diffusion) it is high only where even the exaggerated class explains the noise and the label
     has little to add: in typical pictures of the class.
     """
-    d, g = (m.mean(0, dtype=np.float64) for m in (differential, gap))
-    return -d - (guidance - 1) * g
+    return -differential - (guidance - 1) * gap
 
 
 def _blur(cells: Float[np.ndarray, "h w"], sigma: float) -> Float[np.ndarray, "h w"]:

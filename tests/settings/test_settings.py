@@ -99,7 +99,7 @@ def test_every_setting_is_explained_and_frozen() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("[dmp]*/*.yaml")), ids=lambda p: p.stem)
 def test_every_settings_file_loads(file: Path) -> None:
     settings = load_settings([file])
-    assert (settings == Settings()) == (file.stem == "rded-fixed")  # which spells out the default protocol
+    assert (settings == Settings()) == (file.stem in ("rded-fixed", "guided"))  # which spell out the defaults
     assert file.read_text().startswith("#")
 
 

@@ -1,0 +1,37 @@
+"""run.yaml: what a run was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..machine.formats import read_yaml
+from ..settings.errors import StoreError
+from ..settings.settings import Settings, without_execution
+
+FORMAT = 1
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """run.yaml.  Raises StoreError where RUN is missing, or of another format version."""
+    if not (path / "run.yaml").exists():
+        if (path / "set.yaml").exists():
+            raise StoreError(f"{path} is a distilled set, not a run (no run.yaml); give the run it was selected from")
+        if path.is_dir() and any(path.iterdir()):
+            raise StoreError(f"{path} is not a run (no run.yaml); if these are images: `diffsel score {path} --out RUN` first")
+        raise StoreError(f"{path} is not a run (no run.yaml); make one with `diffsel score DATA --out {path}`")
+    record = read_yaml(path / "run.yaml")
+    if record.get("format") != FORMAT:
+        raise StoreError(f"{path} has store format {record.get('format')!r}; this version reads format {FORMAT}")
+    shapes = {"identity": dict, "settings": dict, "classes": list, "data": str}
+    lost = [key for key, kind in shapes.items() if not isinstance(record.get(key), kind)]
+    lost += [f"settings.{key}" for key in Settings.model_fields if key not in record.get("settings", {key: 0})]
+    if lost:
+        raise StoreError(f"{path / 'run.yaml'} is damaged: {', '.join(lost)} missing; put a whole copy back, or score anew")
+    return record
+
+
+def recorded_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was made with, apart from what belongs to its machine."""
+    return without_execution(record["settings"])
