@@ -13,7 +13,7 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from diffsel.scoring.diffusion import Diffusion
-from diffsel.scoring.folder import ModelFolder, locate
+from diffsel.scoring.folder import EMBEDDED, ModelFolder, locate
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ModelSettings
 
@@ -155,3 +155,23 @@ def test_a_model_that_is_not_whole_costs_no_image(copy: Path, folder: Callable[.
     assert "unet lacks conv_out.weight" in err
     assert "indexing" not in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_priors_are_whole_small_and_hear_words(name: str) -> None:
+    """Every weight is there, 13 MiB are not passed, and each class has words of its own."""
+    from diffsel.studies import scenes
+
+    folder = locate(ModelSettings(model=name))
+    folder.check()
+    files = [file for file in folder.path.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 13 * 2**20
+    assert not any(file.stat().st_mode & 0o444 != 0o444 for file in files)  # readable by everybody who installs it
+    model = Diffusion.load(folder, torch.device("cpu"), "fp32")
+    cifar = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    words = scenes.NAMES if name == "demo" else cifar
+    prompts = model.embed_prompts(["An image of .", *(f"An image of {word}." for word in words)])
+    noisy = torch.randn(1, model.channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    predicted = model.predict_noise(noisy.expand(11, -1, -1, -1), torch.full((11,), 500), prompts)
+    apart = (predicted[:, None] - predicted[None]).square().mean((2, 3, 4))[~torch.eye(11, dtype=torch.bool)]
+    assert apart.min() > 1e-6
