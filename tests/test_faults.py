@@ -27,8 +27,8 @@ from diffsel import method
 from diffsel.cli import app as cli
 from diffsel.machine import files
 from diffsel.machine.files import PART
-from diffsel.runs import run as store
 from diffsel.runs.index import read_skipped
+from diffsel.runs.record import FORMAT
 from diffsel.runs.session import resume, start
 from diffsel.scoring import maps
 from diffsel.scoring.diffusion import Diffusion
@@ -425,7 +425,7 @@ def test_a_store_of_an_older_format_is_refused_and_left_alone(folder, tmp_path, 
     (run / "run.yaml").write_text(yaml.safe_dump({**record, "format": 0}))
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     for again in (lambda: start(str(source), run, small), lambda: resume(run, small)):
-        with pytest.raises(StoreError, match=f"store format 0; this version reads format {store.FORMAT}"):
+        with pytest.raises(StoreError, match=f"store format 0; this version reads format {FORMAT}"):
             again()
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
