@@ -712,7 +712,9 @@ def main() -> None:
     data = read_folder(args.images, recipe.size, args.hold_out, args.probe) if args.images else compose_data(args.scenes)
     print(f"{len(data.pixels)} images in {time.time() - start:.0f} s", flush=True)
     if args.reuse_vae:
-        vae = AutoencoderKL.from_pretrained(args.reuse_vae, subfolder="vae").half().float().to(device)  # as it is saved
+        vae = build_vae(recipe)  # anew: a loaded one would write where it came from into its configuration
+        vae.load_state_dict(AutoencoderKL.from_pretrained(args.reuse_vae, subfolder="vae").state_dict())
+        vae = vae.half().float().to(device).eval()  # as it is saved
     else:
         vae = train_vae(recipe, data.pixels, state, args.save_every, device)
         vae.save_pretrained(args.out / "vae")

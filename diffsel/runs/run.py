@@ -213,13 +213,13 @@ class Run:
         check_unit(file, unit, extra, tensors["row"].tolist())
         return tensors
 
-    def ranks(self, unit: Unit) -> np.ndarray:
-        """What ranks each of a unit's patches (n,), higher = better: its score, or ``guided`` inside its box."""
-        patches, s = self.patches(unit), self.settings.selection
+    def ranks(self, unit: Unit, patches: dict[str, np.ndarray]) -> np.ndarray:
+        """What ranks each of a unit's ``patches`` (n,), higher = better: its score, or ``guided`` inside its box."""
+        s = self.settings.selection
         if s.rank_by == "estimator":
             return patches["score"]
         if "differential" not in patches:  # vectors of the first versions, or none: from the maps
-            patches |= self.means(unit, patches["row"].tolist(), patches["box"].tolist())
+            patches = patches | self.means(unit, patches["row"].tolist(), patches["box"].tolist())
         return guided(patches["differential"], patches["gap"], s.guidance)
 
     def means(self, unit: Unit, rows: Sequence[int], boxes: Sequence[Box]) -> dict[str, np.ndarray]:

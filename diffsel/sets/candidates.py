@@ -31,10 +31,10 @@ def known_classes(data: ImageData, names: Sequence[str] | None) -> list[str]:
 
 def candidates(run: Run, label: str) -> Candidates:
     """All patches of a class that selection may take.  Raises StoreError where a stage has not finished."""
-    parts = [run.patches(unit) for unit in run.of_class(label)]
+    read = ((unit, run.patches(unit)) for unit in run.of_class(label))
+    parts = [{**patches, "score": run.ranks(unit, patches)} for unit, patches in read]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "vector")}
-    joined["score"] = np.concatenate([run.ranks(unit) for unit in run.of_class(label)])
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
     kept = np.isin(joined["row"], list(kept_rows(run, label)))
     return Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
 

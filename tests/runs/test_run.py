@@ -151,7 +151,7 @@ def test_patches_are_ranked_by_a_mean_inside_their_box(guidance: float, folder, 
     stored = {name: patches[name] for name in ("differential", "gap")}  # the first versions had none: then from the maps
     for name, values in run.means(unit, patches["row"].tolist(), patches["box"].tolist()).items():
         np.testing.assert_array_equal(stored[name], values)
-    for row, (top, left, height, width), value in zip(patches["row"], patches["box"], run.ranks(unit), strict=True):
+    for row, (top, left, height, width), value in zip(patches["row"], patches["box"], run.ranks(unit, patches), strict=True):
         d, g = (tensors[f"{row}.{name}"][0].astype(float).mean(0) for name in ("differential", "gap"))
         wide, high = run.data.size(unit.rows[int(row)])
         cells = torch.from_numpy(-d - (guidance - 1) * g)
