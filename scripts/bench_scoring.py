@@ -253,7 +253,8 @@ def profile(model: Diffusion, images: list[np.ndarray], args: argparse.Namespace
         "(one after the other here; a run decodes the next unit meanwhile)"
     )
     if device.type == "cuda":  # kernels of one stream follow each other: their sum is the time that the device was at work
-        busy = sum(event.self_device_time_total for event in found.key_averages()) / 1e6
+        kernels = [e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+        busy = sum(event.self_device_time_total for event in kernels) / 1e6
         print(f"host: {wall - decoded - busy:.3g} s in which the device waited, {100 * (1 - (decoded + busy) / wall):.1f} %")
     else:
         print("host: not separable on a CPU, which is both")

@@ -44,7 +44,7 @@ piece_bytes() {
 }
 piece_students() { "$python" "$here/bench_evaluation.py" --rounds "${ROUNDS:-$([ "$small" ] && echo 1 || echo 4)}" ${small:+--chunk 20} | tee -a "$out/rows.jsonl"; }
 piece_prior() {
-  local options=(--set batch=${PRIOR_BATCH:-512} --set lr=0.0015 --set steps=200000 --seconds "${PRIOR_SECONDS:-420}" ${EAGER:---compile --graph} --log-every 4000 --save-every 4000 --probe 50)
+  local options=(${PRIOR_DROPOUT:+--set dropout=$PRIOR_DROPOUT} --set batch=${PRIOR_BATCH:-512} --set lr=0.0015 --set steps=200000 --seconds "${PRIOR_SECONDS:-420}" ${EAGER:---compile --graph} --log-every 4000 --save-every 4000 --probe 50)
   [ -z "$small" ] || options=(--set batch=8 --set steps=4 --set vae_steps=2 --set 'unet=[16,16,16]' --probe 1 --hold-out 2)
   "$python" -W ignore "$here/train_prior.py" cifar10 --images "$CIFAR10/train" --out "$out/cifar10-sd" ${VAE:+--reuse-vae "$VAE"} "${options[@]}"
 }

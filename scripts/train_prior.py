@@ -452,8 +452,8 @@ class Step:
     takes several times as long as running them.
     """
 
-    def __init__(self, run: Callable[..., Tensor], weights: list[nn.Parameter], graph: bool):
-        self.run, self.weights, self.wanted = run, weights, graph
+    def __init__(self, run: Callable[..., Tensor], weights: list[nn.Parameter], graph: bool, random: bool = False):
+        self.run, self.weights, self.wanted, self.random = run, weights, graph, random
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -485,6 +485,11 @@ class Step:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.loss = self.run(*self.inputs)
+        if self.random:
+            self.graph.replay()
+            before = self.loss.clone()
+            self.graph.replay()
+            assert before != self.loss, "the captured step drops the same units each time"
 
 
 @contextmanager
@@ -532,7 +537,7 @@ def train_unet(
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         return loss.detach()
 
-    learn = Step(run, weights, args.graph)
+    learn = Step(run, weights, args.graph, recipe.dropout > 0)
     running, first = torch.zeros((), device=device), 1
     if (kept := state.read("unet")) is not None:
         take_up(kept, parts, average)
@@ -560,9 +565,11 @@ def train_unet(
             print(f"{args.seconds} s allow {recipe.steps} steps: --set steps={recipe.steps} is the same training", flush=True)
         measured = step % args.log_every == 0 or step in (args.stop, recipe.steps)
         if measured:
+            unet.eval()
             with averaged(weights, average):
                 figures = probe(unet, text, captions, scheduler)
                 save(unet, text, scheduler)
+            unet.train()
             passed = round(time.monotonic() - begun, 1)
             state.log({"step": step, "wall_seconds": passed, "loss": running.item(), **figures})
         if measured or step % args.save_every == 0:
