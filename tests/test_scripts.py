@@ -129,3 +129,22 @@ def test_a_stopped_training_of_a_prior_goes_on_to_the_same_bytes(tmp_path: Path,
     assert {"top1", "nats", "nats_se", "r"} <= {key.removeprefix("held out ") for key in log[-1]}
     with pytest.raises(SystemExit, match=r"is of another training \(lr differ\)"):
         run("cut", lr=0.01)
+
+
+def test_the_benchmark_of_scale_goes_through_all_stages(tmp_path: Path, capsys, monkeypatch) -> None:
+    """In this process, at 600 images of two classes."""
+    script = load("bench_scale")
+    monkeypatch.setenv("RANK", "0")  # which stage "second" changes
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    patched = [(script.images, "_list"), (script.images, "_look"), (script.ImageData, "image"), (script.assembly, "_render")]
+    patched += [(script.runs, "read_unit"), (script.choosing, "read_column"), (script.Run, "map_file")]
+    for module, name in patched:
+        monkeypatch.setattr(module, name, getattr(module, name))  # so that they come back
+    script.no_pixels((600, 2))
+    for stage in script.STAGES.values():
+        stage(tmp_path)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+    assert len(list((tmp_path / "run" / "features").glob("*/*.safetensors"))) == 4  # units of 256 and 44 images, two a class
+    assert len((tmp_path / "run" / "ipc1" / "metadata.jsonl").read_text().splitlines()) == 2
+    assert capsys.readouterr().out.count("one class") == 2
