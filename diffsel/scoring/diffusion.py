@@ -1,31 +1,29 @@
-"""Stable Diffusion behind four verbs: embed_prompts, encode, predict_noise, features.  The only import of diffusers.
+"""A diffusion prior behind four verbs: embed_prompts, encode, predict_noise, features.  What every family shares is here.
 
 Everything comes in and goes out in float32 and in this project's conventions (``images`` in [-1, 1], noise
-predictions even from v-prediction models); what the networks compute in is the ``precision`` setting.
+predictions whatever a network predicts); what the networks compute in is the ``precision`` setting.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..machine.device import keep_freed_memory, set_tf32
 from ..settings.errors import ConfigError
 from .folder import ModelFolder
-
-if TYPE_CHECKING:  # loaded with a model: selecting from a store needs neither
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+from .levels import Flow, Table, noise_from
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
+Network = Callable[..., Any]
 
 
 def allow_shapes(count: int) -> None:
@@ -36,57 +34,75 @@ def allow_shapes(count: int) -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, count)
 
 
-@dataclass
-class Diffusion:
-    """A frozen SD 1.x / 2.x pipeline, without safety checker and VAE decoder."""
+class Diffusion(ABC):
+    """A frozen prior, without safety checker and VAE decoder.  A family (priors/) says what is told to its network, and how.
 
-    folder: ModelFolder
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    scheduler: DDPMScheduler
-    device: torch.device
-    dtype: torch.dtype
-    forward: Callable[..., Any] | None = None  # the U-Net compiled; features stop in the middle and need it as it is
+    ``t`` is always the prior's own time, one number a latent; ``words`` is all that it is told of a class, one row a prompt.
+    """
 
-    @classmethod
-    def load(cls, folder: ModelFolder, device: torch.device, precision: str, compiled: bool = False) -> Diffusion:
+    network: Any  # U-Net or transformer
+    levels: Table | Flow
+    prediction: str  # what the network's output is: a kind of levels.noise_from
+
+    def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype):
+        """The VAE; a family adds its other parts."""
+        from diffusers import AutoencoderKL
+
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self.forward: Network | None = None  # the network compiled; features stop in the middle and need it as it is
+        self.vae = self.part("vae", AutoencoderKL, without=("decoder", "post_quant_conv"))
+
+    @staticmethod
+    def load(folder: ModelFolder, device: torch.device, precision: str, compiled: bool = False) -> Diffusion:
         """All parts, every weight of them; ``compiled`` for torch.compile.
 
         Raises ConfigError for a part that does not load, or whose file lacks weights or holds others.
         """
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # ours are the bars worth seeing, and the errors below
         transformers_logging.set_verbosity_error()
         set_tf32(precision)
         folder.check()
-        dtype = DTYPES[precision]
-        text = _whole(folder, "text_encoder", CLIPTextModel, {"dtype": dtype})
-        vae = _whole(folder, "vae", AutoencoderKL, {"torch_dtype": dtype})
-        unet = _whole(folder, "unet", UNet2DConditionModel, {"torch_dtype": dtype})
-        # Whatever sampler the model ships with, only its noise table and prediction type matter here.
-        scheduler = folder.loaded("scheduler", lambda: DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler"))
-        vae.decoder = vae.post_quant_conv = None
-        for module in (text, vae, unet):
-            module.eval().requires_grad_(False).to(device)
+        model: Diffusion = import_module(f"{__package__}.priors.{folder.family}").Prior(folder, device, DTYPES[precision])
         if device.type == "cpu":
             keep_freed_memory()
-        if device.type == "cuda":  # tensor cores want channels last; on a CPU oneDNN picks its own layout
-            vae, unet = (module.to(memory_format=torch.channels_last) for module in (vae, unet))
-        model = cls(folder, folder.tokenizer, text, vae, unet, scheduler, device, dtype)
         if compiled:  # a graph for each latent shape: every batch is filled up
             allow_shapes(LATENT_SHAPES)
-            model.forward = torch.compile(unet, dynamic=False)
+            model.forward = torch.compile(model.network, dynamic=False)
         return model
+
+    def part(self, name: str, kind: Any, without: Sequence[str] = ()) -> Any:
+        """A part of the folder on the device, frozen; ``without`` what is not needed.  Raises ConfigError."""
+        library = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
+        module = _whole(self.folder, name, kind, {library: self.dtype})
+        for needless in without:
+            setattr(module, needless, None)
+        module.eval().requires_grad_(False).to(self.device)
+        if self.device.type == "cuda" and name in ("vae", "unet"):  # tensor cores; on a CPU oneDNN picks its own layout
+            module = module.to(memory_format=torch.channels_last)
+        return module
+
+    # ---- what a family says ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def embed_prompts(self, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
+        """All that the network is told, one row a prompt.  Raises ConfigError for a prompt that is too long."""
+
+    @abstractmethod
+    def output(self, noisy: Tensor, t: Tensor, words: Tensor, network: Network) -> Tensor:
+        """What ``network`` (itself or compiled) predicts, a number for each of the latent's."""
+
+    @abstractmethod
+    def point(self, point: int) -> torch.nn.Module:
+        """The module whose output is the feature map called ``point``.  Raises ConfigError."""
+
+    # ---- what all share --------------------------------------------------------------------------------------------
 
     @property
     def steps(self) -> int:
         """Length of the noise table (num_train_timesteps, 1000 for SD)."""
-        return int(self.scheduler.config.num_train_timesteps)
+        return self.levels.steps
 
     @property
     def cell(self) -> int:
@@ -97,18 +113,6 @@ class Diffusion:
     def channels(self) -> int:
         """Channels of a latent (4 for SD)."""
         return int(self.vae.config.latent_channels)
-
-    @cached_property
-    def _alphas(self) -> Float[Tensor, " steps"]:
-        return self.scheduler.alphas_cumprod.to(self.device, torch.float32)
-
-    @torch.inference_mode()
-    def embed_prompts(self, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
-        """Last hidden states of the text encoder.  Raises ConfigError for a prompt that is too long."""
-        for prompt in prompts:
-            self.folder.tokens(prompt)
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.folder.positions, return_tensors="pt")
-        return self.text_encoder(tokens["input_ids"].to(self.device)).last_hidden_state
 
     @torch.inference_mode()
     def encode(
@@ -123,59 +127,41 @@ class Diffusion:
         return (latents - shift) * self.vae.config.scaling_factor
 
     def add_noise(
-        self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], t: Int[Tensor, " b"]
+        self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b 4 h w"]:
-        """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps (paper 3.1)."""
-        abar = self._alphas[t][:, None, None, None]
-        return abar.sqrt() * latents + (1 - abar).sqrt() * noise
+        """z = alpha x + sigma eps (paper 3.1)."""
+        alpha, sigma = self.levels.sides(t)
+        return alpha * latents + sigma * noise
 
     @torch.inference_mode()
     def predict_noise(
-        self, noisy: Float[Tensor, "b 4 h w"], t: Int[Tensor, " b"], words: Float[Tensor, "b tokens width"]
+        self, noisy: Float[Tensor, "b 4 h w"], t: Float[Tensor, " b"], words: Float[Tensor, "b tokens width"]
     ) -> Float[Tensor, "b 4 h w"]:
-        """eps_theta(z_t, t, words) in float32; predictions of v or of z_0 are turned into noise first."""
-        output = self._unet(noisy, t, words, self.unet if self.forward is None else self.forward).float()
-        abar = self._alphas[t][:, None, None, None]
-        match self.scheduler.config.prediction_type:
-            case "epsilon":
-                return output
-            case "v_prediction":  # v = sqrt(abar) eps - sqrt(1 - abar) z_0
-                return abar.sqrt() * output + (1 - abar).sqrt() * noisy
-            case "sample":
-                return (noisy - abar.sqrt() * output) / (1 - abar).sqrt()
-            case other:
-                raise ConfigError(f"model with prediction_type {other!r}; known: epsilon, v_prediction, sample")
+        """eps_theta(z, t, words) in float32, whatever the network predicts."""
+        output = self.output(noisy, t, words, self.network if self.forward is None else self.forward).float()
+        return noise_from(self.prediction, output, noisy, *self.levels.sides(t))
 
     @torch.inference_mode()
     def features(
-        self,
-        noisy: Float[Tensor, "b 4 h w"],
-        t: Int[Tensor, " b"],
-        words: Float[Tensor, "b tokens width"],
-        up_block: int,
+        self, noisy: Float[Tensor, "b 4 h w"], t: Float[Tensor, " b"], words: Float[Tensor, "b tokens width"], point: int
     ) -> Float[Tensor, "b channels fh fw"]:
-        """Output of ``unet.up_blocks[up_block]`` (DIFT), in float32; the pass stops there.  Raises ConfigError."""
-        if up_block >= len(self.unet.up_blocks):
-            raise ConfigError(f"features.up_block = {up_block}: this U-Net has blocks 0 to {len(self.unet.up_blocks) - 1}")
+        """Output of the network's block at ``point`` (DIFT), in float32; the pass stops there.  Raises ConfigError."""
 
         def stop(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             raise _Reached(output)
 
-        handle = self.unet.up_blocks[up_block].register_forward_hook(stop)
+        handle = self.point(point).register_forward_hook(stop)
         try:
-            self._unet(noisy, t, words, self.unet)
+            self.output(noisy, t, words, self.network)
         except _Reached as reached:
             return reached.output.float()
         finally:
             handle.remove()
-        raise AssertionError("the U-Net ended before the hooked block")
-
-    def _unet(self, noisy: Tensor, t: Tensor, words: Tensor, network: Callable[..., Any]) -> Tensor:
-        return network(noisy.to(self.dtype), t, encoder_hidden_states=words.to(self.dtype), return_dict=False)[0]
+        raise AssertionError("the network ended before the hooked block")
 
 
 class _Reached(Exception):
-    """Carries a block's output out of a U-Net whose remaining blocks are not needed."""
+    """Carries a block's output out of a network whose remaining blocks are not needed."""
 
     def __init__(self, output: Tensor):
         super().__init__()

@@ -77,6 +77,8 @@ class ModelFolder:
 
     path: Path
 
+    family = "sd"  # which file of priors/ knows it
+
     def __str__(self) -> str:
         return str(self.path)
 

@@ -21,7 +21,7 @@ def test_the_integral_of_known_losses_is_the_log_ratio_of_two_gaussians() -> Non
     assert exact == pytest.approx(0.5, rel=1e-3)
     window = slice(100_000, 110_000)
     mean = float(difference[window].mean())
-    unit = nats_per_unit(alphas, 100_000 / len(alphas), 110_000 / len(alphas), 1)
+    unit = nats_per_unit((lam[100_000], lam[110_000]), 1)
     assert mean * unit == pytest.approx(0.5 * float(np.trapezoid(difference[window], -lam[window])), rel=1e-3)
 
 
