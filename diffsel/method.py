@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .data.images import Skipped
+from .data.pool import copies_note, known_classes
 from .machine.claims import ahead
 from .machine.progress import Progress, quiet
 from .machine.tensors import read_extra, write_unit
@@ -25,7 +26,7 @@ from .runs.index import read_skipped, write_skipped
 from .runs.session import Session, keep_latents, open_features, start
 from .runs.units import Unit, columns
 from .sets.assembly import assemble
-from .sets.candidates import candidates, check_method, check_set, copies_note, known_classes, mosaic_factor, provenance
+from .sets.candidates import candidates, check_method, check_set, mosaic_factor, provenance
 from .sets.opening import is_there
 from .sets.selection import select_all
 from .settings.errors import DataError

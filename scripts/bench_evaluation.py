@@ -46,7 +46,7 @@ from diffsel.evaluation.results import spread
 from diffsel.evaluation.students import make_optimizer, measure, train_epoch, train_student
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine, keep_freed_memory
-from diffsel.settings.sections import ProtocolSettings
+from diffsel.settings.training import ProtocolSettings
 from diffsel.studies import scenes
 
 STUDENTS = 5  # that share stored labels

@@ -12,7 +12,8 @@ from diffsel.evaluation.cells import Bench, make_cell
 from diffsel.evaluation.networks import build
 from diffsel.machine.device import Machine
 from diffsel.sets.opening import open_set
-from diffsel.settings.sections import DataSettings, ProtocolSettings
+from diffsel.settings.sections import DataSettings
+from diffsel.settings.training import ProtocolSettings
 
 CPU = Machine(torch.device("cpu"))
 

@@ -120,7 +120,9 @@ def test_the_method_is_one_page() -> None:
 
 ELSEWHERE = {  # files without tests of their own name, and where they are tested
     "settings.errors": "classes and messages only: every test of a refusal meets them",
+    "data.pool": "sets/test_candidates.py",
     "settings.sections": "settings/test_settings.py",
+    "settings.training": "settings/test_settings.py",
     "machine.progress": "evaluation/test_cells.py counts its bars; the rest is tqdm",
     "runs.index": "runs/test_run.py",
     "runs.record": "runs/test_run.py",

@@ -17,7 +17,7 @@ from diffsel.evaluation.networks import ConvNet, build, parameter_groups
 from diffsel.evaluation.protocols import rate_factor, resolve_recipe
 from diffsel.sets import assembly, baselines
 from diffsel.sets.selection import tile_rank
-from diffsel.settings.sections import ProtocolSettings
+from diffsel.settings.training import ProtocolSettings
 
 CPU = evaluation.Machine(torch.device("cpu"))
 

@@ -9,6 +9,7 @@ import typer
 
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
+from ..settings.sections import BASELINES
 from ..settings.settings import Settings
 from .flags import Classes, DataArg, Ipcs, Moved, Quiet, RunArg, RunOut, Strict, finish, settings_flags, split_names
 
@@ -61,7 +62,10 @@ def select(
     ipc: Ipcs,
     out: Annotated[Path, typer.Option("--out", metavar="SET", help="Folder for the set; several IPCs: SET/ipcN.")],
     only: Classes = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", metavar="T", help="For --method rded: who judges crops.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", metavar="T", help="For rded, who judges crops; for el2n and such, who kept records."),
+    ] = None,
     moved: Moved = None,
     quiet: Quiet = False,
 ) -> None:
@@ -71,7 +75,7 @@ def select(
     from ..sets.candidates import check_set
 
     sets = {n: out if len(ipc) == 1 else out / f"ipc{n}" for n in ipc}
-    if settings.selection.method in ("random", "rded"):
+    if settings.selection.method in BASELINES:
         return _baseline(run, settings, sets, only, teacher, moved, quiet)
     opened = resume(Path(run), settings, progress(quiet), moved)
     names = split_names(only, opened.run.infos)
@@ -92,15 +96,14 @@ def _baseline(
     moved: str | None,
     quiet: bool,
 ) -> None:
-    """`select --method random|rded`: the images of a run, or of any data set; the main process does it alone."""
+    """`select --method random` and such: the images of a run, or of any data set; the main process does it alone."""
     from ..data.images import open_data
+    from ..data.pool import copies_note, known_classes
     from ..evaluation.cells import Bench
     from ..runs.run import open_run
-    from ..sets.baselines import select_baseline
-    from ..sets.candidates import copies_note, known_classes
+    from ..sets.baselines import check_teacher, select_baseline
 
-    if settings.selection.method == "rded" and not teacher:
-        raise ConfigError("--method rded needs a classifier that judges crops: --teacher NAME, FOLDER or FILE")
+    check_teacher(settings, teacher)
     bench = Bench.of(settings, progress(quiet))
     if not bench.workers.is_main:
         return bench.workers.wait_for([target / "set.yaml" for target in sets.values()])
@@ -112,11 +115,9 @@ def _baseline(
         out = next(iter(sets.values()))
         data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet), out=out)
     names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
-    judge = None
-    if settings.selection.method == "rded" and teacher:
-        judge = bench.judge(teacher, data, names, settings)
+    known = bench.advice(teacher, data, names, settings)
     for n, target in sets.items():
-        select_baseline(data, n, target, settings, names, judge, progress(quiet))
+        select_baseline(data, n, target, settings, names, progress=progress(quiet), **known)
         print(f"ipc {n}: {target}")
     if note := copies_note(data, names):
         print(f"note: {note}")

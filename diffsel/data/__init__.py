@@ -4,6 +4,7 @@ albums   pictures in memory: square, labelled, hashed; validation images
 classes  class folders, names and prompt words, in an order that is data
 images   a data set as numbered rows; the only reader of pixels
 pixels   any image file as upright sRGB pixels; resizing
+pool     which images take part: classes by name, copies once
 tables   data sets of the `datasets` library: splits, columns
 trees    folders of class folders; what in them is no class
 views    crops, flips, shuffled tiles, CutMix and MixUp

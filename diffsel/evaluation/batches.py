@@ -27,8 +27,8 @@ from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.progress import Progress, quiet
 from ..machine.tensors import read_unit, write_unit
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
-from ..settings.sections import ProtocolSettings
 from ..settings.settings import fingerprint
+from ..settings.training import ProtocolSettings
 from .protocols import Recipe, batch_starts
 from .teachers import Teacher
 

@@ -28,10 +28,11 @@ from ..machine.helpers import can_fork, helped
 from ..machine.processes import Track, Workers
 from ..machine.progress import Progress, quiet
 from ..sets.baselines import drawn, judge_size, readable
+from ..sets.difficulty import read_records
 from ..sets.opening import DistilledSet
 from ..settings.errors import ConfigError
-from ..settings.sections import ProtocolSettings
 from ..settings.settings import Settings, fingerprint, identity
+from ..settings.training import ProtocolSettings
 from . import students as evaluation
 from .batches import check_labels, online, stored
 from .networks import canonical, check_size
@@ -100,6 +101,13 @@ class Bench:
             if doubt:
                 self.tell(f"note: {doubt}")
         return self.accuracies[key]
+
+    def advice(self, teacher: str | None, data: ImageData, names: Sequence[str], s: Settings) -> dict[str, Any]:
+        """What a baseline asks a teacher for, as ``select_baseline`` takes it.  Errors as for each."""
+        method = s.selection.method
+        if not teacher or method == "random":
+            return {}
+        return {"judge": self.judge(teacher, data, names, s)} if method == "rded" else {"records": read_records(Path(teacher))}
 
     def judge(self, spec: str, data: ImageData, names: Sequence[str], s: Settings) -> Teacher:
         """Who judges RDED's crops of these classes, measured on the middles of images that it will judge.

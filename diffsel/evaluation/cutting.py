@@ -12,8 +12,8 @@ from torchvision.transforms import v2
 
 from ..data.images import ImageData
 from ..machine.progress import Progress
-from ..settings.sections import TrainingSettings
 from ..settings.settings import fingerprint
+from ..settings.training import TrainingSettings
 
 HELD = 2**31  # bytes of uint8 pixels that a process keeps at most
 
@@ -29,13 +29,13 @@ class Shown(Dataset):
     def __len__(self) -> int:
         return len(self.data.rows)
 
-    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
         epoch, index = divmod(item, len(self))
         row = self.data.rows[index]
         before = torch.get_rng_state()  # torch.manual_seed would do, but takes a millisecond
         try:
             torch.default_generator.manual_seed(int(fingerprint([self.seed, epoch, index]), 16) >> 1)
-            return self.transform(self.data.image(row)), self.labels[row.label]
+            return self.transform(self.data.image(row)), self.labels[row.label], index
         finally:
             torch.set_rng_state(before)
 
@@ -62,13 +62,13 @@ class Held(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, items: list[int]) -> tuple[Tensor, Tensor]:
-        """(uint8 (b, 3, size, size), labels): torch's loaders ask for a batch at a time where they can."""
+    def __getitems__(self, items: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(uint8 (b, 3, size, size), labels, which images): torch's loaders ask for a batch at a time where they can."""
         self._draw(items[0] // len(self))
         ids, size = torch.tensor(items) % len(self), torch.arange(self.settings.size)
         rows, cols = (self.corner[side, ids, None] + size for side in (0, 1))
         cols = torch.where(self.mirrored[ids, None], cols.flip(1), cols)
-        return self.pixels[ids[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2), self.labels[ids]
+        return self.pixels[ids[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2), self.labels[ids], ids
 
     def _draw(self, epoch: int) -> None:
         if epoch == self.epoch:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..settings.errors import ConfigError
-from ..settings.sections import ProtocolSettings
+from ..settings.training import ProtocolSettings
 
 RATES = {"efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "vgg11": 5e-4, "alexnet": 1e-4}  # of AdamW; others: below
 BATCHES = {1: 10, 10: 50, 50: 100}  # ipc -> batch size with fewer than 100 classes

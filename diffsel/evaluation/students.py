@@ -22,7 +22,7 @@ from ..data.albums import Pictures
 from ..data.views import normalise
 from ..machine.device import Machine, keep_freed_memory, set_tf32
 from ..machine.progress import Progress, quiet
-from ..settings.sections import ProtocolSettings
+from ..settings.training import ProtocolSettings
 from .batches import Batch, Source
 from .networks import build, parameter_groups
 from .protocols import Recipe, rate_factor

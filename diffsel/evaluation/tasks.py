@@ -13,8 +13,8 @@ from ..machine.files import beside, named
 from ..machine.progress import Progress, quiet
 from ..sets.opening import open_set
 from ..settings.errors import ConfigError
-from ..settings.sections import ProtocolSettings
 from ..settings.settings import Settings
+from ..settings.training import ProtocolSettings
 from .batches import stored_bytes, write_labels
 from .cells import Bench, Cell, gather, make_cell, run_cells
 from .checkpoints import read_checkpoint

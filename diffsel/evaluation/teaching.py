@@ -1,6 +1,7 @@
 """`diffsel teacher`: train a network on a labelled folder, by torchvision's reference recipe, through accelerate.
 
     OUT/  teacher.yaml          settings, data, classes      metrics.jsonl       one line per epoch
+          records/              how hard each image was, where asked (sets/difficulty.py)
           best.safetensors      by validation accuracy       last.safetensors    the last epoch
           state.safetensors     weights, optimizer and epoch: what a stopped training goes on from
 
@@ -13,11 +14,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -30,9 +34,10 @@ from ..data.views import normalise
 from ..machine.device import Machine, keep_freed_memory, set_tf32
 from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml, is_mine
+from ..sets.difficulty import write_epoch, write_images
 from ..settings.errors import ConfigError, DataError
-from ..settings.sections import TrainingSettings
 from ..settings.settings import identity
+from ..settings.training import TrainingSettings
 from .cells import Bench
 from .checkpoints import weights_digest
 from .cutting import Held, Order, Shown, fits
@@ -88,7 +93,7 @@ def train(
         for epoch in range(begun, t.epochs):
             start, order.epoch = time.monotonic(), epoch
             torch.manual_seed(seed + 1 + epoch)  # dropout
-            loss, top1 = _train_epoch(network, loader, optimizer, accelerator, t, epoch)
+            loss, top1 = _train_epoch(network, loader, optimizer, accelerator, t, epoch, partial(_record, out, epoch, data))
             if not math.isfinite(loss):
                 raise ConfigError(f"the loss is no number in epoch {epoch}; lower training.learning_rate ({t.learning_rate})")
             line = {"epoch": epoch, "rate": rate(t, epoch), "loss": round(loss, 5), "train_top1": round(top1, 3)}
@@ -107,14 +112,24 @@ def train(
 
 
 def _train_epoch(
-    network: nn.Module, loader: DataLoader, optimizer: Any, accelerator: Any, t: TrainingSettings, epoch: int
+    network: nn.Module,
+    loader: DataLoader,
+    optimizer: Any,
+    accelerator: Any,
+    t: TrainingSettings,
+    epoch: int,
+    record: Callable[[Tensor], None] = lambda each: None,
 ) -> tuple[float, float]:
-    """Mean loss and top-1 in percent over the images, as they were while the network learned."""
+    """Mean loss and top-1 in percent over the images, as they were while the network learned.
+
+    ``record`` is given (el2n, right) of each image, (2, n); NaN where it was not shown, as in a last batch that was dropped.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate(t, epoch)
     network.train()
     sums = torch.zeros(3, device=accelerator.device)
-    for pixels, labels in loader:
+    each = torch.zeros(3, len(loader.dataset) if t.record else 0, device=accelerator.device)  # type: ignore[arg-type]
+    for pixels, labels, ids in loader:
         optimizer.zero_grad(set_to_none=True)
         with accelerator.autocast():
             output = network(normalise(pixels))
@@ -123,8 +138,20 @@ def _train_epoch(
         optimizer.step()
         right = (output.detach().argmax(1) == labels).sum()
         sums += torch.stack([loss.detach() * len(labels), right, torch.tensor(len(labels), device=sums.device)])
+        if t.record:
+            each[:, ids] += difficulty(output.detach().float(), labels)
     total = accelerator.reduce(sums, "sum").tolist()
+    if t.record:
+        each = accelerator.reduce(each, "sum")
+        record((each[:2] / each[2]).cpu()) if accelerator.is_main_process else None
     return total[0] / total[2], 100 * total[1] / total[2]
+
+
+def difficulty(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) -> Float[Tensor, "3 b"]:
+    """El2n (arXiv 2107.07075, eq. 3), whether the answer is right, and 1: how often the image was shown."""
+    error = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
+    right = (logits.argmax(1) == labels).float()
+    return torch.stack([error.norm(dim=1), right, torch.ones_like(right)])
 
 
 def _loader(shown: Held | Shown, t: TrainingSettings, order: Order, loaders: int, machine: Machine) -> DataLoader:
@@ -140,7 +167,7 @@ def _loader(shown: Held | Shown, t: TrainingSettings, order: Order, loaders: int
     return DataLoader(shown, t.batch_size, sampler=order, drop_last=alone, **options)
 
 
-def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _whole(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return batch
 
 
@@ -179,6 +206,14 @@ def _describe(
         "validation": validation.digest if validation else None,
         "classes": [info.folder for info in data.classes],
     }
+
+
+def _record(out: Path, epoch: int, data: ImageData, each: Float[Tensor, "2 n"]) -> None:
+    """An image that was not shown counts as hard as can be, and wrong."""
+    if epoch == 0:
+        write_images(out, [row.digest for row in data.rows])
+    el2n, right = each[0].nan_to_num(2**0.5).numpy(), each[1].nan_to_num(0).numpy()
+    write_epoch(out, epoch, el2n, right > 0.5)
 
 
 def _metrics(out: Path, epochs: int) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """RUN -> SET -> other forms.
 
 assembly    picks as pictures and mosaics, with their provenance
-baselines   random images and RDED, through the same selection and assembly
+baselines   random images, RDED and the hard or easy ones, through the same assembly
 candidates  what selection may choose from; what decides a set
 card        README.md of a set and of its exports
 coresets    which vectors stand for the others: herding, k-centre, medoids
+difficulty  which images a teacher found hard while it learned: EL2N, forgetting, CCS
 export      a set in the forms that other tools read; the hub
 opening     the one reader of a set
 record      what a set says of itself, checked as it is read

@@ -1,8 +1,8 @@
-"""Random images and RDED: the same Selection by other means, without Stable Diffusion.
+"""Random images, RDED and the hard or easy ones: the same Selection by other means, without Stable Diffusion.
 
-Both draw images of a class by a hash of their names and cut square boxes out of them at random.  `random` takes the first
+Random and RDED draw images of a class by a hash of their names and cut square boxes out of them.  `random` takes the first
 ones; `rded` looks at ``pool`` images, keeps of several crops of each the one that a teacher finds easiest to name as its
-class, and then the images whose crop is easiest.
+class, and then the images whose crop is easiest.  The others (difficulty.py) take whole images by a teacher's records.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.images import ImageData, Row
+from ..data.pool import copies, distinct, known_classes
 from ..data.views import Views, draw_crops, normalise, view
 from ..machine.progress import Progress, quiet
-from ..settings.errors import UnreadableImage
+from ..settings.errors import ConfigError, UnreadableImage
 from ..settings.sections import BaselineSettings
 from ..settings.settings import Settings, identity
+from . import difficulty
 from .assembly import assemble
-from .candidates import copies, distinct, known_classes
+from .difficulty import Records
 from .opening import is_there
 from .selection import Pick, too_few
 
@@ -58,27 +60,39 @@ def select_baseline(
     classes: Sequence[str] | None = None,
     judge: Judge | None = None,
     progress: Progress = quiet,
+    records: Records | None = None,
 ) -> bool:
-    """Images -> SET by `random` or `rded`, through the same Selection and assembly; False where it is there already.
+    """Images -> SET by a method that needs no scoring pass, through the same assembly; False where it is there already.
 
-    ``judge`` knows the classes in the order asked for.  Raises SelectionError, DataError, StoreError.
+    ``judge``, for rded, knows the classes in the order asked for; ``records`` are for el2n, forgetting and ccs.
+    Raises SelectionError, DataError, StoreError.
     """
     names = known_classes(data, classes)
     limit = {label: min(len(distinct(data.of_class(label))), s.baseline.pool if judge else len(data.rows)) for label in names}
     factor = s.assembly.factor_at(ipc, s.selection.method)
     if not s.assembly.factor and min(limit.values()) < ipc * factor**2:
         factor = 1
-    record = baseline_provenance(data, ipc, factor, s, names, judge)
+    record = baseline_provenance(data, ipc, factor, s, names, judge, records)
     if is_there(out, record):
         return False
     picks = {}
     for number, label in enumerate(names):
         if judge:
             picks[label] = select_rded(data, label, number, ipc, factor, s.baseline, s.seed, judge, judge_size(s), progress)
+        elif records:
+            picks[label] = select_hard(data, label, ipc, factor, s, records)
         else:
             picks[label] = select_random(data, label, ipc, factor, s.baseline, s.seed)
     assemble(out, picks, data, s.assembly, record, progress)
     return True
+
+
+def check_teacher(s: Settings, teacher: str | None) -> None:
+    """Raises ConfigError where the method asks a teacher and none is given."""
+    needs = {"random": "", "rded": "a classifier that judges crops: --teacher NAME, FOLDER or FILE"}
+    need = needs.get(s.selection.method, "a teacher that was trained with --record: --teacher FOLDER")
+    if need and not teacher:
+        raise ConfigError(f"--method {s.selection.method} needs {need}")
 
 
 def judge_size(s: Settings) -> int:
@@ -87,7 +101,13 @@ def judge_size(s: Settings) -> int:
 
 
 def baseline_provenance(
-    data: ImageData, ipc: int, factor: int, s: Settings, classes: Sequence[str], judge: Judge | None
+    data: ImageData,
+    ipc: int,
+    factor: int,
+    s: Settings,
+    classes: Sequence[str],
+    judge: Judge | None,
+    records: Records | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a baseline set's bytes."""
     return {
@@ -100,6 +120,7 @@ def baseline_provenance(
         "images": data.digest,
         "selection": {"method": s.selection.method},
         "teacher": {"network": judge.name, "digest": judge.digest, "size": judge_size(s)} if judge else None,
+        **({"records": records.digest} if records else {}),
         "baseline": identity(s.baseline),
         "assembly": identity(s.assembly),
         **copies(data, classes),
@@ -141,6 +162,18 @@ def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: 
         raise too_few(label, len(pool), ipc, factor)
     boxes = [boxes_of(data, row, settings, seed, 1)[0] for row in pool]
     return [_pick(label, rank, row, box, 0.0, "random") for rank, (row, box) in enumerate(zip(pool, boxes, strict=True))]
+
+
+def select_hard(data: ImageData, label: str, ipc: int, factor: int, s: Settings, records: Records) -> list[Pick]:
+    """Whole images of a class as ``selection.method`` orders them.  Raises SelectionError if it has too few."""
+    rows, need, method = list(readable(data, drawn(data, label, s.seed))), ipc * factor**2, s.selection.method
+    if len(rows) < need:
+        raise too_few(label, len(rows), ipc, factor)
+    rng, b = np.random.default_rng([s.seed, *label.encode()]), s.baseline
+    chosen, score = difficulty.order(method, records.of(rows), need, b.early, b.cut, rng)
+    whole = b.model_copy(update={"whole": True})
+    boxes = {i: boxes_of(data, rows[i], whole, s.seed, 1)[0] for i in chosen.tolist()}
+    return [_pick(label, rank, rows[i], box, float(score[i]), method) for rank, (i, box) in enumerate(boxes.items())]
 
 
 def select_rded(

@@ -13,6 +13,13 @@ METHODS = {
     "diffsel-noclusters": "by the differential loss of a diffusion model alone (diffsel, without clusters)",
     "rded": "as RDED does: random crops judged by a classifier",
     "random": "at random",
+    "herding": "by herding on features of a diffusion model",
+    "kcenter": "by greedy k-centre on features of a diffusion model",
+    "medoids": "as medoids of features of a diffusion model",
+    "el2n-easy": "as what a network found easiest in its first epochs (EL2N)",
+    "el2n-hard": "as what a network found hardest in its first epochs (EL2N)",
+    "forgetting": "as what a network forgot most often while it learned",
+    "ccs": "evenly over what a network found easy and hard, without the hardest (CCS)",
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

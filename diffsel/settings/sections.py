@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Estimator = Literal["differential", "gap", "combined", "gated"]
-Method = Literal["diffsel", "diffsel-noclusters", "herding", "kcenter", "medoids", "rded", "random"]
+Baseline = Literal["random", "rded", "el2n-easy", "el2n-hard", "forgetting", "ccs"]
+Method = Literal["diffsel", "diffsel-noclusters", "herding", "kcenter", "medoids", Baseline]
+BASELINES = get_args(Baseline)  # need no scoring pass
 EXECUTION: dict[str, Any] = {"execution": True}
 
 
@@ -224,18 +226,24 @@ class SelectionSettings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.method in ("random", "rded") and (self.drop_suspects or self.drop_below is not None):
+        if self.method in BASELINES and (self.drop_suspects or self.drop_below is not None):
             raise ValueError(f"selection.drop_suspects and drop_below need a scoring pass; they must not go with {self.method}")
         return self
 
 
 class BaselineSettings(Section):
-    """What the methods `random` and `rded` choose from (RDED's synthesize/)."""
+    """What the methods without a scoring pass choose from (RDED's synthesize/)."""
 
     pool: int = Field(300, ge=1, description="Images a class that are looked at, drawn with the seed (RDED's mipc).")
     crops: int = Field(5, ge=1, description="rded: random crops of each image, of which the teacher keeps the best.")
     min_scale: float = Field(0.08, gt=0, le=1, description="Smallest crop, share of the image's area.")
     whole: bool = Field(False, description="random: whole images (their middle square) instead of random crops.")
+    early: int = Field(
+        10, ge=1, description="el2n, ccs: the first epochs, which el2n is the mean of.", json_schema_extra=added(10)
+    )
+    cut: float = Field(
+        0.3, ge=0, lt=1, description="ccs: share of each class left out, the hardest.", json_schema_extra=added(0.3)
+    )
 
 
 class AssemblySettings(Section):
@@ -256,57 +264,6 @@ class AssemblySettings(Section):
     def factor_at(self, ipc: int, method: Method = "diffsel") -> int:
         """Tiles per side: as set; else 2 at IPC <= 10 (paper 3.2), and for RDED at any IPC, as its scripts have it."""
         return self.factor or (2 if ipc <= 10 or method == "rded" else 1)
-
-
-class TrainingSettings(Section):
-    """How `diffsel teacher` trains a network (torchvision's reference recipe for ResNets by default)."""
-
-    network: str = Field("resnet18", description="conv3 ... conv6, resnet18, resnet18_modified, ..., or timm:NAME.")
-    size: int = Field(224, ge=8, description="Side of the network's input, pixels.")
-    epochs: int = Field(90, ge=1, description="Passes over the images.")
-    batch_size: int = Field(256, ge=2, description="Images a step, over all processes.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov-free momentum, or AdamW.")
-    learning_rate: float = Field(0.1, gt=0, description="At the start, after the warm-up.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="For optimizer = sgd.")
-    weight_decay: float = Field(1e-4, ge=0, description="On every parameter.")
-    schedule: Literal["step", "cosine"] = Field("step", description="Divide the rate by 10 at each third, or cosine to 0.")
-    warmup: int = Field(0, ge=0, description="Epochs of linear warm-up.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
-    crop: Literal["resized", "padded", "none"] = Field(
-        "resized", description="RandomResizedCrop, a crop of the image padded by 1/8 (CIFAR), or the middle."
-    )
-    min_scale: float = Field(0.08, gt=0, le=1, description="Smallest crop for crop = resized, share of the area.")
-    flip: bool = Field(True, description="Mirror half of the images; off where left and right differ (digits).")
-    save_every: int = Field(1, ge=1, description="Epochs between checkpoints that a stopped training goes on from.")
-
-
-class ProtocolSettings(Section):
-    """How a student is trained on a distilled set, and how it is measured (RDED's validation/)."""
-
-    name: str = Field("rded-fixed", description="For tables; the settings themselves are hashed into every result.")
-    labels: Literal["soft", "hard"] = Field("soft", description="Of the teacher on the mixed batch, or the class itself.")
-    size: int | None = Field(None, ge=8, description="Side of the student's input, pixels; default: that of the set's images.")
-    epochs: int = Field(300, ge=1, description="Passes over the distilled set.")
-    batch_size: int | None = Field(None, ge=2, description="Default: RDED's table by ipc and number of classes.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, betas 0.9 and 0.999; or SGD, momentum 0.9.")
-    learning_rate: float | None = Field(None, gt=0, description="Default: RDED's table by student; 0.1 for sgd.")
-    weight_decay: float | None = Field(None, ge=0, description="On weights of 2 dimensions or more; default 0.01, sgd 1e-4.")
-    schedule: Literal["half-cosine", "linear"] = Field(
-        "half-cosine", description="0.5 (1 + cos(pi e / 2E)), which ends at half the rate; or linear to 0."
-    )
-    temperature: float | None = Field(None, gt=0, description="Of the softmaxes in the KL loss; default 20, for mixup 4.")
-    mix: Literal["cutmix", "mixup", "none"] = Field("cutmix", description="Beta(1, 1) for cutmix, Beta(0.8, 0.8) for mixup.")
-    crop: bool = Field(True, description="RandomResizedCrop, scale (1 / factor, 1).")
-    flip: bool = Field(True, description="Mirror half of the images; off where left and right differ (digits).")
-    shuffle: bool = Field(True, description="ShufflePatches: shuffle the columns, then the rows of a mosaic.")
-    accumulate: int = Field(1, ge=1, description="Batches per step (gradient accumulation).")
-    evaluate_every: int = Field(10, ge=1, description="Epochs between evaluations in the last fifth; the last one always.")
-    report: Literal["best", "last"] = Field("last", description="Which epoch the tables show; results hold both.")
-    val_images_per_class: int | None = Field(None, ge=1, description="RDED reads the first 50 files only; default: all.")
-    double_forward: bool = Field(
-        False, description="RDED's extra forward in train mode (for mixup of the unmixed batch), which updates BatchNorm twice."
-    )
-    drop_remainder: bool = Field(False, description="RDED's ShufflePatches drops what does not divide by the factor.")
 
 
 def malformed(template: str) -> str:

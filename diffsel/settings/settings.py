@@ -22,12 +22,11 @@ from .sections import (
     FeatureSettings,
     ModelSettings,
     PatchSettings,
-    ProtocolSettings,
     ScoringSettings,
     Section,
     SelectionSettings,
-    TrainingSettings,
 )
+from .training import ProtocolSettings, TrainingSettings
 
 
 def default_patch(image_size: int) -> int:

@@ -19,10 +19,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from ..settings.errors import ConfigError
+from ..settings.sections import BASELINES
 from ..settings.settings import Settings, fingerprint, identity, load_settings
 
 STRICT = ConfigDict(extra="forbid")
-BASELINES = ("random", "rded")
 AXES = ("dataset", "ipc", "method", "teacher", "student")
 VARIABLE = re.compile(r"\$\{?(\w+)")
 SPEEDS = ("forward", "student")  # that every scale has
@@ -206,7 +206,7 @@ def _named(job: Job) -> Job:
     )
     unclustered = job.baseline or s.selection.method == "diffsel-noclusters"
     vectors = "" if unclustered else fingerprint([run, identity(s.patches), identity(s.features)])
-    judge = [job.teacher, s.protocol.size] if job.method == "rded" else None
+    judge = [job.teacher, s.protocol.size] if job.baseline and job.method != "random" else None
     chosen = [identity(s.baseline), judge] if job.baseline else [run, identity(s.patches), vectors, identity(s.selection)]
     name = f"{folder}-{job.method}-ipc{job.ipc}-{fingerprint([images, identity(s.assembly), chosen, job.case.classes])[:8]}"
     soft = job.teacher if s.protocol.labels == "soft" else None

@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import method
 from ..data.albums import validation_pictures
+from ..data.pool import known_classes
 from ..evaluation.cells import Bench, Cell, gather, make_cell, run_cells
 from ..evaluation.protocols import validation_resize
 from ..evaluation.results import Spread
@@ -29,11 +30,12 @@ from ..runs.run import open_run
 from ..runs.session import start
 from ..scoring.features import random_clip
 from ..sets.baselines import select_baseline
-from ..sets.candidates import check_set, known_classes
+from ..sets.candidates import check_set
 from ..sets.opening import open_set
 from ..settings.errors import StoreError
+from ..settings.sections import BASELINES
 from ..settings.settings import Settings, fingerprint
-from .cases import BASELINES, Job, Scale, place
+from .cases import Job, Scale, place
 from .demo import compose_data
 from .tables import Place, Value
 
@@ -49,8 +51,7 @@ def make_set(
         if bench.workers.is_main:
             data = bench.images.training(source, s)
             names = known_classes(data, classes)
-            judge = bench.judge(teacher, data, names, s) if s.selection.method == "rded" else None
-            select_baseline(data, ipc, folder, s, names, judge, bench.progress)
+            select_baseline(data, ipc, folder, s, names, progress=bench.progress, **bench.advice(teacher, data, names, s))
     else:
         session = start(source, run, s, bench.progress)
         check_set(session.run, ipc, folder, classes)

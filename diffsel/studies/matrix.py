@@ -26,8 +26,9 @@ from ..machine.formats import as_csv
 from ..report.text import accuracy_table, table
 from ..sets.opening import open_set
 from ..settings.errors import ConfigError
-from ..settings.sections import Method, ProtocolSettings
+from ..settings.sections import BASELINES, Method
 from ..settings.settings import Settings, default_patch, fingerprint, load_settings
+from ..settings.training import ProtocolSettings
 from .making import make_set
 
 
@@ -53,10 +54,13 @@ class Source:
 
 @checked(frozen=True, config=STRICT)
 class Matrix:
-    """The axes of a table; a cell is one value of each.  A class subset is a name and its classes; none: all."""
+    """The axes of a table; a cell is one value of each.  A class subset is a name and its classes; none: all.
+
+    ``methods`` are names of methods, or names of one's own with their settings: ``best: {selection.guidance: 1}``.
+    """
 
     datasets: dict[str, Source]
-    methods: tuple[Method, ...]
+    methods: tuple[Method, ...] | dict[str, dict[str, Any]]
     ipc: tuple[Annotated[int, Field(ge=1)], ...]
     teachers: tuple[str, ...]
     students: tuple[str, ...]
@@ -78,6 +82,7 @@ class Point:
     teacher: str
     student: str
     protocol: str
+    kind: str  # which of diffsel's methods its name stands for
 
     @property
     def name(self) -> str:
@@ -86,9 +91,9 @@ class Point:
 
     @property
     def set_name(self) -> str:
-        """Sets of RDED depend on who judges the crops; the others do not.  ``+`` is in no safe name."""
+        """Some sets depend on a teacher; the others do not.  ``+`` is in no safe name."""
         parts = [self.dataset, self.subset, self.method, f"ipc{self.ipc}"]
-        if self.method == "rded":
+        if self.kind in BASELINES and self.kind != "random":
             parts += [Path(self.teacher).name, fingerprint(self.teacher)[:8]]  # many teachers are called best.safetensors
         return "+".join(map(safe_name, parts))
 
@@ -108,12 +113,19 @@ def read_matrix(file: Path) -> Matrix:
 
 
 def points(matrix: Matrix) -> list[Point]:
-    axes = (matrix.datasets, matrix.classes, matrix.methods, matrix.ipc, matrix.teachers, matrix.students, matrix.protocols)
-    return [Point(*values) for values in product(*axes)]  # type: ignore[arg-type]
+    kinds = {name: values["selection.method"] for name, values in settings_of_methods(matrix).items()}
+    axes = (matrix.datasets, matrix.classes, kinds, matrix.ipc, matrix.teachers, matrix.students, matrix.protocols)
+    return [Point(*values, kinds[values[2]]) for values in product(*axes)]  # type: ignore[arg-type, call-arg]
+
+
+def settings_of_methods(matrix: Matrix) -> dict[str, dict[str, Any]]:
+    if isinstance(matrix.methods, dict):
+        return {name: {"selection.method": "diffsel", **values} for name, values in matrix.methods.items()}
+    return {name: {"selection.method": name} for name in matrix.methods}
 
 
 def settings_of(settings: Settings, extra: Mapping[str, Any]) -> Settings:
-    """The settings of a data set: the common ones and its own.  Raises ConfigError."""
+    """The settings of a data set or a method: the common ones and its own.  Raises ConfigError."""
     base = settings.model_dump(mode="json")
     if settings.patches.patch_size == default_patch(settings.data.image_size):
         base["patches"]["patch_size"] = None  # it follows the data set's own image_size
@@ -125,19 +137,19 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, bench: Bench) -> s
     images = bench.images
     protocols = {name: _protocol(name, values, settings) for name, values in matrix.protocols.items()}
     own = {name: settings_of(settings, source.settings) for name, source in matrix.datasets.items()}
-    sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in points(matrix)}
+    every = points(matrix)
+    sides = {protocols[point.protocol].size or own[point.dataset].assembly.size for point in every}
     for student, side in product(matrix.students, sorted(sides)):
         check_size(canonical(student), side)
     val = {name: images.validation(source.val, own[name]) for name, source in matrix.datasets.items()}
-    folders = {point.set_name: point for point in points(matrix)}
+    folders = {point.set_name: point for point in every}
     for name, point in folders.items():
-        s = own[point.dataset]
-        s = s.model_copy(update={"selection": s.selection.model_copy(update={"method": point.method})})
+        s = settings_of(own[point.dataset], settings_of_methods(matrix)[point.method])
         source, classes, run = matrix.datasets[point.dataset], matrix.classes[point.subset], out / "runs" / point.dataset
         make_set(source.train, classes, point.ipc, point.teacher, out / "sets" / name, run, s, bench)
     sets = {name: open_set(out / "sets" / name) for name in folders}
     cells: dict[Point, Cell] = {}
-    for point in points(matrix):
+    for point in every:
         found, protocol = sets[point.set_name], protocols[point.protocol]
         cells[point] = make_cell(point.name, found, val[point.dataset], point.student, protocol, point.teacher, bench)
     unique = {_key(cell): cell for cell in cells.values()}  # hard labels: one for all teachers
@@ -183,12 +195,12 @@ def scores(lines: Mapping[Point, Line], protocols: Mapping[Point, ProtocolSettin
     rows = []
     for point, line in lines.items():
         protocol = protocols[point]
-        if point.method == "random" or protocol.labels == "hard" or _is_plain(protocol):
+        if point.kind == "random" or protocol.labels == "hard" or _is_plain(protocol):
             continue
         others = {other.protocol: other for other in lines if replace(other, protocol=point.protocol) == point}
         hard = next((lines[one] for one in others.values() if protocols[one].labels == "hard"), None)
         plain = next((name for name, one in others.items() if _is_plain(protocols[one])), None)
-        base = replace(point, method="random")
+        base = replace(point, method="random", kind="random")
         known = {
             "soft": line,
             "random_soft": lines.get(base),

@@ -29,7 +29,8 @@ from diffsel.evaluation.teachers import load_teacher
 from diffsel.machine.device import Machine
 from diffsel.sets.opening import open_set
 from diffsel.settings.errors import ConfigError, DataError, StoreError
-from diffsel.settings.sections import DataSettings, ProtocolSettings
+from diffsel.settings.sections import DataSettings
+from diffsel.settings.training import ProtocolSettings
 
 # ---- batches and labels ----------------------------------------------------------------------------------------------
 

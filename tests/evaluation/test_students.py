@@ -18,7 +18,8 @@ from diffsel.evaluation.batches import online
 from diffsel.evaluation.cells import Bench, make_cell
 from diffsel.evaluation.students import train_student
 from diffsel.sets.opening import open_set
-from diffsel.settings.sections import DataSettings, ProtocolSettings
+from diffsel.settings.sections import DataSettings
+from diffsel.settings.training import ProtocolSettings
 
 
 def test_hard_labels_weigh_both_classes_of_a_mix() -> None:

@@ -7,25 +7,31 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
+from diffsel.data.views import normalise
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.checkpoints import read_checkpoint
 from diffsel.evaluation.cutting import Held, Order, Shown, fits, training_transform
+from diffsel.evaluation.networks import build
 from diffsel.evaluation.tasks import train_teacher
 from diffsel.evaluation.teachers import load_teacher
 from diffsel.evaluation.teaching import _resume, _save, rate
 from diffsel.evaluation.teaching import train as teach
 from diffsel.machine.device import Machine
 from diffsel.machine.progress import quiet
+from diffsel.sets.difficulty import read_records
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
-from diffsel.settings.sections import DataSettings, TrainingSettings
+from diffsel.settings.sections import DataSettings
 from diffsel.settings.settings import resolve
+from diffsel.settings.training import TrainingSettings
 
 CPU = Machine(torch.device("cpu"))
 QUICK = TrainingSettings(network="conv3w8", size=16, epochs=4, batch_size=8, learning_rate=0.05, crop="padded")
@@ -54,6 +60,29 @@ def test_it_learns_and_its_file_is_a_teacher(images, tmp_path: Path) -> None:
         load_teacher(str(tmp_path / "t"), train.classes, 32, CPU.device)
 
 
+def test_records_say_how_hard_each_image_was_when_it_was_shown(images, tmp_path: Path) -> None:
+    """One batch holds all images: in the first epoch, all are shown to the network as it was built."""
+    train, _ = images
+    whole = QUICK.model_copy(update={"record": True, "crop": "none", "flip": False, "batch_size": 24, "epochs": 2})
+    teach(train, None, tmp_path / "t", whole, 0, Bench(CPU))
+    found = read_records(tmp_path / "t")
+    assert found.digests == [row.digest for row in train.rows]
+    assert found.el2n.shape == found.right.shape == (2, 24)
+    torch.manual_seed(0)
+    network = build("conv3w8", 2, 16)
+    cut = training_transform(whole)
+    with torch.no_grad():
+        output = network(normalise(torch.stack([cut(train.image(row)) for row in train.rows])))
+    labels = torch.tensor([train.classes[0].folder != row.label for row in train.rows]).long()
+    error = output.softmax(1) - torch.nn.functional.one_hot(labels, 2)
+    assert np.abs(found.el2n[0] - error.norm(dim=1).numpy()).max() < 1e-3  # float16
+    assert (found.right[0] == (output.argmax(1) == labels).numpy()).all()
+    teach(train, None, tmp_path / "u", whole.model_copy(update={"record": False}), 0, Bench(CPU))
+    assert load_file(tmp_path / "t" / "last.safetensors").keys() == load_file(tmp_path / "u" / "last.safetensors").keys()
+    for name, value in load_file(tmp_path / "t" / "last.safetensors").items():
+        assert torch.equal(value, load_file(tmp_path / "u" / "last.safetensors")[name]), name
+
+
 def test_the_loss_scale_of_fp16_is_kept_too(tmp_path: Path) -> None:
     """The scale was halved, two good steps ago: with the first one a resumed training would skip a step again."""
     network = torch.nn.Linear(2, 2)
@@ -77,9 +106,10 @@ def test_small_images_are_cut_in_memory_as_one_by_one(images) -> None:
     held = Held(train, QUICK, 3, quiet)
     assert fits(train, QUICK)
     assert not fits(train, QUICK.model_copy(update={"crop": "resized"}))
-    pixels, labels = held.__getitems__([24 + 5, 24 + 0, 24 + 23])
-    again, _ = held.__getitems__([24 + 23])
-    assert torch.equal(pixels[2], again[0])
+    pixels, labels, ids = held.__getitems__([24 + 5, 24 + 0, 24 + 23])
+    assert ids.tolist() == [5, 0, 23]
+    again = held.__getitems__([24 + 23])
+    assert torch.equal(pixels[2], again[0][0])
     assert labels.tolist() == [0, 0, 1]
     middle = training_transform(QUICK.model_copy(update={"crop": "none", "flip": False}))
     for place, i in enumerate((5, 0, 23)):
@@ -111,8 +141,8 @@ def test_loaders_that_do_not_fork_take_the_images_along(images) -> None:
     train, _ = images
     settings = QUICK.model_copy(update={"crop": "resized"})
     loader = DataLoader(Shown(train, settings, 0), 8, num_workers=1, multiprocessing_context="spawn")
-    pixels, labels = next(iter(loader))
-    alone, _ = Shown(train, settings, 0)[0]
+    pixels, labels, _ = next(iter(loader))
+    alone, _, _ = Shown(train, settings, 0)[0]
     assert torch.equal(pixels[0], alone)
     assert labels.tolist() == [0] * 8
 
@@ -179,7 +209,8 @@ def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) 
 def test_images_are_cut_by_epoch_and_number_alone(images) -> None:
     train, _ = images
     shown, other = Shown(train, QUICK, 0), Shown(train, QUICK, 1)
-    first, _ = shown[5]
+    first, _, index = shown[5]
+    assert index == 5
     torch.manual_seed(99)
     assert torch.equal(shown[5][0], first)
     assert not torch.equal(shown[len(train.rows) + 5][0], first)

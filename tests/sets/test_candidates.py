@@ -13,9 +13,10 @@ from conftest import small_values
 
 from diffsel import method
 from diffsel.data.images import ImageData, open_data
+from diffsel.data.pool import copies, copies_note, distinct
 from diffsel.runs.session import Session, start
 from diffsel.sets.baselines import drawn, select_baseline
-from diffsel.sets.candidates import check_set, copies, copies_note, distinct, most_patches, provenance
+from diffsel.sets.candidates import check_set, most_patches, provenance
 from diffsel.settings.errors import SelectionError, SettingsDiffer
 from diffsel.settings.settings import Settings, resolve
 

@@ -14,7 +14,8 @@ from diffsel.evaluation.batches import write_labels
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.teaching import train
 from diffsel.settings.errors import StoreError
-from diffsel.settings.sections import DataSettings, TrainingSettings
+from diffsel.settings.sections import DataSettings
+from diffsel.settings.training import TrainingSettings
 from diffsel.studies.checking import check_folder
 
 

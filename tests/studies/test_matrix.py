@@ -16,8 +16,8 @@ from diffsel.evaluation.networks import build
 from diffsel.evaluation.results import Line, fairness, spread
 from diffsel.machine.device import Machine
 from diffsel.settings.errors import ConfigError
-from diffsel.settings.sections import ProtocolSettings
 from diffsel.settings.settings import fingerprint, resolve
+from diffsel.settings.training import ProtocolSettings
 from diffsel.studies.matrix import Matrix, Point, Source, points, read_matrix, run_matrix, scores
 
 CPU = Machine(torch.device("cpu"))
@@ -117,7 +117,7 @@ def test_fairness_compares_like_with_like() -> None:
     lines, chosen = {}, {}
     for (method, name), value in top1.items():
         last, best = spread([value - 7.0 * (method == "rded")]), spread([float(value)])
-        point, protocol = Point("toy", "all", method, 1, "t", "conv3", name), ProtocolSettings(**protocols[name])
+        point, protocol = Point("toy", "all", method, 1, "t", "conv3", name, method), ProtocolSettings(**protocols[name])
         top = best if protocol.report == "best" else last
         chosen[point] = protocol
         lines[point] = Line("set", "t", "online", "conv3", name, "fp32", top, None, best, last, {}, 0, {})
@@ -134,7 +134,7 @@ def test_fairness_compares_like_with_like() -> None:
         ({"student": ["conv3"]}, r"student: Unexpected keyword argument .*axes: .*students"),
         ({"ipc": ["ten"]}, "ipc.0"),
         ({"datasets": {"toy": {"train": "x"}}}, "datasets.toy.val"),
-        ({"methods": ["rdde"]}, "methods.0: .*'rded'"),
+        ({"methods": ["rdde"]}, "methods.*0.*: .*'rded'"),
         ({"ipc": [0]}, "ipc.0: .*greater than or equal to 1"),
         ({"seeds": 0}, "seeds: .*greater than or equal to 1"),
     ],
@@ -175,12 +175,12 @@ def test_every_experiment_file_is_well_formed(file: Path) -> None:
 
 def test_rded_sets_belong_to_their_judge() -> None:
     judges = ("a/t1", "a/t2", "b/t1")
-    assert len({Point("d", "all", "rded", 1, judge, "conv3", "p").set_name for judge in judges}) == 3
+    assert len({Point("d", "all", "rded", 1, judge, "conv3", "p", "rded").set_name for judge in judges}) == 3
     names = (("d-x", "all"), ("d", "x-all"), ("d+x", "all"), ("d", "x+all"))
-    assert len({Point(*pair, "random", 1, "t", "conv3", "p").set_name for pair in names}) == 4
+    assert len({Point(*pair, "random", 1, "t", "conv3", "p", "random").set_name for pair in names}) == 4
     assert (
-        Point("d", "all", "random", 1, "a/t1", "conv3", "p").set_name
-        == Point("d", "all", "random", 1, "b", "conv3", "p").set_name
+        Point("d", "all", "random", 1, "a/t1", "conv3", "p", "random").set_name
+        == Point("d", "all", "random", 1, "b", "conv3", "p", "random").set_name
     )
 
 

@@ -1,0 +1,49 @@
+"""Which images of a data set take part: classes by name, byte-identical copies once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from ..settings.errors import DataError
+from .images import ImageData, Row
+
+
+def known_classes(data: ImageData, names: Sequence[str] | None) -> list[str]:
+    """The classes asked for (all by default).  Raises DataError for one that the data lacks."""
+    there = [info.folder for info in data.classes]
+    for name in dict.fromkeys(names or ()):
+        if name not in there:
+            near = get_close_matches(name, there, n=3) or there[:8]
+            raise DataError(f"class {name!r} is not in {data.root}; there is {', '.join(near)}")
+    return list(dict.fromkeys(names or there))
+
+
+def distinct(rows: Iterable[Row]) -> list[Row]:
+    """The rows without byte-identical copies of earlier ones: of several, the lowest row stays."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.digest, row)
+    return list(first.values())
+
+
+def copies(data: ImageData, classes: Sequence[str]) -> dict[str, int]:
+    """How many images of these classes are left out as copies, as set.yaml tells; empty where none is."""
+    count = sum(len(rows) - len(distinct(rows)) for rows in map(data.of_class, classes))
+    return {"copies_left_out": count} if count else {}
+
+
+def copies_note(data: ImageData, classes: Sequence[str]) -> str:
+    """What copies there are among the images of these classes; empty where there are none."""
+    first: dict[str, Row] = {}
+    within, across = list[str](), list[str]()
+    for row in (row for label in classes for row in data.of_class(label)):
+        other = first.setdefault(row.digest, row)
+        if other is not row:
+            (within if other.label == row.label else across).append(f"{row.path} and {other.path}")
+    notes = []
+    if within:
+        notes.append(f"{len(within)} images have the same bytes as others of their class and are left out, such as {within[0]}")
+    if across:
+        notes.append(f"{len(across)} images have the same bytes as images of other classes, such as {across[0]}: see to labels")
+    return "; ".join(notes)
