@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 OUT ?= demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test lowest check format clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +19,17 @@ demo: $(VENV)/.ready  ## distil the embedded data set, and look at demo/demo.png
 test: $(VENV)/.ready  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Everything but what is slow, or knows one version by heart.
+lowest: $(LOWEST)/.ready  ## the tests with the lowest versions that pyproject.toml allows; warnings are no errors there
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -W ignore -k "not slow" \
+		tests/settings tests/data tests/scoring tests/test_golden.py tests/cli/test_app.py
+
+$(LOWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	touch $@
+
 check: $(VENV)/.ready  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,4 +40,4 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(LOWEST) $(OUT)

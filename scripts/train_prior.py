@@ -33,6 +33,7 @@ import torch.nn.functional as F
 import yaml
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -668,8 +669,28 @@ def make_save(out: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Callab
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(out)
+        publish(out)
 
     return save
+
+
+def publish(out: Path) -> None:
+    """The layout of published models, which every version of transformers reads and 4 writes (5 writes another): the text
+    encoder's keys begin with text_model, the tokenizer is vocab.json and merges.txt."""
+    weights, words = out / "text_encoder" / "model.safetensors", out / "tokenizer" / "tokenizer.json"
+    if not words.exists():
+        return
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(weights).items()}
+    save_file(tensors, weights, {"format": "pt"})
+    model = json.loads(words.read_text(encoding="utf-8"))["model"]
+    vocabulary = dict(sorted(model["vocab"].items(), key=lambda entry: entry[1]))
+    words.with_name("vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
+    merges = "".join(f"{' '.join(pair)}\n" for pair in model["merges"])
+    words.with_name("merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    words.unlink()
+    config = words.with_name("tokenizer_config.json")
+    values = {key: value for key, value in json.loads(config.read_text()).items() if key != "backend"}
+    config.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_recipe(name: str, changes: Sequence[str]) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 from scipy.stats import mannwhitneyu
 
 from diffsel.scoring.nats import auroc, log_snr, nats_per_unit
@@ -17,12 +18,12 @@ def test_the_integral_of_known_losses_is_the_log_ratio_of_two_gaussians() -> Non
     # Optimal predictions of eps from z = alpha x + sigma eps differ by alpha sigma / (alpha^2 + sigma^2) * shift of the mean.
     difference = (alpha * sigma / (alpha**2 + sigma**2)) ** 2  # mean of (a - eps)^2 - (b - eps)^2 where b is right
     lam = log_snr(alphas)
-    exact = 0.5 * float(np.trapezoid(difference, -lam))
+    exact = 0.5 * float(trapezoid(difference, -lam))
     assert exact == pytest.approx(0.5, rel=1e-3)
     window = slice(100_000, 110_000)
     mean = float(difference[window].mean())
     unit = nats_per_unit((lam[100_000], lam[110_000]), 1)
-    assert mean * unit == pytest.approx(0.5 * float(np.trapezoid(difference[window], -lam[window])), rel=1e-3)
+    assert mean * unit == pytest.approx(0.5 * float(trapezoid(difference[window], -lam[window])), rel=1e-3)
 
 
 def test_the_area_is_that_of_mann_and_whitney() -> None:
