@@ -12,6 +12,7 @@ from ..machine.progress import on_main, progress
 from ..settings.settings import Settings
 from .flags import DataArg, Quiet, settings_flags
 
+SETS = "Distilled sets, folders of several (`select --sets`), or any folders of class folders."
 SetArg = Annotated[Path, typer.Argument(metavar="SET", help="A distilled set, or any folder of class folders.")]
 Val = Annotated[str, typer.Option("--val", metavar="VAL", help="Validation images: folder of class folders, or data set id.")]
 TeacherOpt = Annotated[
@@ -68,7 +69,7 @@ def relabel(
 
 @settings_flags("protocol", "compute")
 def evaluate(
-    sets: Annotated[list[Path], typer.Argument(metavar="SET ...", help="Distilled sets, or any folders of class folders.")],
+    sets: Annotated[list[Path], typer.Argument(metavar="SET ...", help=SETS)],
     settings: Settings,
     val: Val,
     student: Annotated[list[str], typer.Option("--student", metavar="S", help="conv3, resnet18, ...; repeatable.")],
@@ -86,16 +87,17 @@ def evaluate(
     """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
     from ..evaluation import tasks
     from ..report.text import accuracy_table, over_random
-    from ..sets.opening import open_set
+    from ..sets.opening import members, open_set
 
     lines = tasks.evaluate(sets, val, student, settings, teacher, stored, students, ipc, factor, out, progress(quiet))
     if not on_main():
         return
     print(accuracy_table(lines))
-    random = [open_set(path, factor).method == "random" for path in sets for _ in dict.fromkeys(student)]
+    random = [open_set(members(path)[0], factor).method == "random" for path in sets for _ in dict.fromkeys(student)]
     if text := over_random(lines, random):
         print(text)
-    print(f"results: {out or ', '.join(map(str, dict.fromkeys(beside(path, 'results') for path in sets)))}")
+    places = [out] if out else [beside(one, "results") for path in sets for one in members(path)]
+    print(f"results: {', '.join(map(str, dict.fromkeys(places)))}")
     if any(line.failed for line in lines):
         raise typer.Exit(1)
 

@@ -66,6 +66,9 @@ def select(
         str | None,
         typer.Option("--teacher", metavar="T", help="For rded, who judges crops; for el2n and such, who kept records."),
     ] = None,
+    sets: Annotated[
+        int, typer.Option("--sets", min=1, help="So many sets that chance alone makes different: SET/set-0, set-1 ...")
+    ] = 1,
     moved: Moved = None,
     quiet: Quiet = False,
 ) -> None:
@@ -74,23 +77,26 @@ def select(
     from ..runs.session import resume
     from ..sets.candidates import check_set
 
-    sets = {n: out if len(ipc) == 1 else out / f"ipc{n}" for n in ipc}
+    if sets > 1 and not settings.selection.by_chance:
+        raise ConfigError(f"--sets {sets}: --method {settings.selection.method} leaves nothing to chance; all would be one set")
+    folders = {n: out if len(ipc) == 1 else out / f"ipc{n}" for n in ipc}
+    wanted = [(n, k, where / f"set-{k}" if sets > 1 else where) for n, where in folders.items() for k in range(sets)]
     if settings.selection.method in BASELINES:
-        return _baseline(run, settings, sets, only, teacher, moved, quiet)
+        return _baseline(run, settings, wanted, only, teacher, moved, quiet)
     opened = resume(Path(run), settings, progress(quiet), moved)
     names = split_names(only, opened.run.infos)
-    for n, target in sets.items():
-        check_set(opened.run, n, target, names)
+    for n, k, target in wanted:
+        check_set(opened.run.reseeded(k), n, target, names)
     method.embed(opened)
-    for n, target in sets.items():
-        method.select(opened, n, target, names)
+    for n, k, target in wanted:
+        method.select(opened.seen(opened.run.reseeded(k)), n, target, names)
     return finish(opened, False, f"the set: {out}")
 
 
 def _baseline(
     run: str,
     settings: Settings,
-    sets: dict[int, Path],
+    sets: list[tuple[int, int, Path]],
     only: list[str] | None,
     teacher: str | None,
     moved: str | None,
@@ -106,18 +112,18 @@ def _baseline(
     check_teacher(settings, teacher)
     bench = Bench.of(settings, progress(quiet))
     if not bench.workers.is_main:
-        return bench.workers.wait_for([target / "set.yaml" for target in sets.values()])
+        return bench.workers.wait_for([target / "set.yaml" for _, _, target in sets])
     if (Path(run) / "run.yaml").exists():
         data = open_run(Path(run), settings, moved=moved).data
     elif moved:
         raise ConfigError(f"--data tells where the images of a RUN are now, but {run} is none; give the images themselves")
     else:
-        out = next(iter(sets.values()))
-        data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet), out=out)
+        data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet), out=sets[0][2])
     names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
     known = bench.advice(teacher, data, names, settings)
-    for n, target in sets.items():
-        select_baseline(data, n, target, settings, names, progress=progress(quiet), **known)
+    for n, k, target in sets:
+        seeded = settings.model_copy(update={"seed": settings.seed + k})
+        select_baseline(data, n, target, seeded, names, progress=progress(quiet), **known)
         print(f"ipc {n}: {target}")
     if note := copies_note(data, names):
         print(f"note: {note}")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,38 @@ class Spread:
     def __str__(self) -> str:
         return f"{self.mean:.1f}" + (f" ± {self.ci95:.1f}" if self.ci95 is not None else "")
 
+    @property
+    def counted(self) -> str:
+        """How many values it is of, for tables."""
+        return str(self.n)
+
+    @property
+    def deviations(self) -> str:
+        """For tables."""
+        return "-" if self.std is None else f"{self.std:.2f}"
+
+
+@dataclass(frozen=True)
+class Nested(Spread):
+    """Of ``n`` sets that chance alone makes different: mean, deviation and interval of the means of their students.
+
+    The means of the sets differ by the choice of the set and by what their students leave in them, so their t-interval
+    covers both (one-way random effects; Searle, Casella & McCulloch, Variance Components, 1992, ch. 3).
+    """
+
+    students: int  # of each set
+    within: float | None  # deviation of the students of one set, pooled
+    between: float | None  # deviation of the sets, without what students leave in their means; 0 where that is more
+
+    @property
+    def counted(self) -> str:
+        return f"{self.n} x {self.students}"
+
+    @property
+    def deviations(self) -> str:
+        told = [(self.between, "sets"), (self.within, "students")]
+        return ", ".join(f"{value:.2f} {what}" for value, what in told if value is not None) or "-"
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Raises ValueError for no values at all.  One value has no deviation and no interval."""
@@ -44,8 +76,17 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(n, mean, std, float(t.ppf(0.975, n - 1) * std / math.sqrt(n)))
 
 
+def nested(parts: Sequence[Spread]) -> Nested:
+    """One spread of the students of each set -> of the sets.  Raises ValueError for none."""
+    means, freedom = spread([part.mean for part in parts]), sum(part.n - 1 for part in parts)
+    within = math.sqrt(sum((part.n - 1) * (part.std or 0) ** 2 for part in parts) / freedom) if freedom else None
+    left = (within or 0) ** 2 * float(np.mean([1 / part.n for part in parts]))
+    between = None if means.std is None else math.sqrt(max(0.0, means.std**2 - left))
+    return Nested(means.n, means.mean, means.std, means.ci95, min(part.n for part in parts), within, between)
+
+
 def difference(ours: Spread, theirs: Spread) -> str:
-    """How much better ours is, points, with Welch's 95% interval where both have one."""
+    """How much better ours is, points, with Welch's 95% interval where both have one (over sets: of their means)."""
     text = f"{ours.mean - theirs.mean:+.1f}"
     if ours.std is None or theirs.std is None or not (ours.std or theirs.std):
         return text
@@ -65,7 +106,10 @@ def fairness(
     plain: float | None = None,
     random_plain: float | None = None,
 ) -> dict[str, float]:
-    """DD-Ranking's scores (Li et al. 2025, w = gamma = 0.5), from top-1 accuracies in percent under the same protocol.
+    """The formulas of DD-Ranking's scores (Li et al. 2025, w = gamma = 0.5), from top-1 in percent under one protocol.
+
+    DD-Ranking itself takes for each term the best of five learning rates and of all epochs by test accuracy, and draws whole
+    random images anew for each student.
 
     ``soft``, ``random_soft``: this set, and random images.  ``hard``: this set with hard labels; ``full_hard``: the whole
     data set with hard labels.  ``plain``, ``random_plain``: both without augmentation.  Gives, as far as these are known,
@@ -168,4 +212,29 @@ def line_of(results: Sequence[Mapping[str, Any]], report: str | None = None) -> 
         failed={int(one["seed"]): str(one["failed"]["reason"]) for one in results if "failed" in one},
         seconds=sum(float(one["seconds"]) for one in good),
         trained_on=identity,
+    )
+
+
+def over_sets(lines: Sequence[Line], name: str | None = None) -> Line:
+    """The lines of several sets, made alike but for chance, as one whose intervals cover the choice of the set too."""
+    if len(lines) == 1:
+        return lines[0]
+
+    def pooled(parts: Iterable[Spread | None]) -> Nested | None:
+        known = [part for part in parts if part]
+        return nested(known) if known else None
+
+    failed: dict[int, str] = {}
+    for line in lines:
+        for seed, reason in line.failed.items():
+            failed[seed] = "; ".join(filter(None, [failed.get(seed), f"{line.name}: {reason}"]))
+    return replace(
+        lines[0],
+        name=name or lines[0].name,
+        top1=pooled(line.top1 for line in lines),
+        top5=pooled(line.top5 for line in lines),
+        best=pooled(line.best for line in lines),
+        last=pooled(line.last for line in lines),
+        failed=failed,
+        seconds=sum(line.seconds for line in lines),
     )

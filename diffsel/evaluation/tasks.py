@@ -11,7 +11,7 @@ from ..data.albums import open_validation, validation_pictures
 from ..data.images import open_data
 from ..machine.files import beside, named
 from ..machine.progress import Progress, quiet
-from ..sets.opening import open_set
+from ..sets.opening import members, open_set
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
 from ..settings.training import ProtocolSettings
@@ -20,7 +20,7 @@ from .cells import Bench, Cell, gather, make_cell, run_cells
 from .checkpoints import read_checkpoint
 from .networks import canonical, check_size
 from .protocols import resolve_recipe, validation_resize
-from .results import Line
+from .results import Line, over_sets
 from .teaching import train
 
 
@@ -114,6 +114,8 @@ def evaluate(
 ) -> list[Line]:
     """Train ``count`` fresh students of each network on each set, and measure them on the validation images.
 
+    A folder of several sets (``opening.members``) is one line, whose intervals cover the choice of the set.
+
     Results are written to ``out`` (by default SET-results, beside each SET); what is there is not trained again.  A line for
     each set and network, called ``names`` instead of their folders' names; empty on other processes than the main one.
 
@@ -125,21 +127,26 @@ def evaluate(
     if teacher and settings.protocol.labels == "soft":
         read_checkpoint(teacher)
     bench = Bench.of(settings, progress)
-    found = [open_set(path, factor, progress) for path in sets]
+    found = [[open_set(one, factor, progress) for one in members(path)] for path in sets]
     images = open_validation(val, settings, progress)
     cells: list[Cell] = []
     targets: list[Path] = []
-    for one, name in zip(found, names or [named(path).name for path in sets], strict=True):
+    rows: list[tuple[str, slice]] = []  # a line's name, and its cells
+    for group, name in zip(found, names or [named(path).name for path in sets], strict=True):
         for student in dict.fromkeys(students):
-            cells.append(make_cell(name, one, images, student, settings.protocol, teacher, bench, ipc, stored))
-            targets.append(out or beside(one.path, "results"))
+            rows.append((name, slice(len(cells), len(cells) + len(group))))
+            for one in group:
+                own = name if len(group) == 1 else f"{name}/{one.name}"
+                cells.append(make_cell(own, one, images, student, settings.protocol, teacher, bench, ipc, stored))
+                targets.append(out or beside(one.path, "results"))
     logged = settings.protocol.model_dump(mode="json")
     bench.track = bench.workers.tracker(settings.compute.tracker, targets[0] / "logs", logged)
     seeds = range(settings.seed, settings.seed + count)
     run_cells(cells, seeds, targets, bench)
     if not bench.workers.is_main:
         return []
-    return [gather([cell], seeds, to, bench.machine)[0] for cell, to in zip(cells, targets, strict=True)]
+    lines = [gather([cell], seeds, to, bench.machine)[0] for cell, to in zip(cells, targets, strict=True)]
+    return [over_sets(lines[each], name) for name, each in rows]
 
 
 def refuse_unused(protocol: ProtocolSettings, given: dict[str, object]) -> None:

@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 
 from ..data.images import ImageData, Row
-from ..evaluation.results import Line, difference
+from ..evaluation.results import Line, Nested, difference
 from ..machine.terminal import shown
 from ..runs.run import Run
 from ..sets.candidates import candidates
@@ -39,9 +39,9 @@ def accuracy_table(lines: Sequence[Line]) -> str:
             line.labelled_by,
             line.student,
             line.starred,
-            line.top1.n if line.top1 else 0,
+            line.top1.counted if line.top1 else "0",
             str(line.top1 or "-"),
-            "-" if line.top1 is None or line.top1.std is None else f"{line.top1.std:.2f}",
+            line.top1.deviations if line.top1 else "-",
             str(line.top5 or "-"),
             str(line.best or "-"),
             str(line.last or "-"),
@@ -51,6 +51,8 @@ def accuracy_table(lines: Sequence[Line]) -> str:
     header = ["set", "teacher", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
     failed = [f"{line.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
     notes = [f"{line.starred} is {line.protocol}" for line in lines if line.starred != line.protocol]
+    if any(line.top1 and not isinstance(line.top1, Nested) for line in lines):
+        notes.append("± of one set covers its students alone; `diffsel select --sets K` makes several, and covers both")
     if any(line.labels == "stored" for line in lines):
         notes.append("stored: all students see the same batches; they and the interval differ by initialisation alone")
     return "\n".join([table(rows, header), *dict.fromkeys(notes), *failed])

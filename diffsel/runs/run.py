@@ -12,7 +12,7 @@ A file that exists is whole; a part made with other settings is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,10 @@ class Run:
         if self.part and self.part.prompt:
             return self.part.prompt[label]
         return self.infos[label].prompt(self.settings.scoring.prompts[self.settings.patches.prompt])
+
+    def reseeded(self, by: int) -> Run:
+        """The same pass, where what selection leaves to chance follows the seed plus ``by``: another set is made of it."""
+        return replace(self, settings=self.settings.model_copy(update={"seed": self.settings.seed + by}))
 
     # ---- maps ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from ..data.images import ImageData, open_data
 from ..data.pixels import digest
 from ..data.trees import EXTENSIONS, FOREIGN
 from ..machine.files import check_place
-from ..machine.formats import is_mine
+from ..machine.formats import differences, is_mine
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, StoreError
 from ..settings.sections import DataSettings
@@ -151,6 +151,21 @@ def open_set(path: Path, factor: int | None = None, progress: Progress = quiet) 
         check_whole(found)
     _ = found.data
     return found
+
+
+def members(path: Path) -> list[Path]:
+    """The sets of a folder that holds several (set-0, set-1 ...), made alike but for chance; of any other, itself.
+
+    Raises DataError where they differ in more than their seed and their pass, and as ``read_set``.
+    """
+    found = [] if (path / "set.yaml").exists() else [file.parent for file in path.glob("set-*/set.yaml")]
+    found.sort(key=lambda one: (len(one.name), one.name))
+    records = [{**read_set(one).record, "seed": None, "run": None} for one in found]
+    for one, record in zip(found, records, strict=True):
+        if told := differences(records[0], record):
+            what = "; ".join(f"{key}: {old} and {new}" for key, (old, new) in told.items())
+            raise DataError(f"{found[0]} and {one} differ in more than chance ({what}); they are no sets of one line")
+    return found or [path]
 
 
 def is_there(out: Path, record: Mapping[str, Any]) -> bool:

@@ -224,6 +224,11 @@ class SelectionSettings(Section):
         """Whether it looks at vectors."""
         return self.method in ("diffsel", "herding", "kcenter", "medoids")
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether another seed may choose other images of the same pass."""
+        return self.images is not None or self.method in ("diffsel", "medoids", "rded", "random", "forgetting", "ccs")
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.method in BASELINES and (self.drop_suspects or self.drop_below is not None):

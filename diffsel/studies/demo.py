@@ -2,7 +2,7 @@
 
 OUT/train, OUT/test   class folders of scenes          OUT/truth.csv     path, top, left, height, width of each object
 OUT/two_objects       scenes with a second digit       OUT/run, OUT/ipc1, OUT/ipc10   diffsel's run and sets
-OUT/rded-ipc1 ...     the baselines' sets              OUT/results       one JSON a student
+OUT/rded-ipc1, OUT/random-ipc1/set-0 ...   the baselines' sets     OUT/results       one JSON a student
 OUT/summary.json      all figures                      OUT/demo.png      what a person looks at
 """
 
@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from PIL import Image
 from .. import method
 from ..data.images import Row, open_data
 from ..evaluation.cells import Bench, gather, make_cell, run_cells
-from ..evaluation.results import Spread
+from ..evaluation.results import Line, Spread, over_sets
 from ..evaluation.teachers import load_teacher
 from ..machine.files import write_atomically
 from ..machine.formats import as_csv, dump_yaml, is_mine
@@ -45,6 +44,7 @@ HELD = 0.8  # a patch holds a digit if it covers this share of its box
 IPCS = (1, 10)
 EPOCHS = {1: 100, 10: 70}  # of a student, in batches of 10: as many steps as the time allows, at a higher rate than RDED's
 STUDENTS = 5
+RANDOM = (3, 2)  # random sets, and students of each: the interval covers the choice of the set
 STUDENT = "conv4w32"  # sees an object anywhere: at 32 px only 2 x 2 places are left before its classifier
 METHODS = ("diffsel", "rded", "random")
 Truth = dict[str, Box]
@@ -111,25 +111,38 @@ def accuracies(session: Session, out: Path, progress: Progress = quiet) -> dict[
     settings, workers = session.settings, session.workers
     bench, teacher = Bench.of(settings, progress), str(files("diffsel") / "assets" / "demo-teacher")
     bench.tell = lambda text: None
+    folders = _set_folders(out)
     if workers.is_main:
         judge = load_teacher(teacher, session.data.classes, judge_size(settings), bench.machine.device)
-        for name, ipc in product(("rded", "random"), IPCS):
-            chosen = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": name})})
-            select_baseline(session.data, ipc, out / f"{name}-ipc{ipc}", chosen, None, judge if name == "rded" else None)
-    sets = {(name, n): out / (f"ipc{n}" if name == "diffsel" else f"{name}-ipc{n}") for name, n in product(METHODS, IPCS)}
-    workers.wait_for([path / "set.yaml" for path in sets.values()])
+        for (name, ipc, draw), path in folders.items():
+            if name != "diffsel":
+                chosen = settings.selection.model_copy(update={"method": name})
+                seeded = settings.model_copy(update={"selection": chosen, "seed": settings.seed + draw})
+                select_baseline(session.data, ipc, path, seeded, None, judge if name == "rded" else None)
+    workers.wait_for([path / "set.yaml" for path in folders.values()])
     test = open_data(str(out / "test"), settings.data, settings.seed)
     protocols = {n: settings.protocol.model_copy(update={"epochs": EPOCHS[n]}) for n in IPCS}
     cells = {
         key: make_cell(f"{key[0]} ipc {key[1]}", open_set(path), test, STUDENT, protocols[key[1]], teacher, bench)
-        for key, path in sets.items()
+        for key, path in folders.items()
     }
-    seeds = range(settings.seed, settings.seed + STUDENTS)
-    run_cells(list(cells.values()), seeds, out / "results", bench)
-    if not workers.is_main:
-        return {}
-    lines = dict(zip(cells, gather(list(cells.values()), seeds, out / "results", bench.machine), strict=True))
-    return {str(n): {name: _figures(lines[name, n].top1) for name in METHODS} for n in IPCS}
+    lines: dict[tuple[str, int], list[Line]] = {}
+    for count, wanted in (
+        (STUDENTS, [key for key in cells if key[0] != "random"]),
+        (RANDOM[1], [key for key in cells if key[0] == "random"]),
+    ):
+        trained, seeds = [cells[key] for key in wanted], range(settings.seed, settings.seed + count)
+        run_cells(trained, seeds, out / "results", bench)
+        if workers.is_main:
+            for (name, n, _), line in zip(wanted, gather(trained, seeds, out / "results", bench.machine), strict=True):
+                lines.setdefault((name, n), []).append(line)
+    return {str(n): {name: _figures(over_sets(lines[name, n]).top1) for name in METHODS} for n in IPCS} if lines else {}
+
+
+def _set_folders(out: Path) -> dict[tuple[str, int, int], Path]:
+    """(method, ipc, draw) -> where its set lies."""
+    found = {("diffsel", n, 0): out / f"ipc{n}" for n in IPCS} | {("rded", n, 0): out / f"rded-ipc{n}" for n in IPCS}
+    return found | {("random", n, draw): out / f"random-ipc{n}" / f"set-{draw}" for n in IPCS for draw in range(RANDOM[0])}
 
 
 def _figures(value: Spread | None) -> dict[str, float | None]:
@@ -245,6 +258,7 @@ def _as_text(summary: dict, out: Path) -> str:
         + table(rows, ["chosen by", "one digit", "two digits"])
         + f"\n\nOf the patches in the distilled sets: {selected}\n\n"
         f"Accuracy on the test scenes of {STUDENTS} students ({STUDENT}, same protocol and teacher) in percent, mean ± 95%\n"
+        f"(random: {RANDOM[0]} sets of {RANDOM[1]} students, whose interval covers the choice of the set too)\n"
         + table(accuracy_rows(summary["accuracy"]), ["selected by", *(f"ipc {n}" for n in IPCS)])
         + "\n\n"
         f"{summary['images']} + {summary['images_two_objects']} scenes, {summary['forwards']:,} + "

@@ -41,9 +41,19 @@ from .tables import Place, Value
 
 
 def make_set(
-    source: str, classes: Sequence[str] | None, ipc: int, teacher: str, folder: Path, run: Path, s: Settings, bench: Bench
+    source: str,
+    classes: Sequence[str] | None,
+    ipc: int,
+    teacher: str,
+    folder: Path,
+    run: Path,
+    s: Settings,
+    bench: Bench,
+    draw: int = 0,
 ) -> None:
     """The distilled set of ``s.selection.method``, where it is missing; ``run`` holds the scoring pass where one is needed.
+
+    ``draw``: which of several sets that chance alone makes different.
 
     Raises StoreError where the set or the run that is there was made of other images, by another model or teacher.
     """
@@ -51,14 +61,16 @@ def make_set(
         if bench.workers.is_main:
             data = bench.images.training(source, s)
             names = known_classes(data, classes)
-            select_baseline(data, ipc, folder, s, names, progress=bench.progress, **bench.advice(teacher, data, names, s))
+            known, seeded = bench.advice(teacher, data, names, s), s.model_copy(update={"seed": s.seed + draw})
+            select_baseline(data, ipc, folder, seeded, names, progress=bench.progress, **known)
     else:
         session = start(source, run, s, bench.progress)
-        check_set(session.run, ipc, folder, classes)
+        drawn = session.seen(session.run.reseeded(draw))
+        check_set(drawn.run, ipc, folder, classes)
         if not (folder / "set.yaml").exists():  # else it is this very set
             method.score(session)
             method.embed(session)
-            method.select(session, ipc, folder, classes)
+            method.select(drawn, ipc, folder, classes)
     bench.workers.wait_for([folder / "set.yaml"])
 
 

@@ -20,13 +20,13 @@ from pydantic.dataclasses import dataclass as checked
 
 from ..evaluation.cells import Bench, Cell, gather, make_cell, run_cells
 from ..evaluation.networks import canonical, check_size
-from ..evaluation.results import Line, fairness
+from ..evaluation.results import Line, Nested, fairness, over_sets
 from ..machine.files import safe_name, write_atomically
 from ..machine.formats import as_csv
 from ..report.text import accuracy_table, table
 from ..sets.opening import open_set
 from ..settings.errors import ConfigError
-from ..settings.sections import BASELINES, Method
+from ..settings.sections import BASELINES, Method, SelectionSettings
 from ..settings.settings import Settings, default_patch, fingerprint, load_settings
 from ..settings.training import ProtocolSettings
 from .making import make_set
@@ -41,6 +41,11 @@ def _default_protocol() -> dict[str, dict[str, Any]]:
 
 
 STRICT = ConfigDict(extra="forbid")
+ROBUST = (
+    "Robust scores by DD-Ranking's formulas, under this table's protocols: improvement over random, hard-label recovery "
+    "(points), label- and augmentation-robust score (percent)\n(DD-Ranking itself searches learning rates by test accuracy, "
+    "and draws whole random images anew for each student)"
+)
 
 
 @checked(frozen=True, config=STRICT)
@@ -67,6 +72,7 @@ class Matrix:
     classes: dict[str, tuple[str, ...] | None] = Field(default_factory=_all_classes)
     protocols: dict[str, dict[str, Any]] = Field(default_factory=_default_protocol)
     seeds: int = Field(default=5, ge=1)
+    sets: int = Field(default=1, ge=1)  # of each method that leaves something to chance
     # data set -> class subset -> student -> top-1 of training on all of it with hard labels, percent (for HLR)
     full: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
 
@@ -96,6 +102,11 @@ class Point:
         if self.kind in BASELINES and self.kind != "random":
             parts += [Path(self.teacher).name, fingerprint(self.teacher)[:8]]  # many teachers are called best.safetensors
         return "+".join(map(safe_name, parts))
+
+    def set_names(self, sets: int) -> list[str]:
+        """Its sets, made alike but for chance; one where the method leaves nothing to it."""
+        by_chance = SelectionSettings(method=self.kind).by_chance  # type: ignore[arg-type]
+        return [self.set_name + (f"+set{draw}" if draw else "") for draw in range(sets if by_chance else 1)]
 
 
 def read_matrix(file: Path) -> Matrix:
@@ -142,25 +153,28 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, bench: Bench) -> s
     for student, side in product(matrix.students, sorted(sides)):
         check_size(canonical(student), side)
     val = {name: images.validation(source.val, own[name]) for name, source in matrix.datasets.items()}
-    folders = {point.set_name: point for point in every}
-    for name, point in folders.items():
+    folders = {name: (point, draw) for point in every for draw, name in enumerate(point.set_names(matrix.sets))}
+    for name, (point, draw) in folders.items():
         s = settings_of(own[point.dataset], settings_of_methods(matrix)[point.method])
         source, classes, run = matrix.datasets[point.dataset], matrix.classes[point.subset], out / "runs" / point.dataset
-        make_set(source.train, classes, point.ipc, point.teacher, out / "sets" / name, run, s, bench)
+        make_set(source.train, classes, point.ipc, point.teacher, out / "sets" / name, run, s, bench, draw)
     sets = {name: open_set(out / "sets" / name) for name in folders}
-    cells: dict[Point, Cell] = {}
-    for point in every:
-        found, protocol = sets[point.set_name], protocols[point.protocol]
-        cells[point] = make_cell(point.name, found, val[point.dataset], point.student, protocol, point.teacher, bench)
-    unique = {_key(cell): cell for cell in cells.values()}  # hard labels: one for all teachers
+
+    def cell_of(point: Point, name: str) -> Cell:
+        protocol = protocols[point.protocol]
+        return make_cell(point.name, sets[name], val[point.dataset], point.student, protocol, point.teacher, bench)
+
+    cells = {point: [cell_of(point, name) for name in point.set_names(matrix.sets)] for point in every}
+    unique = {_key(cell): cell for group in cells.values() for cell in group}  # hard labels: one for all teachers
     seeds = range(settings.seed, settings.seed + matrix.seeds)
     run_cells(list(unique.values()), seeds, out / "results", bench)
     if not bench.workers.is_main:
         return ""
     found_lines = dict(zip(unique, gather(list(unique.values()), seeds, out / "results", bench.machine), strict=True))
-    lines = {point: found_lines[_key(cell)] for point, cell in cells.items()}
-    shown = list(found_lines.values())
-    protocols_of = {point: cell.protocol for point, cell in cells.items()}
+    groups = {point: tuple(map(_key, group)) for point, group in cells.items()}
+    pooled = {keys: over_sets([found_lines[key] for key in keys]) for keys in groups.values()}
+    lines, shown = {point: pooled[keys] for point, keys in groups.items()}, list(pooled.values())
+    protocols_of = {point: group[0].protocol for point, group in cells.items()}
     parts = [accuracy_table(shown), *pivots(lines), scores(lines, protocols_of, matrix)]
     text = "\n\n".join(part for part in parts if part)
     write_atomically(out / "table.txt", (text + "\n").encode())
@@ -188,11 +202,12 @@ def pivots(lines: Mapping[Point, Line]) -> list[str]:
 
 
 def scores(lines: Mapping[Point, Line], protocols: Mapping[Point, ProtocolSettings], matrix: Matrix) -> str:
-    """DD-Ranking's scores of every soft-labelled cell, as far as the other cells of the table give them.
+    """Robust scores of every soft-labelled cell, as far as the other cells of the table give them.
 
-    All terms of a line are of the epoch (best or last) that its protocol reports.
+    All terms of a line are of the epoch (best or last) that its protocol reports.  DD-Ranking's own differ (see ``ROBUST``).
     """
     rows = []
+    bases = [line.top1 for point, line in lines.items() if point.kind == "random"]
     for point, line in lines.items():
         protocol = protocols[point]
         if point.kind == "random" or protocol.labels == "hard" or _is_plain(protocol):
@@ -215,7 +230,8 @@ def scores(lines: Mapping[Point, Line], protocols: Mapping[Point, ProtocolSettin
             found = fairness(**means, full_hard=full)
             columns = [f"{found[key]:.1f}" if key in found else "-" for key in ("IOR", "HLR", "LRS", "ARS")]
             rows.append([point.name, point.student, line.starred, *columns])
-    head = "Fairness scores of DD-Ranking: improvement over random, hard-label recovery (points), robust scores (percent)\n"
+    drawn = {f"{one.n} sets" if isinstance(one, Nested) else "one set" for one in bases}
+    head = ROBUST + f"; random: {', '.join(sorted(drawn))}\n"
     return head + table(rows, ["set", "student", "protocol", "IOR", "HLR", "LRS", "ARS"]) if rows else ""
 
 

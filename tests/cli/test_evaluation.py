@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TWO_PROCESSES
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from diffsel.evaluation.results import spread
 
 TEACH = [
     "--network",
@@ -86,6 +89,45 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     assert code == 0, err
     assert "conv3w8  hard*" in out
     assert "hard* is hard with epochs = 3" in out
+
+
+SMALL = ["--factor", 1, "--image-size", 16, "--patch-size", 0, "--size", 16, "-q"]
+
+
+def test_several_sets_are_one_line_that_covers_their_choice(diffsel: Callable, pictures: Path) -> None:
+    words = ["select", pictures / "train", "--method", "random", "--whole", "--ipc", 2, *SMALL]
+    assert diffsel(*words, "--sets", 3, "--out", pictures / "sets")[0] == 0
+    assert diffsel(*words, "--seed", 2, "--out", pictures / "alone")[0] == 0
+    assert (pictures / "sets/set-2/B2SUMS").read_bytes() == (pictures / "alone/B2SUMS").read_bytes()  # its seed is the third
+    evaluate = [
+        "evaluate",
+        "--val",
+        pictures / "val",
+        "--student",
+        "conv3w8",
+        "--epochs",
+        2,
+        "--students",
+        2,
+        "--labels",
+        "hard",
+    ]
+    code, out, err = diffsel(*evaluate, pictures / "sets", pictures / "alone", "-q")
+    assert code == 0, err
+    several, alone = (next(line for line in out.splitlines() if line.startswith(name)) for name in ("sets", "alone"))
+    assert re.search(r"3 x 2 .*\d ± .*\d sets, \d+\.\d\d students", several)
+    assert " sets" not in alone
+    assert "± of one set covers its students alone" in out
+    tops = [
+        np.mean([json.loads(file.read_text())["last"]["top1"] for file in one.rglob("seed-*.json")])
+        for one in sorted((pictures / "sets").glob("set-*-results"))
+    ]
+    assert f" {spread(tops)} " in several
+    (pictures / "sets/set-0").rename(pictures / "first")
+    assert diffsel(*words[:-1], "--quality", 50, "--out", pictures / "sets/set-0", "-q")[0] == 0
+    code, _, err = diffsel(*evaluate, pictures / "sets", "-q")
+    assert code == 2
+    assert "differ in more than chance (assembly: quality" in err or "assembly" in err
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,9 @@ def test_the_demo_leaves_all_it_promises(tmp_path: Path, monkeypatch: pytest.Mon
         assert set(accuracy) == {"diffsel", "rded", "random"}
         assert all(set(figures) == {"mean", "std", "ci95"} for figures in accuracy.values())
         assert all(0 <= figures["mean"] <= 100 for figures in accuracy.values())
-    for name in ("rded-ipc1", "random-ipc10"):
+    for name in ("rded-ipc1", "random-ipc10/set-2"):
         assert len(list((tmp_path / name).glob("*/*.png"))) == (10 if name.endswith("-ipc1") else 100)
-    assert len(list((tmp_path / "results").rglob("seed-*.json"))) == 2 * 3 * 2
+    assert len(list((tmp_path / "results").rglob("seed-*.json"))) == 2 * (2 * 2 + 3 * 2)
     assert "random" in text.split("Accuracy on the test scenes")[1]
     assert size(tmp_path / "demo.png")[0] > 600
 

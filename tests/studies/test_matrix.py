@@ -49,6 +49,7 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
         ipc=[1, 2],
         students=["conv3w8"],
         seeds=2,
+        sets=2,
         protocols={"soft": {}, "hard": {"labels": "hard"}},
     )
     matrix = read_matrix(file)
@@ -59,16 +60,19 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
     table, fair = text.split("\n\n")
     assert len(table.splitlines()) == 2 + 8 + 1
     assert table.endswith("hard* is hard with epochs = 2")
-    for line in fair.splitlines()[3:]:
+    assert "random: 2 sets" in fair
+    for line in fair.splitlines()[4:]:
         ior, hlr, lrs, ars = line.split()[-4:]
         alpha = 0.5 * float(ior) / 100 - 0.5 * float(hlr) / 100
         assert float(lrs) == pytest.approx(100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1)), abs=0.06)
         assert ars == "-"  # there are no students without augmentation
     results = sorted((tmp_path / "out" / "results").rglob("seed-*.json"))
-    assert len(results) == 16
+    assert len(results) == 32
     judge = f"t.pth+{fingerprint(world['teachers'][0])[:8]}"
     assert sorted(p.name for p in (tmp_path / "out" / "sets").iterdir()) == [
-        f"toy+all+{name}" for name in ("random+ipc1", "random+ipc2", f"rded+ipc1+{judge}", f"rded+ipc2+{judge}")
+        f"toy+all+{name}{draw}"
+        for name in ("random+ipc1", "random+ipc2", f"rded+ipc1+{judge}", f"rded+ipc2+{judge}")
+        for draw in ("", "+set1")
     ]
     before = {file: file.stat().st_mtime_ns for file in results}
     assert run_matrix(matrix, tmp_path / "out", s, Bench(CPU)) == text
@@ -123,7 +127,7 @@ def test_fairness_compares_like_with_like() -> None:
         lines[point] = Line("set", "t", "online", "conv3", name, "fp32", top, None, best, last, {}, 0, {})
     full = {"toy": {"all": {"conv3": 90.0, "conv4": 99.0}, "half": {"conv3": 98.0}}}
     matrix = Matrix({"toy": Source("a", "b")}, ("random", "rded"), (1,), ("t",), ("conv3",), full=full)
-    (row,) = scores(lines, chosen, matrix).splitlines()[3:]
+    (row,) = scores(lines, chosen, matrix).splitlines()[4:]
     expected = fairness(soft=60, random_soft=50, hard=40, full_hard=90, plain=45, random_plain=43)
     assert [float(value) for value in row.split()[-4:]] == [round(expected[key], 1) for key in ("IOR", "HLR", "LRS", "ARS")]
 
