@@ -26,6 +26,8 @@ _PUBLIC = {
     "open_run": "runs.run",
     "open_set": "sets.opening",
     "export_set": "sets.export",
+    "push_to_hub": "sets.export",
+    "open_datalab": "sets.handover",
     "train_teacher": "evaluation.tasks",
     "relabel": "evaluation.tasks",
     "evaluate": "evaluation.tasks",

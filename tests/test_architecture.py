@@ -39,10 +39,10 @@ DOORS = {  # a heavy library -> the files, or folders in a room, that import it
     "sklearn": "sets.coresets studies.scenes report.charts",
     "timm": "evaluation.networks",
     "torch": "machine.device machine.helpers data.albums data.views scoring.diffusion scoring.draws scoring.levels "
-    "scoring.maps scoring.features scoring.priors runs.forecast runs.probe sets.baselines "
+    "scoring.maps scoring.features scoring.priors runs.forecast runs.nats runs.probe sets.baselines "
     "evaluation.networks evaluation.checkpoints evaluation.teachers "
     "evaluation.teaching evaluation.cutting evaluation.batches evaluation.students evaluation.cells",
-    "typer": "cli.app cli.flags cli.making cli.looking cli.evaluation studies.study",
+    "typer": "cli.app cli.flags cli.making cli.looking cli.handing cli.evaluation studies.study",
 }
 FOLDERS = ["scoring.priors"]  # inside a room
 NEVER = {"pickle", "dill", "shelve"}
@@ -127,6 +127,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "runs.index": "runs/test_run.py",
     "runs.record": "runs/test_run.py",
     "runs.units": "runs/test_run.py",
+    "runs.nats": "sets/test_scores.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
     "scoring.priors.sd": "scoring/test_diffusion.py, test_golden.py",
     "sets.record": "sets/test_opening.py",
@@ -141,7 +142,8 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "studies.scenes": "studies/test_demo.py",
     "studies.study": "test_pipelines.py",
     "cli.flags": "settings/test_settings.py, cli/test_app.py",
-    "cli.looking": "cli/test_app.py, runs/test_prompts.py, sets/test_export.py",
+    "cli.handing": "sets/test_export.py, sets/test_handover.py, sets/test_lists.py",
+    "cli.looking": "cli/test_app.py, runs/test_prompts.py",
     "cli.making": "cli/test_app.py",
 }
 

@@ -39,6 +39,8 @@ QUICK = {
     "suspects": ["-q"],
     "report": ["-q"],
     "export": [],
+    "rebuild": ["-q"],
+    "apply": [],
 }
 ELSEWHERE = ("make ", "pip ")  # tried by every run of the tests themselves
 

@@ -3,6 +3,7 @@
 app         the program, and `demo`
 evaluation  teacher, relabel, evaluate, experiment
 flags       settings as flags; the closing summary
-looking     inspect, probe, trace, check, report, suspects, prompts, export
+handing     export, rebuild, apply
+looking     inspect, probe, trace, check, report, suspects, prompts
 making      score, embed, select, distill
 """

@@ -16,7 +16,7 @@ from ..machine.files import check_words
 from ..machine.progress import progress
 from ..machine.terminal import guarded
 from ..settings.errors import DiffselError
-from . import evaluation, looking, making
+from . import evaluation, handing, looking, making
 from .flags import Quiet
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def options(
     """Every command has options of its own: `diffsel COMMAND --help`."""
 
 
-for part in (making, looking, evaluation):
+for part in (making, looking, handing, evaluation):
     part.register(app)
 
 

@@ -1,11 +1,11 @@
-"""The commands that look, compare, hand over: inspect, probe, trace, check, report, suspects, prompts, export."""
+"""The commands that look and compare: inspect, probe, trace, check, report, suspects, prompts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ Words = Annotated[Path | None, typer.Option("--words", metavar="YAML", help="A c
 
 def register(app: typer.Typer) -> None:
     app.command("inspect")(inspect_data)
-    for command in (probe, trace, check, report, suspects, prompts, export):
+    for command in (probe, trace, check, report, suspects, prompts):
         app.command()(command)
 
 
@@ -242,23 +242,3 @@ def prompts(
         print(f"\n{agreement.write_pages(compared, [view.run for view in views], sets, target, shown)}")
         print(f"\n{accuracy_table(lines)}\n" if lines else "")
         print(f"tables: {target / 'agreement.md'}, {target / 'agreement.csv'}\npicture: {target / 'heat.png'}")
-
-
-def export(
-    set_: Annotated[Path, typer.Argument(metavar="SET", help="A distilled set made by diffsel.")],
-    to: Annotated[Literal["hf", "webdataset", "fiftyone", "csv"], typer.Option("--to", help="Which form.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="OUT", help="Default: SET-FORM, beside SET.")] = None,
-    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="For the card: whose images these are.")] = "",
-    push: Annotated[str | None, typer.Option("--push", metavar="HUB_ID", help="Upload it there too (`hf auth login`).")] = None,
-    public: Annotated[bool, typer.Option("--public", help="For --push: a public repository.")] = False,
-) -> None:
-    """A distilled set in the form that another tool reads, with a filled-in card; the licence is left to you."""
-    from ..sets.export import check_login, export_set, upload
-
-    target = out or beside(set_, to)
-    if push:
-        print(f"logged in to the hub as {check_login(push)}")
-    made = export_set(set_, to, target, source)
-    print(f"{'written' if made else 'there already'}: {target}")
-    if push:
-        print(f"uploaded: {upload(target, push, private=not public)}")

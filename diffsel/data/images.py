@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -160,6 +160,30 @@ def _look(label: str, name: str, read: Callable[[str], bytes], settings: DataSet
         raise DataError(f"{told}; nothing is recorded: start again when it can be read, or remove it") from None
 
 
+def open_listed(path: str, settings: DataSettings, listed: Iterable[Row]) -> ImageData:
+    """The images of a list alone, as it numbers them; a list knows no sizes.
+
+    Raises DataError where an image is missing, or its content is not what the list tells, and as ``open_data``.
+    """
+    listing, rows, wrong = _list(path, settings), list[Row](), list[str]()
+    for item in sorted(set(listed), key=lambda row: row.row):
+        try:
+            found = _look(item.label, item.path, listing.read, settings)
+        except DataError as error:
+            wrong.append(str(error).partition(";")[0])
+            continue
+        if isinstance(found, Skipped):
+            wrong.append(f"{item.path}: {found.reason}")
+        elif found.digest != item.digest:
+            wrong.append(f"{item.path}: another image than the list tells (hash {found.digest[:12]}, not {item.digest[:12]})")
+        else:
+            rows.append(replace(found, row=item.row))
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise DataError(f"{path} lacks images of the list: {wrong[0]}{more}")
+    return ImageData(path, class_table(path, listing, settings), tuple(rows), (), settings, listing.read)
+
+
 def count_images(path: str, settings: DataSettings) -> dict[str, int]:
     """How many images of each class would be taken, as listed: none is read.  Raises DataError as ``open_data``."""
     listing, limit = _list(path, settings), settings.images_per_class
@@ -213,6 +237,12 @@ def _in_folder(root: Path, name: str) -> bytes:
 def _in_table(table: Table, name: str) -> bytes:
     found = table.cell(name)
     return found if isinstance(found, bytes) else read_file(found, name)
+
+
+def base_of(root: str) -> str | None:
+    """The folder that the images of a data set are files of; None where they lie in tables."""
+    folder = Path(root)
+    return str(folder.resolve()) if folder.is_dir() and not is_datasets_folder(folder) else None
 
 
 def _gone(reason: str, _name: str) -> bytes:

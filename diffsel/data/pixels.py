@@ -106,6 +106,12 @@ def digest(blob: bytes) -> str:
     return hashlib.blake2b(blob, digest_size=16).hexdigest()
 
 
+def suffix_of(blob: bytes) -> str:
+    """The extension of an image file, by its content; it must be one."""
+    with Image.open(io.BytesIO(blob)) as picture:
+        return {"JPEG": ".jpg", "MPO": ".jpg"}.get(str(picture.format), f".{picture.format}".lower())
+
+
 def decode(blob: bytes, max_pixels: int, name: str) -> Image.Image:
     """Any image file as an upright sRGB picture: turned as EXIF or XMP says, transparency on white, 16 bits scaled to 8.
 

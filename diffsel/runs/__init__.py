@@ -2,6 +2,7 @@
 
 forecast  what a pass will cost here, told before it begins
 index     the images of a run, one line each; what was passed over
+nats      what a mean of -D is in nats
 probe     does a prior know the classes?
 prompts   other prompts on a stored run
 record    what a run was made with: run.yaml

@@ -22,12 +22,16 @@ from .selection import Candidates, too_few
 
 def candidates(run: Run, label: str) -> Candidates:
     """All patches of a class that selection may take.  Raises StoreError where a stage has not finished."""
+    found = patches_of(run, label)
+    return found.at(np.isin(found.rows, list(kept_rows(run, label))))
+
+
+def patches_of(run: Run, label: str) -> Candidates:
+    """All patches of a class, of copies and suspects too.  Raises StoreError where a stage has not finished."""
     read = ((unit, run.patches(unit)) for unit in run.of_class(label))
     parts = [{**patches, "score": run.ranks(unit, patches)} for unit, patches in read]
     parts = [part for part in parts if len(part["row"])] or parts[:1]
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")}
-    kept = np.isin(joined["row"], list(kept_rows(run, label)))
-    return Candidates(label, *(joined[key][kept] for key in ("row", "box", "score", "vector")))
+    return Candidates(label, *(np.concatenate([part[key] for part in parts]) for key in ("row", "box", "score", "vector")))
 
 
 def kept_rows(run: Run, label: str) -> set[int]:

@@ -4,6 +4,7 @@
     webdataset  shards/train-000000.tar: 00000000.png, .cls, .json (webdataset, and plain tar)
     fiftyone    data/0000-00000.png, labels.json (FiftyOneImageClassificationDataset)
     csv         images/..., images.csv (one line a picture), tiles.csv (one line a tile)
+    list        metadata.jsonl, set.yaml, B2SUMS: no pictures; `diffsel rebuild` makes them again of the source images
 
 Labels are those of the set's own metadata.jsonl everywhere: the position among its sorted class folders.  Each form has
 a README.md (a card with YAML front matter) and export.yaml, which says what it was made of.
@@ -15,6 +16,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,8 +28,9 @@ from ..machine.formats import PREFIXED, as_csv, dump_yaml, is_mine
 from ..settings.errors import ConfigError
 from .card import card
 from .opening import DistilledSet, Picture, check_whole, read_set
+from .record import LISTED, SUMS
 
-Form = Literal["hf", "webdataset", "fiftyone", "csv"]
+Form = Literal["hf", "webdataset", "fiftyone", "csv", "list"]
 FORMS: tuple[str, ...] = get_args(Form)
 SHARD_BYTES = 256 << 20  # of pictures in one parquet file or tar shard, at most
 TILE_COLUMNS = (
@@ -47,28 +50,38 @@ TILE_COLUMNS = (
 )
 
 
-def export_set(path: Path, form: Form, out: Path, source: str = "") -> bool:
+def export_set(path: Path | str, form: Form, out: Path | str, source: str = "") -> bool:
     """SET -> OUT in one of the forms, all at once; False where it is there already.  ``source``: for the card, whose
     images these are.
 
     Raises StoreError where OUT holds something else or SET is none, DataError where SET is damaged: what it lists lies in
     its class folders, and is what it was when the set was made.
     """
-    found = read_set(path)
+    found, out = read_set(Path(path)), Path(out)
     check_whole(found)
-    record = {"format": 1, "form": form, "set": found.digest, "source": source}
-    if is_mine(out, "export.yaml", record, "this export"):
-        return False
-    check_place(out)
     write: Mapping[str, Callable[[DistilledSet, Path], None]] = {
         "hf": _write_parquet,
         "webdataset": _write_shards,
         "fiftyone": _write_fiftyone,
         "csv": _write_csv,
+        "list": _write_list,
     }
+    record = {"format": 1, "form": form, "set": found.digest, "source": source}
+    return hand_over(out, record, partial(write[form], found), lambda: _card(found, form, source))
+
+
+def hand_over(out: Path, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]) -> bool:
+    """A folder for other tools, all at once: what ``write`` puts there, README.md, and ``record`` as export.yaml; False where
+    it is there already.
+
+    Raises StoreError where OUT holds something else.
+    """
+    if is_mine(out, "export.yaml", record, "this export"):
+        return False
+    check_place(out)
     with whole_folder(out) as part:
-        write[form](found, part)
-        write_atomically(part / "README.md", _card(found, form, source).encode("utf-8", "backslashreplace"))
+        write(part)
+        write_atomically(part / "README.md", card().encode("utf-8", "backslashreplace"))
         write_atomically(part / "export.yaml", dump_yaml(record))
     return True
 
@@ -163,6 +176,12 @@ def _write_csv(found: DistilledSet, out: Path) -> None:
     write_atomically(out / "tiles.csv", as_csv(["path", "tile", *TILE_COLUMNS], tiles))
 
 
+def _write_list(found: DistilledSet, out: Path) -> None:
+    for name in (*LISTED, SUMS):
+        if (found.path / name).exists():  # sets of the first version have no sums
+            write_atomically(out / name, (found.path / name).read_bytes())
+
+
 def _flat_name(picture: Picture) -> str:
     """A name that is unique in the set and harmless everywhere, whatever the class is called."""
     return f"{picture.label:04d}-{picture.number:05d}{Path(picture.file).suffix}"
@@ -195,8 +214,12 @@ LOADING = {
     "webdataset": 'webdataset.WebDataset("shards/train-{{000000..{last:06d}}}.tar").decode("pil").to_tuple("{suffix}", "cls")',
     "fiftyone": 'fiftyone.Dataset.from_dir("FOLDER", dataset_type=fiftyone.types.FiftyOneImageClassificationDataset)',
     "csv": 'pandas.read_csv("images.csv")',
+    "list": "diffsel rebuild FOLDER --data DATA --out SET",
 }
-ABOUT = {"csv": f"In the tables, {PREFIXED}."}
+ABOUT = {
+    "csv": f"In the tables, {PREFIXED}.",
+    "list": "No pictures lie here: with the source images in DATA, the command above makes them again, byte for byte.",
+}
 
 
 def _card(found: DistilledSet, form: Form, source: str) -> str:
@@ -245,7 +268,7 @@ def check_login(hub_id: str) -> str:
         raise ConfigError(f"--push {hub_id}: the hub did not accept the login, or did not answer: {reason}") from None
 
 
-def upload(folder: Path, hub_id: str, private: bool = True) -> str:
+def push_to_hub(folder: Path | str, hub_id: str, private: bool = True) -> str:
     """Upload an exported folder as a data set repository, made where it is missing; its address.
 
     Raises ConfigError where the hub refuses; started again, only what is missing there is uploaded.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from joblib import Parallel, delayed
 
 from ..scoring.patches import Box
@@ -33,6 +33,10 @@ class Candidates:
     boxes: Int[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     vectors: Float[np.ndarray, "n channels"]
+
+    def at(self, where: Bool[np.ndarray, " n"]) -> Candidates:
+        """Those of them."""
+        return Candidates(self.label, self.rows[where], self.boxes[where], self.scores[where], self.vectors[where])
 
 
 @dataclass(frozen=True)
