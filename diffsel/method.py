@@ -23,6 +23,7 @@ from .machine.claims import ahead
 from .machine.progress import Progress, quiet
 from .machine.tensors import read_extra, write_unit
 from .runs.index import read_skipped, write_skipped
+from .runs.knowledge import what_it_knows
 from .runs.session import Session, keep_latents, open_features, start
 from .runs.units import Unit, columns
 from .sets.assembly import assemble
@@ -86,6 +87,7 @@ def score(session: Session) -> None:
         session.count("units already scored", len(before))
         session.count("images scored", len(new))
         session.count("U-Net forwards", sum(new) * (1 + len(s.scoring.prompts)))
+        session.notes |= dict.fromkeys(what_it_knows(run))
 
 
 def embed(session: Session) -> None:

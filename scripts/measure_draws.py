@@ -32,7 +32,6 @@ from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import as_images, differential_and_gap, keyed_generator, predict_all
 from diffsel.scoring.folder import locate
 from diffsel.scoring.patches import Box, estimate, patch_scores
-from diffsel.sets.suspects import statistic
 from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings
 from diffsel.studies import scenes
 from diffsel.studies.demo import HELD, PATCH, held
@@ -184,8 +183,8 @@ def main() -> None:
                             corners = [(int(top), int(left), PATCH, PATCH) for top, left in best]
                             hits[way].append([100.0 * (held(box, corner) >= HELD) for corner in corners])
                         ranks[way].append([spearmanr(each.ravel(), reference[way][i].ravel())[0] for each in found])
-                    right[:, k] = [statistic(draws.mean(0)[0][None]) for draws in chosen]
-                    wrong[:, k] = [statistic(draws.mean(0)[2][None]) for draws in chosen]
+                    right[:, k] = [-float(draws.mean(0)[0].mean()) for draws in chosen]
+                    wrong[:, k] = [-float(draws.mean(0)[2].mean()) for draws in chosen]
                 cells = []
                 for way in WAYS:
                     shown = ([cell(hits[way], ".0f")] if hits[way] else []) + ([cell(ranks[way], ".2f")] if ranks[way] else [])

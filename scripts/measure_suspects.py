@@ -34,7 +34,6 @@ from diffsel.scoring.draws import Scorer
 from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import score_images
 from diffsel.scoring.patches import best_boxes
-from diffsel.sets.suspects import statistic
 from diffsel.settings.sections import ModelSettings, PatchSettings, ScoringSettings
 from diffsel.studies import scenes
 
@@ -82,7 +81,7 @@ def by_maps(
         prompts = [f"An image of {names[label]}." for label in pair]
         for place, maps in score_images(Scorer(model, settings, seed, batch), keyed, prompts):
             for p, differential in enumerate(maps.differential):
-                whole[places[place], p] = -statistic(differential)
+                whole[places[place], p] = differential.mean(dtype=np.float64)
                 patch[places[place], p] = -best_boxes(-differential[0].astype(float), scenes.SIZE, scenes.SIZE, patches)[0][1]
     return whole, patch
 

@@ -16,7 +16,8 @@ from ..settings.settings import Settings
 from .flags import DataArg, Moved, Quiet, RunArg, settings_flags
 
 if TYPE_CHECKING:
-    from ..runs.probe import Answer
+    from ..runs.knowledge import Answer
+    from ..scoring.folder import ModelFolder
 
 Templates = Annotated[
     list[str] | None,
@@ -128,6 +129,7 @@ def suspects(
 ) -> None:
     """Images whose label raises the loss, class by class; read from the stored maps.  `select --drop-suspects` skips them."""
     from ..report.text import table
+    from ..runs.knowledge import what_it_knows
     from ..runs.run import open_run
     from ..sets.suspects import suspect_table
     from ..sets.suspects import suspects as listed
@@ -136,11 +138,15 @@ def suspects(
     with progress(quiet)(opened.infos, desc="reading maps", unit="class", leave=False) as labels:
         found = {label: listed(opened, label) for label in labels}
     shown = [each for items in found.values() for each in items[:top]]
-    rows = [[ascii(each.label)[1:-1], each.rank, each.statistic, ascii(each.path)[1:-1]] for each in shown]
-    print(table(rows, ["class", "rank", "statistic", "path"]))
+    in_nats = opened.nats is not None
+    rows = [
+        [ascii(each.label)[1:-1], each.rank, each.nats if in_nats else each.statistic, ascii(each.path)[1:-1]] for each in shown
+    ]
+    print(table(rows, ["class", "rank", "nats" if in_nats else "statistic", "path"]))
     flat = [each for items in found.values() for each in items]
+    print("\n".join(what_it_knows(opened)))
     raised = sum(each.statistic < 0 for each in flat)
-    print(f"the label raises the loss of {raised:,} of {len(flat):,} images (statistic < 0)")
+    print(f"the label raises the loss of {raised:,} of {len(flat):,} images (below 0)")
     if out:
         write_atomically(out, suspect_table(flat))
         print(f"the list: {out}")
@@ -161,13 +167,14 @@ def probe(
     if settings.data.images_per_class is None:
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images_per_class": 2 * images})})
     opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
-    answers = asking.probe(opened, open_scorer(settings), settings.scoring.prompts[0], images, progress(quiet))
-    print(_knowledge(answers, min(asking.LABELS, len(opened.classes))))
+    scorer = open_scorer(settings)
+    answers = asking.probe(opened, scorer, settings.scoring.prompts[0], images, progress(quiet))
+    print(_knowledge(answers, min(asking.LABELS, len(opened.classes)), scorer.model.folder))
 
 
-def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int) -> str:
+def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int, model: ModelFolder) -> str:
     from ..report.text import table
-    from ..runs.probe import knowledge, unknown
+    from ..runs.knowledge import distilled, knowledge, verdict
 
     known = {label: knowledge(found) for label, found in answers.items()}
     total = knowledge([each for found in answers.values() for each in found])
@@ -181,17 +188,8 @@ def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int) -> str:
         ]
         for name, k in {**known, "all": total}.items()
     ]
-    notes = [
-        "± is half of a 95 % interval over images.  nats: log p(image | label) - log p(image), within the timesteps scored."
-    ]
-    if strange := unknown(known):
-        notes.append(f"this prior does not know: {', '.join(map(ascii, strange))} (their words do not lower the loss)")
-    if not 0.7 <= total.calibration <= 1.4:
-        notes.append(
-            f"r = {total.calibration:.2f} is far from 1: the label predictions are no posterior means "
-            "(a distilled or little trained model, or words that it does not know); scores are no log-likelihoods"
-        )
-    return "\n".join([table(rows, head), *notes])
+    scale = "± is half of a 95 % interval over images.  nats: log p(image | label) - log p(image), within the timesteps scored."
+    return "\n".join([table(rows, head), scale, *verdict(known), *distilled(model)])
 
 
 @settings_flags("compute", "patches", "features", "selection", "assembly", "protocol")

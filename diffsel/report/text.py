@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import prod
 from statistics import median
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from ..data.images import ImageData, Row
 from ..evaluation.results import Line, Nested, difference
 from ..machine.terminal import shown
+from ..runs.knowledge import bound, image_means
 from ..runs.run import Run
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet
@@ -96,6 +98,7 @@ def describe_data(data: ImageData, settings: Settings) -> str:
         f"{sum(side < settings.data.image_size for side in sides)} are enlarged to {settings.data.image_size}",
         f"{len(sizes)} different sizes after resizing",
         f"null prompt: {settings.scoring.null_prompt!r}",
+        f"what a label can tell: {bound(len(data.classes))}",
     ]
     lines += [*_copies(data.rows), *data.notes]
     lines += [f"passed over: {ascii(item.path)[1:-1]}: {item.reason}" for item in data.skipped[:20]]
@@ -145,8 +148,10 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
         f"map      maps/{unit.name}.safetensors, {cells.shape[0]} x {cells.shape[1]} cells, "
         f"{run.settings.patches.estimator}: {cells.min():+.3g} to {cells.max():+.3g}, mean {cells.mean():+.3g}"
     )
+    gain = next(-d for owner, d, _ in image_means(run, unit) if owner == row)
+    lines.append(f"label    lowers the loss by {gain:+.4g}{_nats(run, gain, width * height)} over the whole image")
     lines += [
-        f"box      {list(box)} (top, left, height, width), score {score:+.4g}"
+        f"box      {list(box)} (top, left, height, width), score {score:+.4g}{_nats(run, score, prod(box[2:]))}"
         for owner, box, score in run.boxes(unit)
         if owner == row
     ]
@@ -154,6 +159,11 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
     lines += _trace_cluster(run, row.label, row.row, sets) or [none]
     tiles = [line for found in sets for line in _trace_tiles(found, row.path)]
     return "\n".join([*lines, *(tiles or [f"tile     in none of {len(sets)} set(s) looked at"])])
+
+
+def _nats(run: Run, score: float, pixels: int) -> str:
+    """A mean over so many pixels in nats, where its unit is known."""
+    return "" if run.nats is None else f" ({score * run.nats * pixels:+.3g} nats)"
 
 
 def _find(run: Run, image: str) -> Row:

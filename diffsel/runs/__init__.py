@@ -1,12 +1,12 @@
 """RUN, the stored pass: read, and worked on.
 
-forecast  what a pass will cost here, told before it begins
-index     the images of a run, one line each; what was passed over
-nats      what a mean of -D is in nats
-probe     does a prior know the classes?
-prompts   other prompts on a stored run
-record    what a run was made with: run.yaml
-run       a run that is read: maps, boxes, vectors; no torch, no device
-session   a run that is worked on: opening, model, units that are left
-units     a unit of work: at most 256 images of one class; is a file that unit's?
+forecast   what a pass will cost here, told before it begins
+index      the images of a run, one line each; what was passed over
+knowledge  what a prior knows of some images: nats, calibration
+probe      does a prior know the classes?
+prompts    other prompts on a stored run
+record     what a run was made with: run.yaml
+run        a run that is read: maps, boxes, vectors; no torch, no device
+session    a run that is worked on: opening, model, units that are left
+units      a unit of work: at most 256 images of one class; is a file that unit's?
 """

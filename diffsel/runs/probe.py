@@ -1,14 +1,13 @@
-"""Does this prior know my classes?  A few images, every label: zero-shot accuracy, right against wrong, nats, calibration."""
+"""Does this prior know my classes?  A few images, every label (knowledge.py says what the answers are worth)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ..data.classes import ClassInfo
@@ -16,60 +15,11 @@ from ..data.images import ImageData
 from ..data.pixels import Pixels
 from ..machine.progress import Progress, quiet
 from ..scoring.draws import Scorer, differential_and_gap, latent_shape
-from ..scoring.nats import auroc, nats_per_unit
+from ..scoring.nats import nats_per_unit
 from ..settings.errors import ConfigError, UnreadableImage
+from .knowledge import Answer
 
 LABELS = 10  # that an image is tried with, at most: its own, and others drawn by the seed
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One image: how far each label tried (its own first) raises the loss above the null prompt's, and its own label's gap."""
-
-    label: str
-    differences: Float[np.ndarray, " labels"]  # mean of D over the image
-    gap: float  # mean of G of its own label
-    unit: float  # what turns a mean of -D into nats
-
-    @property
-    def right(self) -> bool:
-        """Whether its own label has the least loss (the diffusion classifier; paper Eq. 4)."""
-        return int(self.differences.argmin()) == 0
-
-    @property
-    def nats(self) -> float:
-        return -self.unit * float(self.differences[0])
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What a prior knows of some images: each figure with half of its 95 % interval."""
-
-    images: int
-    top1: tuple[float, float]  # percent
-    auroc: tuple[float, float]
-    nats: tuple[float, float]
-    calibration: float  # r = E[-D] / E[G]: 1 where the label prediction is the posterior mean
-
-
-def knowledge(answers: Sequence[Answer]) -> Knowledge:
-    """The figures of these images (one or more)."""
-    n = len(answers)
-    hits, nats = np.array([each.right for each in answers], float), np.array([each.nats for each in answers])
-    share = (hits.sum() + 2) / (n + 4)  # Agresti & Coull: an interval that does not vanish where all are right
-    right = [-each.differences[0] for each in answers]
-    wrong = [-value for each in answers for value in each.differences[1:]]
-    area, error = auroc(right, wrong) if wrong else (math.nan, math.nan)
-    spread = 1.96 * float(nats.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    gap = sum(each.gap for each in answers)
-    ratio = -sum(float(each.differences[0]) for each in answers) / gap if gap else math.nan
-    top1 = 100 * float(hits.mean()), 196 * math.sqrt(share * (1 - share) / (n + 4))
-    return Knowledge(n, top1, (area, 1.96 * error), (float(nats.mean()), spread), ratio)
-
-
-def unknown(by_class: Mapping[str, Knowledge]) -> list[str]:
-    """Classes of which the prior knows nothing: their words do not lower the loss beyond the interval."""
-    return [label for label, known in by_class.items() if not known.nats[0] > known.nats[1]]
 
 
 @torch.inference_mode()

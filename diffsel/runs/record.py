@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..machine.formats import read_yaml
-from ..settings.errors import StoreError
+from ..scoring.folder import locate
+from ..scoring.patches import chosen_bins
+from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import Settings, without_execution
 
 FORMAT = 1
@@ -35,3 +37,18 @@ def read_record(path: Path) -> dict[str, Any]:
 def recorded_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was made with, apart from what belongs to its machine."""
     return without_execution(record["settings"])
+
+
+def nats_per_pixel(record: Mapping[str, Any], settings: Settings) -> float | None:
+    """What a score, times the pixels of its patch, is multiplied with to be nats (scoring/nats.py), in the chosen bins.
+
+    Of a run of a version that did not record it, where its model is still here; else None.
+    """
+    try:
+        told: Any = record.get("unit") or locate(settings.model, fetch=False).unit(settings.scoring.bin_edges())
+    except ConfigError:
+        return None
+    if not told:
+        return None
+    width = sum(told["log_snr"][i] - told["log_snr"][i + 1] for i in chosen_bins(settings.patches, settings.scoring))
+    return float(told["elements"] * width / 2)

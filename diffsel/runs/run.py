@@ -28,7 +28,7 @@ from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, 
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve
 from .index import read_index, read_skipped, remake
-from .record import read_record, recorded_settings
+from .record import nats_per_pixel, read_record, recorded_settings
 from .units import Unit, check_unit, columns, rows_of
 
 UNIT_ROWS = 256  # images per unit of work, at most
@@ -91,6 +91,11 @@ class Run:
     def precision(self) -> str:
         """What its maps were computed in."""
         return str(self.record["identity"]["precision"])
+
+    @cached_property
+    def nats(self) -> float | None:
+        """Nats a pixel: what a score, times its patch's pixels, is multiplied with; None where that is not known."""
+        return nats_per_pixel(self.record, self.settings)
 
     @cached_property
     def infos(self) -> dict[str, ClassInfo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -228,7 +228,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
             )
         if workers.is_main:
             sweep(out)
-        record = create_run(out, described, settings, data)
+        record = create_run(out, described, settings, data, folder.unit(settings.scoring.bin_edges()))
         if workers.is_main and record["data"] != root:  # the very images, somewhere else
             write_atomically(out / "run.yaml", dump_yaml({**record, "data": root}))
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
@@ -256,9 +256,8 @@ def _known(out: Path, root: str, settings: Settings) -> Iterable[Row | Skipped]:
 def resume(path: Path, settings: Settings, progress: Progress = quiet, moved: str | None = None) -> Session:
     """Open RUN for the stages after scoring; images are read, and the model is loaded, only where they are needed.
 
-    ``moved``: where the images are now, if not where they were scored.
-    Raises as ``open_run``, and StoreError for a tracker that is not installed.
-    """
+    ``moved``: where the images are now, if not where they were scored.  Raises as ``open_run``, StoreError for a
+    tracker that is missing."""
     run, workers = open_run(path, settings, may_be_gone=False, moved=moved), Workers()
     workers.check_tracker(settings.compute.tracker)
     if workers.is_main:
@@ -276,8 +275,8 @@ def _precision(settings: Settings, workers: Workers) -> dict[str, str]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def create_run(path: Path, identity: Mapping[str, Any], settings: Settings, data: ImageData) -> dict[str, Any]:
-    """Make RUN, or open it where it exists; its record.
+def create_run(path: Path, identity: dict[str, Any], settings: Settings, data: ImageData, unit: Any = None) -> dict[str, Any]:
+    """Make RUN, or open it where it exists; its record.  ``unit``: what turns its scores into nats.
 
     Raises SettingsDiffer where it holds results of another ``identity``, StoreError where something else lies there.
     """
@@ -292,6 +291,7 @@ def create_run(path: Path, identity: Mapping[str, Any], settings: Settings, data
             "classes": [asdict(c) for c in data.classes],
             "settings": settings.model_dump(mode="json"),
             "versions": _versions(),
+            "unit": unit,
         }
         write_new(path / "run.yaml", dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
     record = read_record(path)

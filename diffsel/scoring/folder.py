@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..settings.errors import ConfigError
 from ..settings.sections import ModelSettings
+from .nats import unit_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -36,6 +37,7 @@ FOREIGN = {
     "encoder_hid_dim_type": "a U-Net with image or other conditions (Kandinsky, DeepFloyd, IP-Adapter)",
     "time_cond_proj_dim": "a guidance- or step-distilled model (LCM), which predicts no posterior mean",
 }
+DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm)(?![a-z])", re.I)  # in the names of such models
 
 
 def locate(settings: ModelSettings, fetch: bool = True) -> ModelFolder:
@@ -166,6 +168,21 @@ class ModelFolder:
                 f"model {self}: {part} holds no weights in full precision ({name}.safetensors); it holds {held} "
                 "(fp16-only or .bin-only copies: save them again with `save_pretrained`)"
             )
+
+    @property
+    def distilled(self) -> str:
+        """Why this seems to be a step-distilled model, which predicts no posterior mean; empty where nothing says so."""
+        kind = self.config("scheduler").get("_class_name", "")
+        if kind in ("LCMScheduler", "TCDScheduler"):
+            return f"its scheduler is a {kind}"
+        cached = [part for part in self.path.parts if part.startswith("models--")]  # of the hub's cache
+        names = [str(self.config("unet").get("_name_or_path", "")), self.path.name, *cached]
+        found = next(filter(None, map(DISTILLED.search, names)), None)
+        return f"its name says {found[0]!r}" if found else ""
+
+    def unit(self, edges: Sequence[float]) -> dict[str, float | list[float]] | None:
+        """What turns its scores into nats, where that can be told (nats.py); ``edges`` of the stored bins."""
+        return unit_of(self.config("scheduler"), self.config("vae"), edges)
 
     # ---- words -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ of the window's width in lambda, is that integral.  Over K balanced labels its m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +34,42 @@ def nats_per_unit(window: tuple[float, float], elements: int) -> float:
     150.0
     """
     return elements * abs(window[0] - window[1]) / 2
+
+
+def cumulated_alphas(scheduler: Mapping[str, Any]) -> Float[np.ndarray, " steps"] | None:
+    """The noise table that a scheduler's configuration tells, as diffusers makes it; None for a schedule not known here.
+
+    >>> cumulated_alphas({"trained_betas": [0.5, 0.5]}).tolist()
+    [0.5, 0.25]
+    """
+    steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
+    low, high = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    tables = {"linear": np.linspace(low, high, steps), "scaled_linear": np.linspace(low**0.5, high**0.5, steps) ** 2}
+    betas = scheduler.get("trained_betas") or tables.get(kind)
+    if betas is None:
+        return None
+    alphas = np.cumprod(1 - np.asarray(betas, np.float64))
+    if scheduler.get("rescale_betas_zero_snr"):  # Lin et al., arXiv 2305.08891
+        first, last = np.sqrt(alphas[[0, -1]])
+        alphas = ((np.sqrt(alphas) - last) * first / (first - last)) ** 2
+    return alphas
+
+
+def unit_of(
+    scheduler: Mapping[str, Any], vae: Mapping[str, Any], edges: Sequence[float]
+) -> dict[str, float | list[float]] | None:
+    """What a run keeps so that its scores have a unit: latent ``elements`` a pixel, and ``log_snr`` at the ``edges`` of its
+    bins (shares of the steps); None where the model's configuration does not tell."""
+    alphas = cumulated_alphas(scheduler)
+    if alphas is None or not {"latent_channels", "block_out_channels"} <= vae.keys():
+        return None
+    places = [min(round(edge * len(alphas)), len(alphas) - 1) for edge in edges]
+    with np.errstate(divide="ignore"):
+        lam = log_snr(alphas)[places]
+    if not np.isfinite(lam).all():  # a window that ends at pure noise has no finite width
+        return None
+    elements = vae["latent_channels"] / 4 ** (len(vae["block_out_channels"]) - 1)
+    return {"elements": float(elements), "log_snr": [round(float(value), 6) for value in lam]}
 
 
 def auroc(right: Sequence[float], wrong: Sequence[float]) -> tuple[float, float]:

@@ -7,15 +7,13 @@ best patch is a lucky one, and the sum over all cells has the most draws behind 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, fields
 
-import numpy as np
-from jaxtyping import Float
-
 from ..machine.formats import as_csv
+from ..runs.knowledge import image_means
 from ..runs.run import Run
-from ..scoring.patches import chosen_bins
 from ..settings.sections import SelectionSettings
 
 
@@ -28,23 +26,16 @@ class Suspect:
     statistic: float  # mean of -D, in units of the noise's variance; negative: the label raises the loss
     row: int
     path: str
+    nats: float | None = None  # log p(image | label) - log p(image), where the unit of its statistic is known
 
 
 def suspects(run: Run, label: str) -> list[Suspect]:
     """Every scored image of a class, most suspect first (ties: the lower row).  Raises StoreError where one is not scored."""
-    bins = chosen_bins(run.settings.patches, run.settings.scoring)
-    prompt, found = run.settings.patches.prompt, []
-    for unit in run.of_class(label):
-        tensors, extra = run.maps(unit)
-        scored = set(extra["rows"])
-        for row in (row for row in unit.rows if row.row in scored):
-            found.append((statistic(tensors[f"{row.row}.differential"][prompt][bins]), row.row, row.path))
-    return [Suspect(label, rank, *each) for rank, each in enumerate(sorted(found))]
-
-
-def statistic(differential: Float[np.ndarray, "B h w"]) -> float:
-    """Mean of -D over the timestep bins and the whole image: how much the label lowers the loss."""
-    return -float(differential.mean(dtype=np.float64))
+    found = sorted((-d, row.row, row) for unit in run.of_class(label) for row, d, _ in image_means(run, unit))
+    return [
+        Suspect(label, rank, d, row.row, row.path, run.nats and d * run.nats * math.prod(run.data.size(row)))
+        for rank, (d, _, row) in enumerate(found)
+    ]
 
 
 def left_out(run: Run, label: str, drawn: Collection[int]) -> set[int]:
@@ -63,5 +54,5 @@ def share_of(images: int, settings: SelectionSettings) -> int:
 
 
 def suspect_table(found: Sequence[Suspect]) -> bytes:
-    """class, rank, statistic, row, path: one line an image, as CSV."""
+    """class, rank, statistic, row, path, nats: one line an image, as CSV."""
     return as_csv(["class", *(field.name for field in fields(Suspect)[1:])], [astuple(each) for each in found])

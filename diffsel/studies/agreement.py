@@ -21,6 +21,7 @@ from ..machine.files import write_atomically
 from ..machine.formats import as_csv
 from ..report.drawing import heat, sheet, with_boxes
 from ..report.text import table
+from ..runs.knowledge import what_it_knows
 from ..runs.prompts import Comparison
 from ..runs.run import Run
 from ..runs.session import Session
@@ -151,10 +152,11 @@ def legend(study: Comparison) -> list[str]:
 def write_pages(study: Comparison, views: Sequence[Run], sets: Sequence[Path], out: Path, shown: int) -> str:
     """OUT/agreement.csv, agreement.md and heat.png; the table for a terminal."""
     rows, buffer = compare(views, sets), io.BytesIO()
-    write_tables(rows, study, out)
+    told = [f"prompt {n}: {text}" for n, view in enumerate(views) for text in what_it_knows(view)]
+    write_tables(rows, [*legend(study), *told], out)
     heat_page(views, study, shown).save(buffer, "PNG", optimize=True)
     write_atomically(out / "heat.png", buffer.getvalue())
-    return as_table(rows)
+    return "\n".join([as_table(rows), "", *told])
 
 
 HEADER = ("class", "prompts", "images", "places", "boxes", "order", "selection")
@@ -167,13 +169,13 @@ def as_table(rows: Sequence[Agreement], limit: int = 60) -> str:
     return text if len(shown) == len(rows) else f"{text}\n{len(rows) - len(shown)} lines of single classes: agreement.csv"
 
 
-def write_tables(rows: Sequence[Agreement], study: Comparison, out: Path) -> None:
-    """OUT/agreement.csv with every line, OUT/agreement.md with the table and the legend."""
+def write_tables(rows: Sequence[Agreement], told: Sequence[str], out: Path) -> None:
+    """OUT/agreement.csv with every line, OUT/agreement.md with the table and what is ``told`` of the prompts."""
     listed = [[*_names(row), *(None if v is None else round(v, 6) for v in _values(row))] for row in rows]
     write_atomically(out / "agreement.csv", as_csv(HEADER, listed))
     lines = [" | ".join(["", *HEADER, ""]).strip(), "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(map(str, [*_names(row), *(_text(v) for v in _values(row))])) + " |" for row in rows]
-    write_atomically(out / "agreement.md", "\n".join([*(f"- {line}" for line in legend(study)), "", *lines, ""]).encode())
+    write_atomically(out / "agreement.md", "\n".join([*(f"- {line}" for line in told), "", *lines, ""]).encode())
 
 
 def _names(row: Agreement) -> tuple[str, str, int]:

@@ -1,38 +1,14 @@
-"""What a probe says of known answers, and of the embedded prior on its own digits."""
+"""What a probe asks, and what it says of the embedded prior on its own digits."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-import numpy as np
-import pytest
 from PIL import Image
 
-from diffsel.runs.probe import LABELS, Answer, _labels, knowledge, unknown
+from diffsel.runs.probe import LABELS, _labels
 from diffsel.studies import scenes
-
-
-def answer(own: float, others: list[float], gap: float = 1.0, unit: float = 10.0) -> Answer:
-    return Answer("cat", np.array([own, *others]), gap, unit)
-
-
-def test_figures_of_known_answers() -> None:
-    found = knowledge([answer(-0.5, [0.1, 0.2]), answer(-0.3, [-0.1, 0.0], gap=0.6), answer(0.2, [0.1, 0.3], gap=0.4)])
-    assert found.images == 3
-    assert found.top1[0] == pytest.approx(200 / 3)
-    assert found.nats[0] == pytest.approx(10 * (0.5 + 0.3 - 0.2) / 3)
-    assert found.nats[1] == pytest.approx(1.96 * np.std([5, 3, -2], ddof=1) / math.sqrt(3))
-    assert found.calibration == pytest.approx(0.6 / 2.0)
-    pairs = [(own, other) for own in (0.5, 0.3, -0.2) for other in (-0.1, -0.2, 0.1, 0.0, -0.1, -0.3)]
-    assert found.auroc[0] == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a, b in pairs]))
-
-
-def test_a_class_whose_words_do_not_help_is_unknown() -> None:
-    known = knowledge([answer(-1 - i / 10, [0.0]) for i in range(5)])
-    luck = knowledge([answer(value, [0.0]) for value in (-1.0, 1.1, -0.9, 0.8)])
-    worse = knowledge([answer(0.5 + i / 10, [0.0]) for i in range(5)])
-    assert unknown({"cat": known, "dog": luck, "emu": worse}) == ["dog", "emu"]
 
 
 def test_every_image_is_tried_with_its_own_label_first_and_few_others() -> None:
