@@ -25,7 +25,7 @@ ROOMS = {  # room -> what it may import; a name with a dot is one file.  The lin
     "sets": "settings machine data scoring.patches runs",
     "method": "settings machine data scoring runs sets",
     "evaluation": "settings machine data sets",
-    "report": "settings machine data scoring.patches runs.run runs.units sets evaluation.results",
+    "report": "settings machine data scoring.patches runs.run runs.units runs.knowledge sets evaluation.results",
     "studies": "settings machine data scoring runs sets method evaluation report",
     "cli": "settings machine data scoring runs sets method evaluation report studies",
 }

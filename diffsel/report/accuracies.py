@@ -16,6 +16,7 @@ from ..machine.formats import read_yaml
 from ..machine.progress import Progress, quiet
 from ..sets.opening import DistilledSet, open_set
 from ..settings.errors import ConfigError, DataError
+from .charts import Axis
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class Accuracies:
     beside: list[Line]
     strangers: int
     best: Line | None  # of the report's sets by diffsel, or of baselines alone
+
+    @property
+    def axis(self) -> Axis | None:
+        """Of the top-1 of all lines with their intervals, in percent; None where no student was measured."""
+        found = [(line.top1.mean, line.top1.ci95 or 0.0) for line in self.lines if line.top1]
+        if not found:
+            return None
+        low, high = min(mean - half for mean, half in found), max(mean + half for mean, half in found)
+        more = 0.08 * (high - low) + 0.5
+        return Axis.of(max(0.0, low - more), high + more, 4)
 
     @property
     def lines(self) -> list[Line]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,47 +15,108 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Scale:
-    """Scores are tiny numbers: shown as multiples of 10^exponent, the same one all over a report."""
+    """Scores are means of tiny numbers: shown in nats of a patch where their unit is known (``factor``), and as multiples of
+    10^exponent, the same one all over a report."""
 
     exponent: int = 0
     decimals: int = 2
+    factor: float = 1.0
+    name: str = ""
 
     @classmethod
-    def of(cls, scores: Float[np.ndarray, " n"]) -> Scale:
-        """Three digits of the large ones among these scores (their 95th percentile in size)."""
-        size = float(np.quantile(np.abs(scores), 0.95)) if len(scores) else 0.0
+    def of(cls, scores: Float[np.ndarray, " n"], nats: float | None = None) -> Scale:
+        """Three digits of the large ones among these scores (their 95th percentile in size); ``nats``: of a score of 1."""
+        factor, name = (nats, "nats") if nats else (1.0, "")
+        size = factor * float(np.quantile(np.abs(scores), 0.95)) if len(scores) else 0.0
         exponent = int(np.floor(np.log10(size))) if size > 0 else 0
-        return cls(0, max(0, 2 - exponent)) if -1 <= exponent <= 2 else cls(exponent)
+        return cls(0, max(0, 2 - exponent), factor, name) if -1 <= exponent <= 2 else cls(exponent, 2, factor, name)
 
     @property
     def unit(self) -> str:
-        """What multiplies the numbers shown; empty for 1."""
-        return f"× 10{str(self.exponent).translate(SUPERSCRIPTS)}" if self.exponent else ""
+        """What multiplies the numbers shown, and their unit; empty for 1."""
+        power = f"× 10{str(self.exponent).translate(SUPERSCRIPTS)}" if self.exponent else ""
+        return f"{power} {self.name}".strip()
+
+    def shown(self, score: float | Float[np.ndarray, " n"]) -> Any:
+        """The number that stands for a score, or for each of many."""
+        return score * self.factor / 10.0**self.exponent
 
     def text(self, score: float) -> str:
-        return f"{score / 10.0**self.exponent:+.{self.decimals}f}".replace("-", "−")
+        return f"{self.shown(score):+.{self.decimals}f}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From ``low`` to ``high``, with round numbers between them."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    decimals: int
+
+    @classmethod
+    def of(cls, low: float, high: float, most: int = 6) -> Axis:
+        """At most about ``most`` ticks, a multiple of 1, 2 or 5 apart: no two are written alike."""
+        step = nice_step((high - low) / most)
+        ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
+        return cls(low, high, tuple(float(tick) for tick in ticks), max(0, -math.floor(math.log10(step))))
+
+    def place(self, value: float) -> float:
+        """Percent of the way along."""
+        return 100 * (value - self.low) / (self.high - self.low)
+
+    @property
+    def marks(self) -> list[tuple[float, str]]:
+        """Place and text of each tick."""
+        return [(self.place(tick), f"{tick:,.{self.decimals}f}".replace("-", "−")) for tick in self.ticks]
+
+
+def nice_step(least: float) -> float:
+    """The smallest 1, 2 or 5 times a power of ten that is no smaller (1 for a step of nothing).
+
+    >>> [nice_step(value) for value in (0.03, 1.0, 1.2, 60.0)]
+    [0.05, 1.0, 2.0, 100.0]
+    """
+    if not least > 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(least))
+    return float(next(times * power for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9)))
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts in equal steps from ``low`` to ``high``: of all scores, and of the picked ones among them."""
+    """Counts in steps of a round number along ``axis``: of all values, and of the picked ones among them.
 
-    low: float
-    high: float
+    The first and last step hold the few values beyond the axis too, ``beyond`` of them.
+    """
+
+    axis: Axis
     all: tuple[int, ...]
     picked: tuple[int, ...]
+    beyond: tuple[int, int] = (0, 0)
 
     @property
-    def top(self) -> int:
-        return max(self.all)
+    def counts(self) -> Axis:
+        return Axis.of(0, max(self.all), 5)
+
+    @property
+    def chosen(self) -> Axis:
+        top = max(1, *self.picked)
+        return Axis(0, top, (0, top), 0)
 
 
-def histogram(scores: Float[np.ndarray, " n"], picked: Bool[np.ndarray, " n"], bins: int) -> Histogram:
-    """Counts of ``scores`` (n > 0).  The last step includes its upper end."""
-    low, high = float(scores.min()), float(scores.max())
-    edges = np.linspace(low, high if high > low else low + (abs(low) or 1.0) * 1e-6, bins + 1)
-    counts = [np.histogram(values, edges)[0] for values in (scores, scores[picked])]
-    return Histogram(low, high, *(tuple(int(c) for c in each) for each in counts))
+def histogram(values: Float[np.ndarray, " n"], picked: Bool[np.ndarray, " n"], bins: int) -> Histogram:
+    """Counts of ``values`` (n > 0) in about ``bins`` steps over all but the outermost half percent at each end."""
+    low, high = (float(np.quantile(values, q, method=how)) for q, how in ((0.005, "lower"), (0.995, "higher")))  # type: ignore[call-overload]
+    if high <= low:
+        low, high = low - (abs(low) or 1.0) / 100, low + (abs(low) or 1.0) / 100
+    step = nice_step((high - low) / bins)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    edges = np.arange(first, last + 1) * step
+    inside = np.clip(values, edges[0], edges[-1])
+    counts, chosen = (tuple(np.histogram(each, edges)[0].tolist()) for each in (inside, inside[picked]))
+    beyond = int((values < edges[0]).sum()), int((values > edges[-1]).sum())
+    return Histogram(Axis.of(float(edges[0]), float(edges[-1])), counts, chosen, beyond)
 
 
 def tsne(vectors: Float[np.ndarray, "n channels"], seed: int) -> Float[np.ndarray, "n 2"] | None:

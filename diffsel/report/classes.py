@@ -12,17 +12,19 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ..runs.knowledge import Knowledge
 from ..runs.run import Run
 from ..runs.units import columns
 from ..scoring.patches import Box
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet, Picture
 from ..sets.selection import Clustering, clustered, patches_needed
-from .charts import Histogram, evenly, histogram, tsne
+from .charts import Histogram, Scale, evenly, histogram, tsne
 from .drawing import CARD, MOSAIC, Painter
 
 IMAGES = 60  # distilled images shown of a set and class, at most
-PER_CLUSTER = 8  # patches shown of a cluster, nearest to its centre first
+PER_CLUSTER = 8  # patches shown of a cluster at first, nearest to its centre
+PATCHES = 240  # of all clusters of a class, where all are opened
 PASSED = 8  # patches shown of the best and of the worst that were not chosen
 POINTS = 600  # of a class's t-SNE, at most
 
@@ -61,14 +63,25 @@ class Mosaic:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """Of a cluster: ``place`` 0 is nearest to its centre; ``source`` where the report shows the image it is cut from."""
+
+    picture: str
+    source: Source | None
+    path: str
+    score: float
+    place: int
+
+
+@dataclass(frozen=True)
 class Group:
-    """A cluster: its place by median score, that score, its size, the shown patches (picture, source or None, text)."""
+    """A cluster: its place by median score, that score, its size, and the patches shown."""
 
     rank: int
     median: float
     size: int
     picked: int
-    patches: tuple[tuple[str, Source | None, str], ...]
+    patches: tuple[Patch, ...]
 
 
 @dataclass
@@ -114,6 +127,15 @@ class ClassPart:
     points: list[tuple[float, float, str, Source | None]] = field(default_factory=list)  # x, y, kind, source
     card: str = ""
     missing: dict[str, None] = field(default_factory=dict)  # why pictures are not shown
+    known: Knowledge | None = None  # what the prior knows of it
+    unit: str = ""  # of that
+
+    @property
+    def nats(self) -> str:
+        """What its label tells of its images, with half of a 95 % interval."""
+        assert self.known
+        mean, half = (f"{value:.2f}" if self.unit else f"{value:.2g}" for value in self.known.nats)
+        return f"{mean} ± {half} {self.unit}".strip()
 
     @property
     def anchor(self) -> str:
@@ -129,8 +151,26 @@ class ClassPart:
         return f"{self.name} {self.folder}".lower()
 
 
-def class_part(run: Run | None, sets: Sequence[DistilledSet], number: int, label: str) -> tuple[ClassPart, Pool | None]:
-    """Everything about one class; without a run, only what the sets themselves tell.
+def scale_of(run: Run, scores: Float[np.ndarray, " n"]) -> Scale:
+    """Scores in nats of a patch (of whole images: of a square of ``image_size``), where that is known."""
+    side = run.settings.patches.patch_size or run.settings.data.image_size
+    return Scale.of(scores, run.nats and run.nats * side**2)
+
+
+def measure(run: Run) -> str:
+    """What scores are, in a sentence."""
+    s, patches = run.settings.selection, run.settings.patches
+    by = f"the {patches.estimator} map's mean inside a patch"
+    if s.rank_by == "guided":
+        by = f"how much a prediction guided at scale {s.guidance:g} lowers a patch's loss"
+    side = patches.patch_size or run.settings.data.image_size
+    return f"A score is {by}, in {'nats of' if run.nats else 'units of the loss, a cell of'} {side} × {side} pixels."
+
+
+def class_part(
+    run: Run | None, sets: Sequence[DistilledSet], number: int, label: str, scale: Scale | None = None
+) -> tuple[ClassPart, Pool | None]:
+    """Everything about one class; without a run, only what the sets themselves tell.  ``scale``: by default, for its scores.
 
     Raises StoreError where a map that should be there is missing or damaged.
     """
@@ -152,7 +192,7 @@ def class_part(run: Run | None, sets: Sequence[DistilledSet], number: int, label
     if part.sets and part.sets[0][1]:
         part.card = painter.of_set(part.sets[0][0].path, part.sets[0][1][0].file, CARD)
     if run and pool and len(pool.scores):
-        _judge(part, pool, sources, painter, sets, run.settings.seed)
+        _judge(part, pool, sources, painter, sets, run.settings.seed, scale or scale_of(run, pool.scores))
     painter.load(row for row, _ in sources)
     for (row, _), source in sources.items():
         source.picture, source.heat = painter.source(row), painter.heat(row)
@@ -221,10 +261,12 @@ def _judge(
     painter: Painter,
     sets: Sequence[DistilledSet],
     seed: int,
+    scale: Scale,
 ) -> None:
     """Clusters, scores, the layout, and what was passed over."""
     picked = picked_of(pool, sets)
-    part.chosen, part.scores = int(picked.sum()), histogram(pool.scores, picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))
+    part.chosen = int(picked.sum())
+    part.scores = histogram(scale.shown(pool.scores), picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))
     keys = list(pool.place)
     left = [i for i in np.argsort(-pool.scores, kind="stable") if not picked[i]]
     for place in [*left[:PASSED], *left[PASSED:][-PASSED:]]:
@@ -237,10 +279,12 @@ def _judge(
         return
     shown = [np.flatnonzero(pool.clusters.cluster == rank) for rank in range(len(pool.clusters.median))]
     nearest = [members[np.argsort(pool.clusters.place[members])] for members in shown]
-    painter.load(keys[i][0] for members in nearest for i in members[:PER_CLUSTER])
+    limit = max(PER_CLUSTER, PATCHES // max(1, len(nearest)))
+    painter.load(keys[i][0] for members in nearest for i in members[:limit])
     for rank, members in enumerate(nearest):
         patches = tuple(
-            (painter.patch(*keys[i]), sources.get(keys[i]), painter.rows[keys[i][0]].path) for i in members[:PER_CLUSTER]
+            Patch(painter.patch(*keys[i]), sources.get(keys[i]), painter.rows[keys[i][0]].path, float(pool.scores[i]), place)
+            for place, i in enumerate(members[:limit])
         )
         median = float(pool.clusters.median[rank])
         part.groups.append(Group(rank, median, len(members), int(picked[members].sum()), patches))

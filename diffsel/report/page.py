@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
@@ -25,12 +26,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..machine.files import write_atomically
 from ..machine.progress import Progress, quiet
+from ..runs.knowledge import CALIBRATED, Knowledge, overall, stored, what_it_knows
 from ..runs.run import Run
 from ..sets.suspects import Suspect, suspects
 from ..settings.errors import ConfigError
 from .accuracies import accuracies, result_folders
 from .charts import Scale, histogram, tsne
-from .classes import ClassPart, Pool, Source, class_part, picked_of
+from .classes import PER_CLUSTER, ClassPart, Pool, Source, class_part, measure, picked_of, scale_of
 from .drawing import Painter
 from .opening import Opened, clock, costs, open_target, settings_of, size
 
@@ -51,6 +53,7 @@ class Gathered:
     layout: list[tuple[ClassPart, np.ndarray, np.ndarray]] = field(default_factory=list)  # class, vectors, picked
     missing: dict[str, int] = field(default_factory=dict)  # why pictures are not shown -> in how many classes
     suspects: list[Suspect] = field(default_factory=list)  # the most suspect of all classes so far
+    known: dict[str, Knowledge] = field(default_factory=dict)
 
     def suspect(self, found: Sequence[Suspect]) -> None:
         self.suspects = sorted([*self.suspects, *found], key=lambda each: (each.statistic, each.row))[:SUSPECTS]
@@ -80,18 +83,21 @@ def write_report(
     coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}
     with progress(total=len(names), desc="writing the report", unit="class") as bar:
         for number, label in enumerate(names):
-            part, pool = class_part(opened.run, opened.sets, number, label)
-            book.add(part, pool, label in coloured)
+            part, pool = class_part(opened.run, opened.sets, number, label, book.scale if book.gathered.scores else None)
             if opened.run:
-                book.gathered.suspect(suspects(opened.run, label))
+                means = [each for unit in opened.run.of_class(label) for each in opened.run.image_means(unit)]
+                book.gathered.suspect(suspects(opened.run, label, means))
+                part.known, part.unit = stored(opened.run, label, means), "nats" * bool(opened.run.nats)
+            book.add(part, pool, label in coloured)
             bar.update()
     overview: dict[str, Any] = {
         "accuracies": found,
         "costs": costs(opened, found.own),
         "settings": settings_of(opened),
         "suspects": _suspects(opened.run, book.gathered.suspects) if opened.run else [],
+        **_knowledge(opened.run, book.gathered.known),
         "skipped": list(opened.run.data.skipped) if opened.run else [],
-        **_charts(opened, book.gathered),
+        **_charts(opened, book.gathered, book.scale),
     }
     return book.close(overview)
 
@@ -114,9 +120,11 @@ class Book:
 
     def add(self, part: ClassPart, pool: Pool | None, in_layout: bool) -> None:
         found = self.gathered
-        if pool and len(pool.scores):
+        if part.known:
+            found.known[part.folder] = part.known
+        if self.opened.run and pool and len(pool.scores):
             if not found.scores:
-                self.scale = Scale.of(pool.scores)
+                self.scale = scale_of(self.opened.run, pool.scores)
             picked = picked_of(pool, self.opened.sets)
             found.scores.append(pool.scores)
             found.picked.append(picked)
@@ -230,11 +238,11 @@ def _ranking(parts: Sequence[tuple[ClassPart, str]]) -> list[dict[str, Any] | No
     return rows if len(shown) == len(found) else [*rows[: RANKED // 2], None, *rows[RANKED // 2 :]]
 
 
-def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:
+def _charts(opened: Opened, found: Gathered, scale: Scale) -> dict[str, Any]:
     """The histogram of all scores, and the layout of a dozen classes together: (x, y, colour, picked) of each patch."""
     if not found.scores:
         return {"all_scores": None, "layout": [], "layout_classes": []}
-    bars = histogram(np.concatenate(found.scores), np.concatenate(found.picked), 60)
+    bars = histogram(scale.shown(np.concatenate(found.scores)), np.concatenate(found.picked), 60)
     points: list[tuple[float, float, int, bool]] = []
     if len(found.layout) > 1 and opened.run:
         places = tsne(np.concatenate([vectors for _, vectors, _ in found.layout]), opened.run.settings.seed)
@@ -246,6 +254,20 @@ def _charts(opened: Opened, found: Gathered) -> dict[str, Any]:
     return {"all_scores": bars, "layout": points, "layout_classes": [part for part, _, _ in found.layout]}
 
 
+def _knowledge(run: Run | None, known: Mapping[str, Knowledge]) -> dict[str, Any]:
+    """What the overview says of the prior: mean nats and r, the bound, the verdict, and what its scores are."""
+    if not run or not known:
+        return {"knows": None, "verdict": [], "measure": ""}
+    nats, r = overall(known.values())
+    return {
+        "knows": (nats, r),
+        "bound": math.log(len(known)),
+        "calibrated": CALIBRATED[0] <= r <= CALIBRATED[1],
+        "verdict": what_it_knows(run, known)[1:],
+        "measure": measure(run),
+    }
+
+
 def _suspects(run: Run, found: Sequence[Suspect]) -> list[Source]:
     """The images whose label fits least, with picture and map; the outline is the whole image."""
     shown, painters = [], {label: Painter(run, label) for label in {each.label for each in found}}
@@ -253,7 +275,8 @@ def _suspects(run: Run, found: Sequence[Suspect]) -> list[Source]:
         painter = painters[each.label]
         painter.load([each.row])
         width, height = painter.size(each.row)
-        source = Source(f"s{place}", each.path, (0, 0, height, width), (width, height), each.statistic, "statistic")
+        source = Source(f"s{place}", each.path, (0, 0, height, width), (width, height))
+        source.score, source.judge = (each.statistic, "statistic") if each.nats is None else (each.nats, "nats")
         source.picture, source.heat = painter.source(each.row), painter.heat(each.row)
         shown.append(source)
     return shown
@@ -271,5 +294,10 @@ def _templates() -> Environment:
     folder = files("diffsel") / "assets" / "report"
     script = (folder / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    env.globals |= {"style": (folder / "style.css").read_text(encoding="utf-8"), "script": script, "script_digest": digest}
+    env.globals |= {
+        "per_cluster": PER_CLUSTER,
+        "style": (folder / "style.css").read_text(encoding="utf-8"),
+        "script": script,
+        "script_digest": digest,
+    }
     return env

@@ -12,7 +12,7 @@ import numpy as np
 from ..data.images import ImageData, Row
 from ..evaluation.results import Line, Nested, difference
 from ..machine.terminal import shown
-from ..runs.knowledge import bound, image_means
+from ..runs.knowledge import bound
 from ..runs.run import Run
 from ..sets.candidates import candidates
 from ..sets.opening import DistilledSet
@@ -148,7 +148,7 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
         f"map      maps/{unit.name}.safetensors, {cells.shape[0]} x {cells.shape[1]} cells, "
         f"{run.settings.patches.estimator}: {cells.min():+.3g} to {cells.max():+.3g}, mean {cells.mean():+.3g}"
     )
-    gain = next(-d for owner, d, _ in image_means(run, unit) if owner == row)
+    gain = next(-d for owner, d, _ in run.image_means(unit) if owner == row)
     lines.append(f"label    lowers the loss by {gain:+.4g}{_nats(run, gain, width * height)} over the whole image")
     lines += [
         f"box      {list(box)} (top, left, height, width), score {score:+.4g}{_nats(run, score, prod(box[2:]))}"

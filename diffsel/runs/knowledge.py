@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ..data.images import Row
 from ..scoring.folder import ModelFolder, locate
 from ..scoring.nats import auroc
-from ..scoring.patches import chosen_bins
 from ..settings.errors import ConfigError
 from .run import Run
-from .units import Unit
+from .units import Means
 
 CALIBRATED = (0.7, 1.4)  # r is near enough to 1
 NAMED = 10  # classes in a note, at most
@@ -118,38 +116,22 @@ def distilled(model: ModelFolder) -> list[str]:
 # ---- of a stored pass ------------------------------------------------------------------------------------------------
 
 
-def image_means(run: Run, unit: Unit) -> list[tuple[Row, float, float]]:
-    """Every scored image of a unit with its means of D and of G over the image and the chosen bins (G: not a number where a
-    prompt was added without it)."""
-    bins, prompt = chosen_bins(run.settings.patches, run.settings.scoring), run.settings.patches.prompt
-    tensors, extra = run.maps(unit)
-    scored = set(extra["rows"])
+def stored(run: Run, label: str, means: Sequence[Means] | None = None) -> Knowledge | None:
+    """What the maps of a class tell of its own label (of no other); None: no image.
 
-    def mean(row: Row, name: str) -> float:
-        return float(tensors[f"{row.row}.{name}"][prompt][bins].mean(dtype=np.float64))
-
-    return [(row, mean(row, "differential"), mean(row, "gap")) for row in unit.rows if row.row in scored]
-
-
-def stored(run: Run, label: str, units: int | None = None) -> Knowledge | None:
-    """What the maps of a class tell of its own label (of no other), from its first ``units`` files or all; None: no image.
-
-    Where a score's nats are not known, ``nats`` is in units of the loss.
+    ``means``: of its images, by default of its first unit.  Where nats are not known, these are in units of the loss.
     """
-    found = [each for unit in run.of_class(label)[:units] for each in image_means(run, unit)]
+    found = [each for unit in run.of_class(label)[:1] for each in run.image_means(unit)] if means is None else means
     pixels = {row.row: math.prod(run.data.size(row)) for row, _, _ in found}
-    return (
-        knowledge([Answer(label, np.array([d]), g, (run.nats or 1) * pixels[row.row]) for row, d, g in found])
-        if found
-        else None
-    )
+    told = [Answer(label, np.array([d]), g, (run.nats or 1) * pixels[row.row]) for row, d, g in found]
+    return knowledge(told) if told else None
 
 
 def what_it_knows(run: Run, by_class: Mapping[str, Knowledge] | None = None) -> list[str]:
     """A pass in words: mean nats and r, the verdict, and what its model says of itself; ``by_class``: by default, what the
     first unit of each class tells."""
     if by_class is None:
-        found = {label: stored(run, label, 1) for label in run.infos}
+        found = {label: stored(run, label) for label in run.infos}
         by_class = {label: known for label, known in found.items() if known}
     if not by_class:
         return []

@@ -29,7 +29,7 @@ from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve
 from .index import read_index, read_skipped, remake
 from .record import nats_per_pixel, read_record, recorded_settings
-from .units import Unit, check_unit, columns, rows_of
+from .units import Means, Unit, check_unit, columns, image_means, rows_of
 
 UNIT_ROWS = 256  # images per unit of work, at most
 Texts = Mapping[str, str]  # class folder -> prompt
@@ -167,6 +167,10 @@ class Run:
         differential, gap = (tensors[f"{row.row}.{name}"][s.patches.prompt] for name in ("differential", "gap"))
         draws = dict(zip(extra["rows"], extra.get("draws", ()), strict=False)).get(row.row)  # not recorded at first: all alike
         return estimate(differential, gap, s.patches, s.scoring, tensors.get(f"{row.row}.null"), draws)
+
+    def image_means(self, unit: Unit) -> list[Means]:
+        s = self.settings
+        return image_means(*self.maps(unit), unit, s.patches.prompt, chosen_bins(s.patches, s.scoring))
 
     def boxes(self, unit: Unit) -> list[tuple[Row, Box, float]]:
         """The best patches of every scored image of a unit, with their scores."""

@@ -14,6 +14,8 @@ from ..machine.tensors import RECOVER
 from ..scoring.patches import Box
 from ..settings.errors import StoreError
 
+Means = tuple[Row, float, float]  # an image, its mean of D, its mean of G
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -38,6 +40,19 @@ def check_unit(file: Path, unit: Unit, extra: Mapping[str, Any], rows: Collectio
     short = whole is not None and len(set(rows)) + whole != len(asked)
     if extra.get("label") != unit.label or not asked.issuperset(rows) or short:
         raise StoreError(f"{file} holds other images than unit {unit.name}; {RECOVER}")
+
+
+def image_means(
+    tensors: Mapping[str, Any], extra: Mapping[str, Any], unit: Unit, prompt: int, bins: Sequence[int]
+) -> list[Means]:
+    """Of every scored image: the means of D and of G over the image and the bins (G: not a number where a prompt was added
+    without it)."""
+    scored = set(extra["rows"])
+
+    def mean(row: Row, name: str) -> float:
+        return float(tensors[f"{row.row}.{name}"][prompt][list(bins)].mean(dtype=np.float64))
+
+    return [(row, mean(row, "differential"), mean(row, "gap")) for row in unit.rows if row.row in scored]
 
 
 def columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:

@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from ..machine.formats import as_csv
-from ..runs.knowledge import image_means
 from ..runs.run import Run
+from ..runs.units import Means
 from ..settings.sections import SelectionSettings
 
 
@@ -29,9 +29,14 @@ class Suspect:
     nats: float | None = None  # log p(image | label) - log p(image), where the unit of its statistic is known
 
 
-def suspects(run: Run, label: str) -> list[Suspect]:
-    """Every scored image of a class, most suspect first (ties: the lower row).  Raises StoreError where one is not scored."""
-    found = sorted((-d, row.row, row) for unit in run.of_class(label) for row, d, _ in image_means(run, unit))
+def suspects(run: Run, label: str, means: Sequence[Means] | None = None) -> list[Suspect]:
+    """Every scored image of a class, most suspect first (ties: the lower row); ``means``: of its images, read by default.
+
+    Raises StoreError where one is not scored.
+    """
+    if means is None:
+        means = [each for unit in run.of_class(label) for each in run.image_means(unit)]
+    found = sorted((-d, row.row, row) for row, d, _ in means)
     return [
         Suspect(label, rank, d, row.row, row.path, run.nats and d * run.nats * math.prod(run.data.size(row)))
         for rank, (d, _, row) in enumerate(found)
