@@ -91,8 +91,9 @@ class Browser:
         self.ask("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+        text = {"text": "\r"} if key == "Enter" else {}  # without it no button is pressed
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key], **text)
 
     def picture(self) -> bytes:
         return base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"])
@@ -140,7 +141,18 @@ class Browser:
         os.close(self._write)
 
 
-KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13}
+KEYS = {
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Escape": 27,
+    "Enter": 13,
+    "Tab": 9,
+    "/": 191,
+    "j": 74,
+    "k": 75,
+}
 
 
 if __name__ == "__main__":

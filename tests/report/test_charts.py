@@ -5,21 +5,51 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffsel.report.charts import Scale, evenly, histogram, tsne
+from diffsel.report.charts import Axis, Scale, evenly, histogram, tsne
 
 
-def test_histograms_count_every_score() -> None:
+def test_histograms_count_every_score_in_round_steps() -> None:
     scores = np.array([0.0, 0.0, 1.0, 2.0, 4.0])
     bars = histogram(scores, scores > 1, bins=4)
-    assert (bars.all, bars.picked, bars.low, bars.high, bars.top) == ((2, 1, 1, 1), (0, 0, 1, 1), 0.0, 4.0, 2)
+    assert (bars.all, bars.picked, bars.axis.low, bars.axis.high) == ((2, 1, 1, 1), (0, 0, 1, 1), 0.0, 4.0)
     assert sum(histogram(np.full(3, 7.0), np.ones(3, bool), bins=8).all) == 3
+    many = np.random.default_rng(0).normal(size=5000) * 0.37
+    many[:3] = -40  # a tail that would squeeze all others into one bar
+    bars = histogram(many, many < -1, bins=40)
+    assert (sum(bars.all), sum(bars.picked)) == (5000, (many < -1).sum())
+    assert 20 <= len(bars.all) <= 41
+    assert bars.beyond[0] == (many < bars.axis.low).sum() > 3
+    assert sorted(bars.all)[-10] > 100
+    step = (bars.axis.high - bars.axis.low) / len(bars.all)
+    assert f"{step:.0e}"[0] in "125"
+    inside = (many >= bars.axis.low + 3 * step) & (many < bars.axis.low + 4 * step)
+    assert bars.all[3] == inside.sum()
+
+
+@pytest.mark.parametrize(("low", "high"), [(49.9, 50.1), (0, 100), (-3.37, 0.07), (36.99, 37.0), (0, 0.4), (12, 80_000)])
+def test_no_two_ticks_of_an_axis_are_written_alike(low: float, high: float) -> None:
+    marks = Axis.of(low, high).marks
+    assert 2 <= len(marks) <= 7
+    assert len({text for _, text in marks}) == len(marks)
+    for place, text in marks:
+        value = float(text.replace("−", "-").replace(",", ""))
+        assert place == pytest.approx(100 * (value - low) / (high - low), abs=1e-6)
+        assert -1e-9 <= place <= 100 + 1e-9
 
 
 @pytest.mark.parametrize(
-    ("size", "unit", "text"), [(3.2e-4, "× 10⁻⁴", "−3.20"), (0.4, "", "−0.400"), (12.0, "", "−12.0"), (0, "", "+0.00")]
+    ("size", "nats", "unit", "text"),
+    [
+        (3.2e-4, None, "× 10⁻⁴", "−3.20"),
+        (0.4, None, "", "−0.400"),
+        (12.0, None, "", "−12.0"),
+        (0, None, "", "+0.00"),
+        (3.2e-4, 2000.0, "nats", "−0.640"),
+        (3.2e-4, 10.0, "× 10⁻³ nats", "−3.20"),
+    ],
 )
-def test_scores_are_shown_with_three_digits(size: float, unit: str, text: str) -> None:
-    scale = Scale.of(np.full(5, size))
+def test_scores_are_shown_with_three_digits(size: float, nats: float | None, unit: str, text: str) -> None:
+    scale = Scale.of(np.full(5, size), nats)
     assert (scale.unit, scale.text(-size if size else 0.0)) == (unit, text)
 
 

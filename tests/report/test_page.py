@@ -25,7 +25,7 @@ from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.method import distill
 from diffsel.report import accuracies as page_accuracy
 from diffsel.report import opening as page_run
-from diffsel.report.classes import PER_CLUSTER, class_part, picked_of
+from diffsel.report.classes import class_part, picked_of
 from diffsel.report.opening import open_target
 from diffsel.report.page import write_report
 from diffsel.report.text import trace_image
@@ -132,7 +132,7 @@ def test_what_comes_from_the_data_is_text(report: Path) -> None:
         *("html", "head", "meta", "title", "link", "style", "body", "header", "main", "section", "footer", "nav", "dialog"),
         *("div", "span", "p", "h1", "h2", "h3", "ul", "ol", "li", "dl", "dt", "dd", "small", "code", "figure", "figcaption"),
         *("a", "b", "i", "img", "svg", "rect", "circle", "title", "details", "summary", "label", "input", "output", "button"),
-        *("table", "caption", "thead", "tbody", "tr", "th", "td", "script"),
+        *("table", "caption", "thead", "tbody", "tr", "th", "td", "script", "kbd"),
     }
     assert not any(name.startswith("on") for _, attrs in tree.tags for name in attrs)
     assert all(attrs["src"].startswith("data:image/webp;base64,") for attrs in tree.all("img"))
@@ -178,11 +178,16 @@ def test_clusters_hold_what_the_set_says(work: Path) -> None:
                 place = pool.place[tile["row"], tuple(tile["box"])]
                 assert pool.clusters is not None
                 assert (pool.clusters.cluster[place], pool.clusters.place[place]) == (tile["cluster"], tile["place"])
-        used = [source.anchor for group in part.groups for _, source, _ in group.patches if source and source.uses]
+        used = [p.source.anchor for group in part.groups for p in group.patches if p.source and p.source.uses]
         assert pool.clusters is not None
         picked = picked_of(pool, opened.sets)
         assert sum(group.picked for group in part.groups) == part.chosen == picked.sum()
-        assert len(used) == (picked & (pool.clusters.place < PER_CLUSTER)).sum()  # the nearest of each cluster are shown
+        assert len(used) == picked.sum()
+        for group in part.groups:  # all of these small ones are shown, from the centre outwards
+            members = np.flatnonzero(pool.clusters.cluster == group.rank)
+            order = members[np.argsort(pool.clusters.place[members])]
+            assert [p.score for p in group.patches] == pool.scores[order].tolist()
+            assert [p.place for p in group.patches] == list(range(group.size))
         left = [source.score for source in part.best_left + part.worst_left]
         assert left == sorted(left, reverse=True)  # type: ignore[type-var]
         assert not any(source.uses for source in part.best_left + part.worst_left)
@@ -486,26 +491,98 @@ def test_cards_lead_to_pages_and_pages_back(browser: Browser, paged: list[Path])
     assert browser.problems == []
 
 
+# What WCAG AA asks of every text that is seen (4.5 to 1; 3 to 1 where it is large) and of the marks of charts (3 to 1).
+CONTRAST = """(() => { const line = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+    const paint = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const rgba = c => { paint.clearRect(0, 0, 1, 1); paint.fillStyle = c; paint.fillRect(0, 0, 1, 1);
+                        return [...paint.getImageData(0, 0, 1, 1).data]; };
+    const l = c => rgba(c).slice(0, 3).map(line).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+    const page = getComputedStyle(document.body).backgroundColor;
+    const back = e => { for (; e; e = e.parentElement) {
+      const c = getComputedStyle(e).backgroundColor; if (rgba(c)[3] > 200) return c; } return page; };
+    const ratio = (a, b) => (Math.max(l(a), l(b)) + .05) / (Math.min(l(a), l(b)) + .05);
+    const bad = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let n; (n = walker.nextNode());) {
+      const e = n.parentElement, s = getComputedStyle(e);
+      if (!n.data.trim() || !e.getClientRects().length || e.closest('dialog, script') || s.visibility === 'hidden') continue;
+      const size = parseFloat(s.fontSize), large = size >= 24 || (size >= 18.66 && s.fontWeight >= 700);
+      const found = ratio(s.color, back(e.closest('svg') ? document.body : e));
+      if (found < (large ? 3 : 4.5)) bad.push([e.tagName, e.className, n.data.trim().slice(0, 20), found]); }
+    for (const [q, key] of [['rect', 'fill'], ['circle', 'fill'], ['.key', 'backgroundColor'], ['.interval', '--half'],
+                            ['.filter input', 'borderTopColor'], ['kbd', 'borderTopColor']])
+      for (const e of document.querySelectorAll(q)) {
+        const s = getComputedStyle(e), c = key[0] === '-' ? getComputedStyle(e, '::before').backgroundColor : s[key];
+        if (rgba(c)[3] > 200 && ratio(c, page) < 3) bad.push([q, e.getAttribute('class'), c]); }
+    return bad; })()"""
+
+
 def test_light_and_dark_wide_and_narrow(browser: Browser, report: Path) -> None:
-    """Text stands out from the page (WCAG AA: 4.5 to 1), and nothing is wider than the window."""
-    luminance = """(() => { const line = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-        const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(line);
-        const l = c => rgb(c).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
-        const back = l(getComputedStyle(document.body).backgroundColor);
-        return ['body', '.lead', 'small', '.eyebrow', '.facts b'].map(q => l(getComputedStyle(document.querySelector(q)).color))
-          .map(fore => (Math.max(fore, back) + .05) / (Math.min(fore, back) + .05)); })()"""
+    """Text and marks stand out from the page (WCAG AA), and nothing is wider than the window."""
     backs = []
     for dark in (False, True):
-        for width in (1400, 420):
+        for width in (1920, 1280, 768, 360):
             browser.look(width, 900, dark)
             browser.open(report)
-            assert min(browser.run(luminance)) >= 4.5
-            assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+            browser.run("for (const e of document.querySelectorAll('.class, .card')) e.style.contentVisibility = 'visible'")
+            assert browser.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+            cut = "[...document.querySelectorAll('table')].filter(t => t.scrollWidth > t.parentElement.clientWidth + 1).length"
+            assert browser.run(cut) == 0, width
+        assert browser.run(CONTRAST) == []
         backs.append(browser.run("getComputedStyle(document.body).backgroundColor"))
         browser.click("#theme")
         assert browser.run("getComputedStyle(document.body).backgroundColor") != backs[-1]
         browser.run("localStorage.clear()")
     assert backs[0] != backs[1]
+    browser.look(1400, 900)
+    assert browser.problems == []
+
+
+def test_a_report_is_read_by_keyboard_alone(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    browser.press("Tab")
+    assert browser.run("document.activeElement.textContent") == "Skip to the report"
+    browser.press("/")
+    assert browser.run("document.activeElement.id") == "filter"
+    browser.type("plain")
+    browser.press("Escape")
+    assert browser.run("document.querySelector('#filter').value + document.activeElement.tagName") == "BODY"
+    for key, folder in (("j", 0), ("j", 1), ("k", 0)):
+        browser.press(key)
+        browser.run("new Promise(r => setTimeout(r, 50))")
+        top = f"document.querySelector('#c{folder}').getBoundingClientRect().top"
+        assert 0 <= browser.run(top) < 120, key
+    browser.run("document.querySelector('.strip .peek, .strip a').focus()")
+    shown = "document.querySelector('#viewer .path').textContent"
+    browser.press("Enter")
+    first, row = (
+        browser.run(shown),
+        "[...document.querySelectorAll('.strip')].map(s => [...s.children].filter(e => e.title).map(e => e.title))",
+    )
+    strips = browser.run(row)
+    assert first == strips[0][0]
+    browser.press("ArrowRight")
+    assert browser.run(shown) == strips[0][1]
+    browser.press("ArrowDown")
+    assert browser.run(shown) == strips[1][0]
+    browser.press("ArrowUp")
+    assert browser.run(shown) == first
+    browser.press("Escape")
+    assert not browser.run("document.querySelector('#viewer').open")
+    assert browser.problems == []
+
+
+def test_on_paper_all_is_open_and_light(browser: Browser, report: Path) -> None:
+    browser.look(1400, 900, dark=True)
+    browser.open(report)
+    browser.ask("Emulation.setEmulatedMedia", media="print")
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("document.querySelectorAll('details:not([open])').length") == 0
+    assert browser.run("getComputedStyle(document.querySelector('.bar')).display") == "none"
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(250, 249, 245)"
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert browser.run("document.querySelectorAll('details[open]').length") == 0
+    browser.ask("Emulation.setEmulatedMedia", media="")
     browser.look(1400, 900)
     assert browser.problems == []
 
