@@ -60,13 +60,15 @@ def unit_of(
 ) -> dict[str, float | list[float]] | None:
     """What a run keeps so that its scores have a unit: latent ``elements`` a pixel, and ``log_snr`` at the ``edges`` of its
     bins (shares of the steps); None where the model's configuration does not tell."""
-    alphas = cumulated_alphas(scheduler)
-    if alphas is None or not {"latent_channels", "block_out_channels"} <= vae.keys():
-        return None
-    places = [min(round(edge * len(alphas)), len(alphas) - 1) for edge in edges]
+    shares, alphas = np.asarray(edges, np.float64), cumulated_alphas(scheduler)
     with np.errstate(divide="ignore"):
-        lam = log_snr(alphas)[places]
-    if not np.isfinite(lam).all():  # a window that ends at pure noise has no finite width
+        if "Flow" in scheduler.get("_class_name", ""):  # a straight path from image to noise
+            lam = 2 * np.log((1 - shares) / shares)
+        elif alphas is not None:
+            lam = log_snr(alphas)[np.minimum((shares * len(alphas)).round().astype(int), len(alphas) - 1)]
+        else:
+            return None
+    if not ({"latent_channels", "block_out_channels"} <= vae.keys() and np.isfinite(lam).all()):  # pure noise ends no window
         return None
     elements = vae["latent_channels"] / 4 ** (len(vae["block_out_channels"]) - 1)
     return {"elements": float(elements), "log_snr": [round(float(value), 6) for value in lam]}

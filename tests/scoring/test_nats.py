@@ -56,6 +56,8 @@ def test_a_table_that_is_not_known_and_a_window_without_end_have_no_unit() -> No
     vae = {"latent_channels": 4, "block_out_channels": [1, 2, 3, 4]}
     stable = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     assert unit_of(stable, vae, [0.1, 0.7]) == {"elements": 4 / 64, "log_snr": pytest.approx([2.13, -2.41], abs=0.01)}
+    flow = unit_of({"_class_name": "FlowMatchEulerDiscreteScheduler"}, vae, [0.25, 0.5])
+    assert flow == {"elements": 4 / 64, "log_snr": pytest.approx([2 * np.log(3), 0])}
     assert unit_of({"beta_schedule": "squaredcos_cap_v2"}, vae, [0.1, 0.7]) is None
     assert unit_of(stable | {"rescale_betas_zero_snr": True}, vae, [0.1, 1.0]) is None
     assert unit_of(stable, {}, [0.1, 0.7]) is None
