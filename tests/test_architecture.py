@@ -39,7 +39,7 @@ DOORS = {  # a heavy library -> the files, or folders in a room, that import it
     "sklearn": "sets.coresets studies.scenes report.charts",
     "timm": "evaluation.networks",
     "torch": "machine.device machine.helpers data.albums data.views scoring.diffusion scoring.draws scoring.levels "
-    "scoring.maps scoring.features scoring.priors runs.forecast runs.nats runs.probe sets.baselines "
+    "scoring.maps scoring.features scoring.priors runs.forecast runs.probe sets.baselines "
     "evaluation.networks evaluation.checkpoints evaluation.teachers "
     "evaluation.teaching evaluation.cutting evaluation.batches evaluation.students evaluation.cells",
     "typer": "cli.app cli.flags cli.making cli.looking cli.handing cli.evaluation studies.study",
@@ -127,7 +127,6 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "runs.index": "runs/test_run.py",
     "runs.record": "runs/test_run.py",
     "runs.units": "runs/test_run.py",
-    "runs.nats": "sets/test_scores.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
     "scoring.priors.sd": "scoring/test_diffusion.py, test_golden.py",
     "sets.record": "sets/test_opening.py",

@@ -66,8 +66,7 @@ def export(
 
 
 def _scores(path: Path, settings: Settings, vectors: bool, moved: str | None) -> Scores:
-    """Clusters are those of the largest set in RUN; nats where the run's model is on this machine."""
-    from ..runs.nats import nats_of
+    """Clusters are those of the largest set in RUN."""
     from ..runs.run import open_run
     from ..sets.opening import read_set
     from ..sets.scores import Scores
@@ -76,12 +75,9 @@ def _scores(path: Path, settings: Settings, vectors: bool, moved: str | None) ->
     run = open_run(path, settings, moved=moved)
     made = [read_set(file.parent) for file in sorted(path.glob("*/set.yaml"))]
     need = patches_needed(settings, [(found.record["ipc"], found.factor) for found in made])
-    try:
-        unit = nats_of(run)
-    except ConfigError as error:
-        print(f"note: no nats: {error}")
-        unit = None
-    return Scores(run, need, unit, vectors)
+    if run.nats is None:
+        print("note: no nats: the run does not say the unit of its scores, and its model is not on this machine")
+    return Scores(run, need, vectors)
 
 
 @settings_flags("data")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..machine.formats import read_yaml
-from ..scoring.folder import locate
+from ..scoring.folder import ModelFolder, locate
 from ..scoring.patches import chosen_bins
 from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import Settings, without_execution
@@ -45,10 +45,14 @@ def nats_per_pixel(record: Mapping[str, Any], settings: Settings) -> float | Non
     Of a run of a version that did not record it, where its model is still here; else None.
     """
     try:
-        told: Any = record.get("unit") or locate(settings.model, fetch=False).unit(settings.scoring.bin_edges())
+        told: Any = record.get("unit") or _of_model(record, locate(settings.model, fetch=False), settings)
     except ConfigError:
         return None
     if not told:
         return None
     width = sum(told["log_snr"][i] - told["log_snr"][i + 1] for i in chosen_bins(settings.patches, settings.scoring))
     return float(told["elements"] * width / 2)
+
+
+def _of_model(record: Mapping[str, Any], folder: ModelFolder, settings: Settings) -> Any:
+    return folder.unit(settings.scoring.bin_edges()) if folder.digest == record["identity"]["model"] else None

@@ -58,7 +58,7 @@ def export_scores(scores: Scores, form: Form, out: Path, progress: Progress = qu
             f"{run.data.root} holds its images in tables or archives; FiftyOne shows files (--to parquet, datasets)"
         )
     asked = {"selection": identity(run.settings.selection), "patches_a_class": scores.need, **run.feature_identity}
-    record = {"format": 1, "form": form, "run": run.mark, "vectors": scores.vectors, "nats": scores.unit is not None, **asked}
+    record = {"format": 1, "form": form, "run": run.mark, "vectors": scores.vectors, "nats": run.nats is not None, **asked}
     if form in ("datasets", "fiftyone"):
         record["data"] = run.data.root
     write: Mapping[str, Callable[[Scores, Iterable[pa.Table], Path], None]] = {

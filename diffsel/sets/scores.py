@@ -5,7 +5,7 @@ One line an image; of several patches the best by rank.  Nothing is computed by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,12 +51,10 @@ def schema(vectors: bool) -> pa.Schema:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Every image of a run.  ``need``: patches a class of the set whose clusters are told; ``unit``: of nats
-    (runs/nats.py)."""
+    """Every image of a run.  ``need``: patches a class of the set whose clusters are told."""
 
     run: Run
     need: int
-    unit: Callable[[int, int], float] | None = None
     vectors: bool = False
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -83,12 +81,8 @@ class Scores:
 
     def _images(self, label: str) -> dict[int, dict[str, Any]]:
         """What is known of whole images, by row."""
-        found = {}
-        for each in suspects(self.run, label):
-            found[each.row] = {"statistic": each.statistic, "suspect": each.rank}
-            if self.unit is not None:
-                found[each.row]["nats"] = each.statistic * self.unit(*self.run.data.size(self.run.data.rows[each.row]))
-        return found
+        found = suspects(self.run, label)
+        return {each.row: {"statistic": each.statistic, "suspect": each.rank, "nats": each.nats} for each in found}
 
     def _patches(self, label: str) -> dict[int, dict[str, Any]]:
         """What is known of the best patch of each image, by row."""

@@ -11,10 +11,9 @@ import pytest
 from conftest import TINY, draw, small_values
 
 from diffsel import method
-from diffsel.runs.nats import nats_of
 from diffsel.runs.run import Run, open_run
 from diffsel.sets.scores import COLUMNS, Scores, best_of_rows
-from diffsel.settings.errors import ConfigError, StoreError
+from diffsel.settings.errors import StoreError
 from diffsel.settings.settings import resolve
 
 
@@ -91,7 +90,7 @@ def test_nats_are_the_mean_of_minus_d_over_half_the_window_of_log_snr(run: Run) 
     tensors = {}
     for unit in run.units:
         tensors |= run.maps(unit)[0]
-    for line in lines(Scores(run, 2, nats_of(run))).values():
+    for line in lines(Scores(run, 2)).values():
         if line["row"] is not None and line["score"] is not None:
             d = tensors[f"{line['row']}.differential"][0].astype(np.float64)
             assert line["statistic"] == pytest.approx(-d.mean())
@@ -102,8 +101,9 @@ def test_another_model_gives_no_nats_and_a_run_without_vectors_says_what_to_do(r
     shutil.copytree(TINY, tmp_path / "model")
     (tmp_path / "model/scheduler/scheduler_config.json").write_text('{"beta_start": 0.1, "beta_end": 0.2}')
     other = run.settings.model.model_copy(update={"model": str(tmp_path / "model")})
-    with pytest.raises(ConfigError, match="scored with another model"):
-        nats_of(Run(run.path, run.record, run.settings.model_copy(update={"model": other}), run.classes, run.data))
+    earlier = {key: value for key, value in run.record.items() if key != "unit"}  # which did not say the unit itself
+    assert Run(run.path, earlier, run.settings, run.classes, run.data).nats == run.nats
+    assert Run(run.path, earlier, run.settings.model_copy(update={"model": other}), run.classes, run.data).nats is None
     larger = run.settings.model_copy(update={"patches": run.settings.patches.model_copy(update={"patch_size": 48})})
     with pytest.raises(StoreError, match="run `diffsel embed`"):
         list(Scores(open_run(run.path, larger), 2))
