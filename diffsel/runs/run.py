@@ -29,7 +29,7 @@ from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve
 from .index import read_index, read_skipped, remake
 from .record import nats_per_pixel, read_record, recorded_settings
-from .units import Means, Unit, check_unit, columns, image_means, rows_of
+from .units import Means, Unit, check_unit, columns, damage, image_means, rows_of
 
 UNIT_ROWS = 256  # images per unit of work, at most
 Texts = Mapping[str, str]  # class folder -> prompt
@@ -261,18 +261,7 @@ class Run:
         units = {f"{unit.name}.safetensors": unit for unit in self.units}
         for folder, mark in marks.items():
             for file in sorted(folder.glob("*.safetensors")):
-                yield file, self._wrong(file, mark, units.get(file.name))
-
-    def _wrong(self, file: Path, mark: str, unit: Unit | None) -> str | None:
-        try:
-            tensors, extra = read_unit(file, mark)
-            if unit is None:
-                return "belongs to no unit of this run"
-            rows = extra["rows"] if "rows" in extra else tensors["row"].tolist() if "row" in tensors else rows_of(tensors)
-            check_unit(file, unit, extra, rows, len(extra["skipped"]) if "skipped" in extra else None)
-        except (StoreError, KeyError, ValueError) as error:
-            return str(error).removeprefix(f"{file} ").partition("; ")[0]
-        return None
+                yield file, damage(file, mark, units.get(file.name))
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data.images import Row
-from ..machine.tensors import RECOVER
+from ..machine.tensors import RECOVER, read_unit
 from ..scoring.patches import Box
 from ..settings.errors import StoreError
 
@@ -40,6 +40,19 @@ def check_unit(file: Path, unit: Unit, extra: Mapping[str, Any], rows: Collectio
     short = whole is not None and len(set(rows)) + whole != len(asked)
     if extra.get("label") != unit.label or not asked.issuperset(rows) or short:
         raise StoreError(f"{file} holds other images than unit {unit.name}; {RECOVER}")
+
+
+def damage(file: Path, mark: str, unit: Unit | None) -> str | None:
+    """What is wrong with a file of ``unit``, read to its last byte; None: whole."""
+    try:
+        tensors, extra = read_unit(file, mark)
+        if unit is None:
+            return "belongs to no unit of this run"
+        rows = extra["rows"] if "rows" in extra else tensors["row"].tolist() if "row" in tensors else rows_of(tensors)
+        check_unit(file, unit, extra, rows, len(extra["skipped"]) if "skipped" in extra else None)
+    except (StoreError, KeyError, ValueError) as error:
+        return str(error).removeprefix(f"{file} ").partition("; ")[0]
+    return None
 
 
 def image_means(
