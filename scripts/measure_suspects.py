@@ -1,11 +1,12 @@
 """How well stored maps find flipped labels, beside a classifier's own loss.
 
     python scripts/measure_suspects.py                                            # the demo's scenes and teacher
-    python scripts/measure_suspects.py --images cifar10/test --teacher TEACHER    # any folder of class folders
+    python scripts/measure_suspects.py --images cifar10/test --teacher TEACHER --model cifar10 --side 32    # class folders
 
-Every image is scored once with its own label and once with a wrong one (drawn with the seed), in one pass; then 5 % of
-the labels are flipped, 500 times over, and the means of what is found are printed: AUROC, and precision (share of flipped
-ones) among the 5 % most suspect images of all, and among those of each class, as `select --drop-suspects 0.05` takes them.
+Every image is scored once with its own label and once with a wrong one (drawn with the seed), in one pass; then a share of
+the labels is flipped, 500 times over, and the means of what is found are printed: AUROC, and precision (share of flipped
+ones) among as many suspects of all, and of each class, as `select --drop-suspects` takes them.  The last column is
+the other end: how many of the least suspect tenth of each class are flipped, as a selection that ranks by this would take them.
 The demo's scenes hold digits that neither the checkpoint nor its teacher was trained on; for other data, too, give images
 that the teacher was not trained on.
 """
@@ -33,11 +34,9 @@ from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
 from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import score_images
-from diffsel.scoring.patches import best_boxes
-from diffsel.settings.sections import ModelSettings, PatchSettings, ScoringSettings
+from diffsel.scoring.patches import best_boxes, guided
+from diffsel.settings.sections import ModelSettings, PatchSettings, ScoringSettings, SelectionSettings
 from diffsel.studies import scenes
-
-FLIPPED = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,22 +67,24 @@ def read(source: Path | None, per_class: int, side: int, seed: int) -> tuple[lis
 
 
 def by_maps(
-    images: Sequence[Labelled], names: Sequence[str], draws: int, seed: int, batch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Suspicions (n, 2) under the right and the wrong label: minus the statistic of `diffsel suspects`, and minus the
-    score of the best patch of half the side."""
-    model = Diffusion.load(locate(ModelSettings(model="demo")), pick_device("auto"), "fp32")
-    settings, whole, patch = ScoringSettings(draws=draws, bins=1), *np.zeros((2, len(images), 2))
-    patches = PatchSettings(patch_size=scenes.SIZE // 2)
+    images: Sequence[Labelled], names: Sequence[str], model: Diffusion, draws: int, seed: int, batch: int
+) -> dict[str, np.ndarray]:
+    """Suspicions (n, 2) under the right and the wrong label: minus the statistic of `diffsel suspects`, what the default
+    selection ranks by (at the whole image), the gap, and minus the score of the best patch of half the side."""
+    settings, side = ScoringSettings(draws=draws, bins=1), images[0].pixels.shape[0]
+    patches, guidance = PatchSettings(patch_size=side // 2), SelectionSettings().guidance
+    whole, rank, gap, patch = np.zeros((4, len(images), 2))
     for pair in sorted({(image.right, image.wrong) for image in images}):
         places = [i for i, image in enumerate(images) if (image.right, image.wrong) == pair]
         keyed = [(images[i].key, images[i].pixels) for i in places]
         prompts = [f"An image of {names[label]}." for label in pair]
         for place, maps in score_images(Scorer(model, settings, seed, batch), keyed, prompts):
-            for p, differential in enumerate(maps.differential):
-                whole[places[place], p] = differential.mean(dtype=np.float64)
-                patch[places[place], p] = -best_boxes(-differential[0].astype(float), scenes.SIZE, scenes.SIZE, patches)[0][1]
-    return whole, patch
+            for p, (differential, gaps) in enumerate(zip(maps.differential, maps.gap, strict=True)):
+                at = places[place], p
+                whole[at], gap[at] = differential.mean(dtype=float), gaps.mean(dtype=float)
+                rank[at] = -guided(-whole[at], gap[at], guidance)
+                patch[at] = -best_boxes(-differential[0].astype(float), side, side, patches)[0][1]
+    return {"stored maps (-D)": whole, f"guided loss, s = {guidance:g}": rank, "gap": gap, "best patch (-D)": patch}
 
 
 def by_teacher(images: Sequence[Labelled], teacher: Teacher, size: int) -> np.ndarray:
@@ -94,21 +95,25 @@ def by_teacher(images: Sequence[Labelled], teacher: Teacher, size: int) -> np.nd
     return -logits.gather(1, labels).numpy()
 
 
-def figures(suspicion: np.ndarray, images: Sequence[Labelled], seed: int, rounds: int = 500) -> list[float]:
-    """Means over ``rounds`` flips: AUROC, precision among 5 % of all, among 5 % of each (given) class."""
+def figures(suspicion: np.ndarray, images: Sequence[Labelled], share: float, seed: int, rounds: int = 500) -> list[float]:
+    """Means over ``rounds`` flips of ``share`` of the labels: AUROC, precision among that share of all, and of each (given)
+    class, and how many of the other end's tenth of each class are flipped."""
     rng, found = np.random.default_rng(seed), []
     labels = np.array([[image.right, image.wrong] for image in images])
-    bad = round(FLIPPED * len(images))
+    bad = round(share * len(images))
     for _ in range(rounds):
         flipped = np.zeros(len(images), bool)
         flipped[rng.choice(len(images), bad, replace=False)] = True
         value, given = (pair[np.arange(len(images)), flipped.astype(int)] for pair in (suspicion, labels))
         auroc = (rankdata(value)[flipped].sum() - bad * (bad + 1) / 2) / (bad * (len(images) - bad))
-        each = []
+        each, best = list[int](), list[int]()
         for label in np.unique(given):
             members = np.flatnonzero(given == label)
-            each += list(members[np.argsort(-value[members], kind="stable")][: int(FLIPPED * len(members))])
-        found.append([auroc, flipped[np.argsort(-value, kind="stable")[:bad]].mean(), flipped[each].mean()])
+            ordered = members[np.argsort(-value[members], kind="stable")].tolist()
+            each += ordered[: int(share * len(members))]
+            best += ordered[-max(1, len(members) // 10) :]
+        first = np.argsort(-value, kind="stable")[:bad]
+        found.append([auroc, *(flipped[chosen].mean() for chosen in (first, each, best))])
     return [float(value) for value in np.mean(found, 0)]
 
 
@@ -116,22 +121,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of class folders; default: the demo's scenes")
     parser.add_argument("--teacher", default=str(files("diffsel") / "assets" / "demo-teacher"))
+    parser.add_argument("--model", default="demo", help="the prior")
+    parser.add_argument("--side", type=int, default=scenes.SIZE, help="side of what the prior sees, pixels")
+    parser.add_argument("--flipped", type=float, nargs="+", default=[0.05], help="shares of the labels")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--size", type=int, default=32, help="side of what the teacher sees, pixels")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=18)
     args = parser.parse_args()
-    names, images = read(args.images, args.per_class, scenes.SIZE, args.seed)
+    names, images = read(args.images, args.per_class, args.side, args.seed)
     teacher = load_teacher(args.teacher, [ClassInfo(name, name) for name in names], args.size, pick_device("cpu"))
-    maps, patch = by_maps(images, names, args.draws, args.seed, args.batch_size)
-    rivals = {"stored maps": maps, "their best patch": patch, "teacher's loss": by_teacher(images, teacher, args.size)}
-    raised = [f"{share:.1%}" for share in (maps > 0).mean(0)]
+    model = Diffusion.load(locate(ModelSettings(model=args.model)), pick_device("auto"), args.precision)
+    rivals = by_maps(images, names, model, args.draws, args.seed, args.batch_size)
+    raised = [f"{share:.1%}" for share in (rivals["stored maps (-D)"] > 0).mean(0)]
     print(
         f"{len(images)} images, {args.draws} draws; the right label raises the loss of {raised[0]}, a wrong one of {raised[1]}"
     )
-    rows = [[name, *figures(values, images, args.seed)] for name, values in rivals.items()]
-    print(table(rows, ["by", "AUROC", "precision at 5 %", "precision at 5 % of each class"]))
+    rivals["teacher's loss"] = by_teacher(images, teacher, args.size)
+    rows = [
+        [f"{share:.0%}", name, *figures(values, images, share, args.seed)]
+        for share in args.flipped
+        for name, values in rivals.items()
+    ]
+    print(table(rows, ["flipped", "by", "AUROC", "precision", "precision, each class", "flipped in the best tenth"]))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ OUT/  runs/DATASET/               one scoring pass a data set, for the diffsel m
       sets/DATASET+SUBSET+METHOD+ipcN[+TEACHER+HASH]/   distilled sets
       results/                    one JSON a student
       table.txt, table.csv        what is printed
+      table-*.png                 accuracy by ipc, a picture for each data set, student and protocol
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +32,7 @@ from ..settings.sections import BASELINES, Method, SelectionSettings
 from ..settings.settings import Settings, default_patch, fingerprint, load_settings
 from ..settings.training import ProtocolSettings
 from .making import make_set
+from .tables import Place, Value, picture
 
 
 def _all_classes() -> dict[str, tuple[str, ...] | None]:
@@ -179,11 +182,30 @@ def run_matrix(matrix: Matrix, out: Path, settings: Settings, bench: Bench) -> s
     text = "\n\n".join(part for part in parts if part)
     write_atomically(out / "table.txt", (text + "\n").encode())
     write_atomically(out / "table.csv", _csv(shown))
+    for name, page in pictures(lines).items():
+        write_atomically(out / f"table-{name}.png", page)
     return text + "\n"
 
 
 def _key(cell: Cell) -> tuple[str, str, str]:
     return cell.name, cell.protocol.name, str(cell.identity)
+
+
+def pictures(lines: Mapping[Point, Line]) -> dict[str, bytes]:
+    """Accuracy by ipc and method, a PNG for everything else that is one; none where matplotlib is missing."""
+    if find_spec("matplotlib") is None:
+        return {}
+    groups: dict[Point, dict[Place, Value]] = {}
+    for point, line in lines.items():
+        key = replace(point, method="", kind="", ipc=0)
+        if line.top1:
+            groups.setdefault(key, {})[f"IPC {point.ipc}", point.method] = Value(line.top1.mean, line.top1.std, line.top1.ci95)
+    found = {}
+    for point, values in groups.items():
+        parts = [point.dataset, point.subset, Path(point.teacher).stem, point.student, point.protocol]
+        title = f"{point.dataset}, {point.subset}: {point.student}, {point.protocol}"
+        found["+".join(map(safe_name, parts))] = picture(title, "bars", list(values), values, {}, "top-1, percent")
+    return found
 
 
 def pivots(lines: Mapping[Point, Line]) -> list[str]:

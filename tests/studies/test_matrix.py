@@ -9,12 +9,14 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY
+from PIL import Image
 
 from diffsel.evaluation import cells as experiment
 from diffsel.evaluation.cells import Bench
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.results import Line, fairness, spread
 from diffsel.machine.device import Machine
+from diffsel.machine.formats import read_yaml
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.settings import fingerprint, resolve
 from diffsel.settings.training import ProtocolSettings
@@ -130,6 +132,29 @@ def test_fairness_compares_like_with_like() -> None:
     (row,) = scores(lines, chosen, matrix).splitlines()[4:]
     expected = fairness(soft=60, random_soft=50, hard=40, full_hard=90, plain=45, random_plain=43)
     assert [float(value) for value in row.split()[-4:]] == [round(expected[key], 1) for key in ("IOR", "HLR", "LRS", "ARS")]
+
+
+def test_methods_may_have_names_and_settings_of_their_own(world, tmp_path: Path) -> None:
+    whole = {"selection.method": "random", "baseline.whole": True}
+    methods = {"crops": {"selection.method": "random"}, "whole images": whole}
+    file = write(
+        tmp_path / "m.yaml",
+        **{**world, "methods": methods, "ipc": [1], "students": ["conv3w8"], "seeds": 1, "sets": 2},
+        protocols={"hard": {"labels": "hard"}},
+    )
+    s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 1}})
+    text = run_matrix(read_matrix(file), tmp_path / "out", s, Bench(CPU))
+    assert "toy all crops ipc 1" in text
+    assert "toy all whole images ipc 1" in text
+    sets = {folder.name: read_yaml(folder / "set.yaml") for folder in (tmp_path / "out" / "sets").iterdir()}
+    assert [record["baseline"]["whole"] for name, record in sorted(sets.items())] == [False, False, True, True]
+    assert sorted(record["seed"] for record in sets.values()) == [0, 0, 1, 1]
+    (page,) = (tmp_path / "out").glob("table-*.png")
+    assert page.name == "table-toy+all+t+conv3w8+hard.png"
+    assert Image.open(page).size[0] > 400
+    bad = write(tmp_path / "b.yaml", **{**world, "methods": {"x": {"selection.metod": 1}}, "ipc": [1], "students": ["conv3w8"]})
+    with pytest.raises(ConfigError, match="metod"):
+        run_matrix(read_matrix(bad), tmp_path / "other", s, Bench(CPU))
 
 
 @pytest.mark.parametrize(
