@@ -218,7 +218,8 @@ def test_cutmix_boxes(case: str) -> None:
 
 
 def batch(images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor | None) -> Batch:
-    return Batch(images, labels, logits, labels, 1.0)
+    ids = torch.arange(len(labels))
+    return Batch(images, ids, ids, labels, logits, labels, 1.0)
 
 
 @pytest.mark.parametrize("case", cases("rded_kl*.npz"))

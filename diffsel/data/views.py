@@ -64,13 +64,20 @@ def draw_views(
     scale: tuple[float, float],
     flip: bool,
     factor: int,
+    tiles: int = 1,
 ) -> Views:
-    """Views of n images, distributed as torchvision's RandomResizedCrop, RandomHorizontalFlip and RDED's ShufflePatches."""
-    boxes = draw_crops(rng, n, height, width, scale, RATIO)
-    if not crop:
-        boxes = np.tile(np.array([0, 0, height, width]), (n, 1))
+    """Views of n images, distributed as torchvision's RandomResizedCrop, RandomHorizontalFlip and RDED's ShufflePatches.
+
+    ``tiles``: crops stay inside one of so many squared tiles (of the size of the smallest one).
+    """
+    boxes = draw_crops(rng, n, height // tiles, width // tiles, scale, RATIO)
     mirrored = np.less(rng.random(n), 0.5 if flip else 0.0)
     rows, cols = (np.argsort(rng.random((n, factor)), axis=1) for _ in range(2))
+    if tiles > 1:
+        which, sides = rng.integers(tiles, size=(n, 2)), np.array([height, width])
+        boxes[:, :2] += which * (sides // tiles) + np.minimum(which, sides % tiles)
+    if not crop:
+        boxes = np.tile(np.array([0, 0, height, width]), (n, 1))
     return Views(boxes, mirrored, rows, cols)
 
 

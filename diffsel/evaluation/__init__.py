@@ -4,6 +4,7 @@ batches      what a student sees in each epoch, with labels: online or stored
 cells        every cell of a table once; devices, teachers and pictures that cells share
 checkpoints  trained weights as they lie on disk or on the hub
 cutting      images as a teacher's training sees them
+fixed        one soft label an image; which kind of labels a student learns from
 networks     ConvNets, torchvision's networks, timm's
 protocols    a protocol made definite: RDED's tables and formulas
 results      what students achieved: results, intervals, lines of a table; no torch

@@ -47,11 +47,14 @@ class Batch:
     """What a student is shown, and the answer: a teacher's ``logits``, or the classes of both images of each mix."""
 
     images: Float[Tensor, "b 3 s s"]  # normalised
+    ids: Int[Tensor, " b"]  # which of the set's images these are, and
+    partners: Int[Tensor, " b"]  # which ones they are mixed with
     labels: Int[Tensor, " b"]
     logits: Float[Tensor, "b classes"] | None
     other: Int[Tensor, " b"]  # class of the partner
     share: float  # of the image itself
     unmixed: Float[Tensor, "b 3 s s"] | None = None  # what RDED's extra forward sees, where that is not ``images``
+    other_logits: Float[Tensor, "b classes"] | None = None  # of the partner, where ``logits`` are of the image itself (fixed)
 
 
 AT_ONCE = 512  # images that are made and labelled together, where the set is smaller
@@ -62,10 +65,12 @@ Source = Callable[[int], Iterator[Batch]]  # epoch -> its batches
 def plan_epoch(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, epoch: int) -> list[Plan]:
     """Order, views and mixes of one epoch."""
     n, height, width = len(pictures.labels), pictures.size, pictures.size
-    rng, factor = epoch_generator(seed, epoch), recipe.factor if protocol.shuffle else 1
+    tiles = recipe.factor if protocol.tile_crop else 1
+    rng, factor = epoch_generator(seed, epoch), recipe.factor if protocol.shuffle and tiles == 1 else 1
     if protocol.drop_remainder:
         height = width = pictures.size // factor * factor
-    views = draw_views(rng, n, height, width, crop=protocol.crop, scale=recipe.crop_scale, flip=protocol.flip, factor=factor)
+    crop, flip, scale = protocol.crop, protocol.flip, recipe.crop_scale
+    views = draw_views(rng, n, height, width, crop=crop, scale=scale, flip=flip, factor=factor, tiles=tiles)
     order = rng.permutation(n)
     parts = np.split(order, batch_starts(n, recipe.batch_size)[1:])
     size = recipe.size
@@ -137,10 +142,10 @@ def _batch(
     pictures: Pictures, plan: Plan, protocol: ProtocolSettings, plain: Tensor, images: Tensor, logits: Tensor | None
 ) -> Batch:
     """RDED's CutMix writes into the batch that its extra forward sees, its MixUp makes a new one."""
-    labels = pictures.labels[torch.from_numpy(plan.ids).to(pictures.labels.device)]
-    other = labels[torch.from_numpy(plan.mix.partner).to(labels.device)]
+    ids, partners = (torch.from_numpy(each).to(pictures.labels.device) for each in (plan.ids, plan.ids[plan.mix.partner]))
     keep = protocol.double_forward and protocol.mix == "mixup"
-    return Batch(images, labels, logits, other, plan.mix.share(*images.shape[2:]), plain if keep else None)
+    labels, other = (pictures.labels[each] for each in (ids, partners))
+    return Batch(images, ids, partners, labels, logits, other, plan.mix.share(*images.shape[2:]), plain if keep else None)
 
 
 # ---- stored labels ---------------------------------------------------------------------------------------------------
@@ -216,7 +221,8 @@ def check_labels(folder: Path, set_digest: str, protocol: ProtocolSettings, reci
     record = read_yaml(folder / "labels.yaml")
     asked = {"set": set_digest, **_drawn(protocol, recipe), **({"teacher": teacher} if teacher else {})}
     asked |= {"rest": "mean"} if record.get("top_k") else {}
-    if found := differences({key: record.get(key) for key in asked}, asked):
+    asked |= {"tile_crop": protocol.tile_crop}
+    if found := differences({"tile_crop": False, **{key: record.get(key) for key in asked if key in record}}, asked):
         raise SettingsDiffer(folder, found)
     missing = [epoch for epoch in range(protocol.epochs) if not _epoch_file(folder, epoch).exists()]
     if missing:
@@ -242,7 +248,7 @@ def _drawn(protocol: ProtocolSettings, recipe: Recipe) -> dict[str, Any]:
     """What decides the batches themselves; the rest of a protocol (rates, temperature, optimizer) may vary."""
     kept = ("mix", "crop", "flip", "shuffle", "drop_remainder")
     numbers = {"size": recipe.size, "batch_size": recipe.batch_size, "factor": recipe.factor}
-    return {**numbers, **{key: getattr(protocol, key) for key in kept}}
+    return {**numbers, **{key: getattr(protocol, key) for key in kept}, **({"tile_crop": True} if protocol.tile_crop else {})}
 
 
 def stored(folder: Path, pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, teacher: str | None = None) -> Source:

@@ -34,7 +34,7 @@ from ..settings.errors import ConfigError
 from ..settings.settings import Settings, fingerprint, identity
 from ..settings.training import ProtocolSettings
 from . import students as evaluation
-from .batches import check_labels, online, stored
+from .fixed import check, source_of
 from .networks import canonical, check_size
 from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
 from .results import Line, line_of, read_result, result_key
@@ -140,13 +140,14 @@ class Cell:
 
     @property
     def labelling(self) -> str:
-        """hard, online (each student sees its own batches) or stored (all students see the same)."""
-        return "hard" if self.protocol.labels == "hard" else "online" if self.labels is None else "stored"
+        """hard, fixed (one soft label an image), online (each student sees its own batches) or stored (all see the same)."""
+        return self.protocol.labels if self.protocol.labels != "soft" else "online" if self.labels is None else "stored"
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the numbers, apart from the seed and the precision; not what tables show and call them."""
         protocol = {key: value for key, value in identity(self.protocol).items() if key not in ("name", "report")}
+        fixed = self.protocol.labels == "fixed"  # the same labels, stored or not
         return {
             "set": self.train.digest,
             "images": len(self.train.rows),
@@ -156,7 +157,7 @@ class Cell:
             "protocol": {**protocol, "resolved": _plain(self.recipe)},
             "protocol_hash": fingerprint(protocol),
             "teacher": dict(self.author) if self.author else None,
-            "labels": "online" if self.labels is None else fingerprint((self.labels / "labels.yaml").read_text()),
+            "labels": fingerprint((self.labels / "labels.yaml").read_text()) if self.labels and not fixed else "online",
         }
 
 
@@ -179,7 +180,7 @@ def make_cell(
     student, size = canonical(student), protocol.size or found.side
     check_size(student, size)
     train = found.album(ipc, size)
-    soft = protocol.labels == "soft"
+    soft = protocol.labels != "hard"
     if soft and not teacher and not labels:
         raise ConfigError(f"protocol {protocol.name!r} needs a teacher (--teacher), stored labels, or protocol.labels = hard")
     loaded = bench.teacher(teacher, train) if teacher and soft else None
@@ -201,7 +202,7 @@ def make_cell(
         )
     author = {"network": loaded.name, "digest": loaded.digest} if loaded else None
     if labels and soft:
-        record = check_labels(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
+        record = check(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
         author = author or {"network": record.get("network", record["teacher"][:8]), "digest": record["teacher"]}
     return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author)
 
@@ -276,10 +277,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
     """One student; a teacher is measured on the validation images before it labels anything."""
     known = bench.check_teacher(cell.teacher, cell.validation) if cell.teacher else None
     train, validation = bench.pictures(cell.train), bench.pictures(cell.validation)
-    if cell.labels:
-        source = stored(cell.labels, train, cell.protocol, cell.recipe, cell.teacher.digest if cell.teacher else None)
-    else:
-        source = online(train, cell.protocol, cell.recipe, seed, cell.teacher)
+    source = source_of(train, cell.protocol, cell.recipe, seed, cell.teacher, cell.labels)
     result = {
         "cell": cell.name,
         "seed": seed,

@@ -15,6 +15,7 @@ NAMED: dict[str, dict[str, Any]] = {  # what these names promise: configs/protoc
     "rded-fixed": {},
     "rded": {"double_forward": True, "drop_remainder": True, "report": "best"},
     "hard": {"labels": "hard"},
+    "fixed": {"labels": "fixed"},
     "plain": {"mix": "none", "crop": False, "flip": False, "shuffle": False},
 }
 

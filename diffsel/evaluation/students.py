@@ -134,13 +134,22 @@ def train_epoch(
 
 
 def batch_loss(output: Float[Tensor, "b classes"], batch: Batch, temperature: float, labels: str) -> Tensor:
-    """KL(teacher || student) at a temperature, without the usual factor T^2 (golden `rded_kl`); or cross-entropy."""
-    if labels == "soft":
-        assert batch.logits is not None
-        student, teacher = (F.log_softmax(logits / temperature, dim=1) for logits in (output, batch.logits))
+    """KL(teacher || student) at a temperature, without the usual factor T^2 (golden `rded_kl`); or cross-entropy.
+
+    Labels that were not made for the mixed image, hard and fixed ones, count by the shares of both images.
+    """
+    if labels == "hard":
+        own, other = (F.cross_entropy(output, target) for target in (batch.labels, batch.other))
+        return batch.share * own + (1 - batch.share) * other
+
+    def divergence(logits: Tensor | None) -> Tensor:
+        assert logits is not None
+        student, teacher = (F.log_softmax(each / temperature, dim=1) for each in (output, logits))
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    own, other = (F.cross_entropy(output, target) for target in (batch.labels, batch.other))
-    return batch.share * own + (1 - batch.share) * other
+
+    if labels == "soft":
+        return divergence(batch.logits)
+    return batch.share * divergence(batch.logits) + (1 - batch.share) * divergence(batch.other_logits)
 
 
 def make_optimizer(network: nn.Module, protocol: ProtocolSettings, recipe: Recipe) -> torch.optim.Optimizer:

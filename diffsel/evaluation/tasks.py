@@ -18,6 +18,7 @@ from ..settings.training import ProtocolSettings
 from .batches import stored_bytes, write_labels
 from .cells import Bench, Cell, gather, make_cell, run_cells
 from .checkpoints import read_checkpoint
+from .fixed import write_fixed
 from .networks import canonical, check_size
 from .protocols import resolve_recipe, validation_resize
 from .results import Line, over_sets
@@ -90,9 +91,13 @@ def relabel(
         bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
     else:
         bench.check_teacher(loaded, album, recorded=False, images="images of the set itself")
+    target = out or beside(set_, "labels")
+    if p.labels == "fixed":
+        new = write_fixed(target, bench.pictures(album), loaded)
+        bench.tell(f"one label each of {len(album.rows)} images {'written' if new else 'was there'}: {target}")
+        return target
     size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
     bench.tell(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
-    target = out or beside(set_, "labels")
     written = write_labels(target, bench.pictures(album), p, recipe, settings.seed, loaded, p.epochs, top_k, progress)
     bench.tell(f"{written} epochs written, {p.epochs - written} were there: {target}")
     return target
@@ -124,7 +129,7 @@ def evaluate(
     refuse_unused(settings.protocol, {"--teacher": teacher, "--stored": stored})
     for student in students:  # what is mistyped is told before any image is read
         canonical(student)
-    if teacher and settings.protocol.labels == "soft":
+    if teacher and settings.protocol.labels != "hard":
         read_checkpoint(teacher)
     bench = Bench.of(settings, progress)
     found = [[open_set(one, factor, progress) for one in members(path)] for path in sets]
@@ -162,7 +167,7 @@ def check_evaluation(val: str, student: str, settings: Settings, teacher: str | 
     """Refuse what ``evaluate`` would refuse, as far as it can be told before there is a set."""
     canonical(student)
     refuse_unused(settings.protocol, {"--teacher": teacher})
-    if settings.protocol.labels == "soft" and not teacher:
+    if settings.protocol.labels != "hard" and not teacher:
         raise ConfigError(f"protocol {settings.protocol.name!r} needs a teacher (--teacher), or protocol.labels = hard")
     if teacher:
         read_checkpoint(teacher)

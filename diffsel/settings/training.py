@@ -40,7 +40,10 @@ class ProtocolSettings(Section):
     """How a student is trained on a distilled set, and how it is measured (RDED's validation/)."""
 
     name: str = Field("rded-fixed", description="For tables; the settings themselves are hashed into every result.")
-    labels: Literal["soft", "hard"] = Field("soft", description="Of the teacher on the mixed batch, or the class itself.")
+    labels: Literal["soft", "fixed", "hard"] = Field(
+        "soft",
+        description="soft: the teacher's on the mixed batch; fixed: one an image, its on the image as it is; hard: the class.",
+    )
     size: int | None = Field(None, ge=8, description="Side of the student's input, pixels; default: that of the set's images.")
     epochs: int = Field(300, ge=1, description="Passes over the distilled set.")
     batch_size: int | None = Field(None, ge=2, description="Default: RDED's table by ipc and number of classes.")
@@ -55,6 +58,11 @@ class ProtocolSettings(Section):
     crop: bool = Field(True, description="RandomResizedCrop, scale (1 / factor, 1).")
     flip: bool = Field(True, description="Mirror half of the images; off where left and right differ (digits).")
     shuffle: bool = Field(True, description="ShufflePatches: shuffle the columns, then the rows of a mosaic.")
+    tile_crop: bool = Field(
+        False,
+        description="Crops stay inside one tile of a mosaic (scale: of its area), which nothing shuffles then.",
+        json_schema_extra=added(False),
+    )
     accumulate: int = Field(1, ge=1, description="Batches per step (gradient accumulation).")
     evaluate_every: int = Field(10, ge=1, description="Epochs between evaluations in the last fifth; the last one always.")
     report: Literal["best", "last"] = Field("last", description="Which epoch the tables show; results hold both.")

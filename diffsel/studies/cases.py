@@ -101,7 +101,7 @@ class Job:
 
     @property
     def needs_teacher(self) -> bool:
-        return self.method == "rded" or self.settings.protocol.labels == "soft"
+        return self.method == "rded" or self.settings.protocol.labels != "hard"
 
     @property
     def variables(self) -> list[str]:
@@ -209,7 +209,7 @@ def _named(job: Job) -> Job:
     judge = [job.teacher, s.protocol.size] if job.baseline and job.method != "random" else None
     chosen = [identity(s.baseline), judge] if job.baseline else [run, identity(s.patches), vectors, identity(s.selection)]
     name = f"{folder}-{job.method}-ipc{job.ipc}-{fingerprint([images, identity(s.assembly), chosen, job.case.classes])[:8]}"
-    soft = job.teacher if s.protocol.labels == "soft" else None
+    soft = job.teacher if s.protocol.labels != "hard" else None
     trained = fingerprint([name, job.student, soft, identity(s.protocol), job.source.val])
     return replace(job, run_name=run, vectors=vectors, set_name=name, trained=trained)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
 from conftest import TINY, draw, small_values
+from PIL import Image
 
 from diffsel.cli import app as cli
 from diffsel.cli.flags import split_names
@@ -184,6 +186,27 @@ def test_distill_select_trace_and_inspect(diffsel, folder, tmp_path: Path) -> No
     code, _, err = diffsel("trace", run, "nothing.png")
     assert code == 2
     assert "no image in" in err
+
+
+def test_whole_images_go_into_mosaics(diffsel, folder, tmp_path: Path) -> None:
+    """Images that are not square, squeezed; by any method, and the report shows each."""
+    data, run = folder("data", (60, 40), cat=8, dog=8), tmp_path / "run"
+    words = ["--patch-size", 0, "--factor", 2, "--size", 32]
+    code, _, err = diffsel("distill", data, "--out", run, "--ipc", 1, *PASS, *words)
+    assert code == 0, err
+    assert diffsel("select", run, "--method", "herding", "--ipc", 2, "--out", run / "herding", "-q")[0] == 0
+    plain = ["--whole", "--image-size", 64, *words, "--ipc", 2, "--out", run / "random", "-q"]
+    assert diffsel("select", data, "--method", "random", *plain)[0] == 0
+    for name in ("ipc1", "herding"):
+        for line in map(json.loads, (run / name / "metadata.jsonl").read_text().splitlines()):
+            mosaic = np.asarray(Image.open(run / name / line["file_name"]))
+            for number, tile in enumerate(line["tiles"]):
+                whole = Image.open(data / tile["source"]).convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+                top, left = 16 * (number // 2), 16 * (number % 2)
+                assert np.array_equal(mosaic[top : top + 16, left : left + 16], whole)
+    code, _, err = diffsel("report", run, "-q")
+    assert code == 0, err
+    assert "to cover the class" in (tmp_path / "run-report.html").read_text()
 
 
 def test_score_embed_and_select_are_the_three_of_distill(diffsel, folder, tmp_path: Path) -> None:

@@ -106,3 +106,26 @@ def test_an_image_is_seen_the_same_whatever_the_batch() -> None:
     for ids in ([0], [3, 8], [5, 1, 7]):
         part = np.array(ids)
         torch.testing.assert_close(view(pixels[part], views.take(part), 32), together[part])
+
+
+@pytest.mark.parametrize("side", [32, 33])
+def test_crops_stay_inside_one_tile_and_reach_every_tile_alike(side: int) -> None:
+    """A tile's crops are those of an image of its size; where tiles differ, the last row of a larger one is not seen."""
+    options = {"crop": True, "scale": (0.25, 1.0), "flip": True, "factor": 1}
+    views = draw_views(np.random.default_rng(0), 4000, side, side, **options, tiles=2)
+    starts = np.array([0, 17 if side == 33 else 16])
+    which = (views.crop[:, :2] >= starts[1]).astype(int)
+    inside = views.crop[:, :2] - starts[which]
+    assert (inside >= 0).all()
+    assert (inside + views.crop[:, 2:] <= 16).all()
+    assert np.bincount(2 * which[:, 0] + which[:, 1], minlength=4) == pytest.approx([1000] * 4, abs=110)
+    small = draw_views(np.random.default_rng(0), 4000, 16, 16, **options)
+    assert np.array_equal(np.concatenate([inside, views.crop[:, 2:]], axis=1), small.crop)
+
+
+def test_without_tiles_the_draws_are_what_they_were() -> None:
+    options = {"scale": (0.25, 1.0), "flip": True, "factor": 2}
+    one, other = (draw_views(np.random.default_rng(7), 9, 20, 20, crop=crop, **options) for crop in (True, False))
+    assert (other.crop == [0, 0, 20, 20]).all()
+    assert np.array_equal(one.flip, other.flip)
+    assert np.array_equal(one.rows, other.rows)

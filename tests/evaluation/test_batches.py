@@ -137,6 +137,23 @@ def test_an_epoch_shows_every_image_once_and_never_one_alone(world) -> None:
         assert sorted(np.concatenate([plan.ids for plan in plans])) == list(range(6))
 
 
+def test_a_crop_inside_a_tile_shows_no_other_tile_and_labels_are_for_it(world, tmp_path: Path) -> None:
+    """Every quarter of each picture has one colour of its own: no view may show two."""
+    protocol = QUICK.model_copy(update={"tile_crop": True, "mix": "none"})
+    cell = cell_of(world, Bench(CPU), protocol)
+    pictures = cell.train.load()
+    pictures.pixels[:, :, :8], pictures.pixels[:, :, 8:] = 50, 100
+    pictures.pixels[:, :, :, 8:] += 100
+    plans = plan_epoch(pictures, protocol, cell.recipe, 0, 0)
+    seen = show(pictures, plans, protocol, cell.recipe)
+    assert seen.amax((2, 3)) == pytest.approx(seen.amin((2, 3)), abs=1e-4)
+    assert len(seen[:, 0, 0, 0].round(decimals=3).unique()) > 1
+    write_labels(tmp_path / "l", pictures, protocol, cell.recipe, 0, cell.teacher, 3)
+    assert list(stored(tmp_path / "l", pictures, protocol, cell.recipe)(0))
+    with pytest.raises(SettingsDiffer, match="tile_crop: stored True, asked False"):
+        stored(tmp_path / "l", pictures, protocol.model_copy(update={"tile_crop": False}), cell.recipe)
+
+
 def test_seeds_and_epochs_differ(world) -> None:
     cell = cell_of(world, Bench(CPU))
     pictures = cell.train.load()

@@ -24,7 +24,7 @@ from diffsel.settings.training import ProtocolSettings
 
 def test_hard_labels_weigh_both_classes_of_a_mix() -> None:
     output = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    batch = relabeling.Batch(output, torch.tensor([0, 1]), None, torch.tensor([1, 1]), 0.75)
+    batch = relabeling.Batch(output, *torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 1]), None, torch.tensor([1, 1]), 0.75)
     own = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
     other = (math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1))) / 2
     assert evaluation.batch_loss(output, batch, 20.0, "hard").item() == pytest.approx(0.75 * own + 0.25 * other, rel=1e-6)

@@ -110,6 +110,9 @@ def test_a_protocols_name_is_marked_where_its_settings_are_not_those_of_its_file
     assert (plain.name, starred(plain), whole_name(plain)) == (name, name, name)
     changed = plain.model_copy(update={"epochs": 3, "labels": "soft", "temperature": 4.0})
     assert starred(changed) == f"{name}*"
-    assert whole_name(changed) == f"{name} with " + "labels = soft, " * (name == "hard") + "epochs = 3, temperature = 4.0"
+    assert (
+        whole_name(changed)
+        == f"{name} with " + "labels = soft, " * (name in ("hard", "fixed")) + "epochs = 3, temperature = 4.0"
+    )
     assert starred(changed.model_copy(update={"name": "mine"})) == "mine"
     assert NAMED.keys() == {path.stem for path in file.parent.glob("*.yaml")}
