@@ -32,6 +32,7 @@ ROOMS = {  # room -> what it may import; a name with a dot is one file.  The lin
 DOORS = {  # a heavy library -> the files, or folders in a room, that import it
     "accelerate": "machine.processes",
     "diffusers": "scoring.diffusion scoring.priors",
+    "fsspec": "machine.addresses",
     "huggingface_hub": "scoring.folder sets.card sets.export",
     "jinja2": "report.page",
     "joblib": "sets.selection",

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ..machine.addresses import check_outputs
 from ..machine.files import check_words
 from ..machine.progress import progress
 from ..machine.terminal import guarded
@@ -83,6 +84,7 @@ def main() -> int:
     with guarded():
         try:
             check_words(sys.argv[1:])
+            check_outputs(sys.argv[1:])
             app()
         except SystemExit as done:
             return done.code if isinstance(done.code, int) else int(done.code is not None)

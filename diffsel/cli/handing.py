@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
+from ..machine.addresses import is_address
 from ..machine.files import beside
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
@@ -37,7 +38,9 @@ def export(
             "--to", help="Of a SET: hf, webdataset, fiftyone, csv, list; of a RUN: parquet, datasets, fiftyone, cleanlab."
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="OUT", help="Default: SET-FORM, beside it.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="OUT", help="Folder or address; default: SET-FORM, beside it.")
+    ] = None,
     source: Annotated[str, typer.Option("--source", metavar="TEXT", help="For a SET's card: whose images these are.")] = "",
     vectors: Annotated[bool, typer.Option("--vectors", help="Of a RUN: the vector of each best patch too.")] = False,
     moved: Moved = None,
@@ -53,7 +56,9 @@ def export(
     forms = get_args(OfRun if scored else OfSet)
     if to not in forms:
         raise ConfigError(f"--to {to}: {run} is a {'run' if scored else 'set'}, which can be {', '.join(forms)}")
-    target = out or beside(Path(run), to)
+    target = out or str(beside(Path(run), to))
+    if push and is_address(target):
+        raise ConfigError(f"--push uploads a folder, but --out is {target}; give one of the two")
     if push:
         print(f"logged in to the hub as {check_login(push)}")
     if scored:

@@ -2,6 +2,7 @@
 
 albums   pictures in memory: square, labelled, hashed; validation images
 classes  class folders, names and prompt words, in an order that is data
+far      data sets behind addresses, and tar shards
 images   a data set as numbered rows; the only reader of pixels
 pixels   any image file as upright sRGB pixels; resizing
 pool     which images take part: classes by name, copies once

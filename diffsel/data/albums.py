@@ -19,6 +19,7 @@ from ..settings.errors import DataError
 from ..settings.sections import DataSettings
 from ..settings.settings import Settings, fingerprint, identity
 from .classes import ClassInfo, refuse_shared, spelled
+from .far import is_far
 from .images import ImageData, Row, Skipped, open_data
 from .pixels import resized_size
 from .tables import split_names
@@ -101,7 +102,7 @@ def validation_split(path: str, settings: DataSettings | None = None) -> str | N
     ``settings``: its configuration and revision.  Raises DataError if it has several and none of them.
     """
     root = Path(path)
-    if root.exists() and not is_datasets_folder(root):
+    if is_far(path) or (root.exists() and not is_datasets_folder(root)):
         return None
     names = split_names(path, settings or DataSettings())
     if len(names) < 2:

@@ -1,8 +1,9 @@
 """Images as numbered rows: the only place where pixels are read.
 
-A data set is a folder of class folders (data/trees.py), or a data set of the `datasets` library (data/tables.py).  Opening
-one lists, reads and hashes every file once and gives each image a row; a file that is no readable image becomes a Skipped
-record with its reason, never a crash.  A file that cannot be had now stops the opening: nothing is recorded of it.
+A data set is a folder of class folders (data/trees.py), a data set of the `datasets` library (data/tables.py), or one that
+lies behind an address or in tar shards (data/far.py).  Opening one lists, reads and hashes every file once and gives each
+image a row; a file that is no readable image becomes a Skipped record with its reason, never a crash.  A file that cannot be
+had now stops the opening: nothing is recorded of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
 from ..settings.settings import fingerprint
 from .classes import ClassInfo, Listing, class_table, kinds_of
+from .far import Far, far_reader, is_far, list_far
 from .pixels import Pixels, decode, digest, probe_size, read_file, resize, resized_size
 from .tables import Table, list_table
 from .trees import EXTENSIONS, is_datasets_folder, is_utf8, list_tree
@@ -84,7 +86,8 @@ class ImageData:
         Raises UnreadableImage where it does not decode, DataError where it cannot be had or was edited since it was indexed.
         """
         try:
-            blob = self.read(row.path)
+            kept = self.read.kept(row.digest) if isinstance(self.read, Far) else None
+            blob = self.read(row.path) if kept is None else kept
             if digest(blob) != row.digest:
                 raise DataError(f"{row.path}: edited since it was indexed (its bytes have another hash)")
             picture = decode(blob, self.settings.max_pixels, row.path)
@@ -217,7 +220,9 @@ def reopen(
     """
     root, moved = Path(path), "if the images were moved, say where they are now: --data (`diffsel score` with it records it)"
     read: Callable[[str], bytes] = partial(_in_folder, root)
-    if not root.is_dir() or is_datasets_folder(root):
+    if is_far(path):
+        read = far_reader(path, settings)
+    elif not root.is_dir() or is_datasets_folder(root):
         try:
             read = _list(path, settings).read
         except DataError as error:
@@ -240,8 +245,10 @@ def _in_table(table: Table, name: str) -> bytes:
 
 
 def base_of(root: str) -> str | None:
-    """The folder that the images of a data set are files of; None where they lie in tables."""
+    """The folder, or its address, that the images of a data set are files of; None where they lie in tables or shards."""
     folder = Path(root)
+    if is_far(root):
+        return None if root.endswith(".tar") or folder.is_dir() else root.rstrip("/")
     return str(folder.resolve()) if folder.is_dir() and not is_datasets_folder(folder) else None
 
 
@@ -259,6 +266,8 @@ def cap(paths: Sequence[str], limit: int | None, seed: int, label: str) -> list[
 
 
 def _list(path: str, settings: DataSettings, out: Path | None = None) -> Listing:
+    if is_far(path):
+        return list_far(path, settings)
     root = Path(path)
     if (root / "run.yaml").exists():
         raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def list_tree(root: Path, settings: DataSettings, out: Path | None = None) -> Tr
     """
     folders = class_folders(root)
     if settings.classes is None:
-        _refuse_splits(root, folders)
+        _refuse_splits(root, folders, lambda folder: bool(_subfolders(root / folder)) or _labelled(root / folder))
     asked = {unicodedata.normalize("NFC", name) for name in (folders if settings.classes is None else settings.classes)}
     wanted = {folder for folder in folders if unicodedata.normalize("NFC", folder) in asked}
     found = {folder: _walk(root, folder) if folder in wanted else Found() for folder in folders}
@@ -65,6 +65,26 @@ def list_tree(root: Path, settings: DataSettings, out: Path | None = None) -> Tr
         if folder in wanted and _is_ours(root, folder, each, ours, out):
             ours += [] if folder in ours else [folder]
             del found[folder]
+    return _tree(root, found, ours, settings)
+
+
+def list_store(root: str, names: Iterable[str], settings: DataSettings) -> Tree:
+    """As ``list_tree``, of the files below an address."""
+    listed = [name.split("/") for name in names]
+    ours = sorted({"/".join(parts[:-1]) for parts in listed if parts[-1] in OURS})
+    passed, found = tuple(f"{folder}/" for folder in ours), dict[str, Found]()
+    for parts in listed:
+        name, hidden = "/".join(parts), any(part.startswith(".") or part in FOREIGN for part in parts)
+        if len(parts) > 1 and not hidden and not name.startswith(passed):
+            here, image = found.setdefault(parts[0], Found()), os.path.splitext(name)[1].lower() in EXTENSIONS
+            (here.images if image else here.others).append(name)
+    if settings.classes is None:
+        nested = {parts[0] for parts in listed if len(parts) > 2 or (len(parts) == 2 and parts[1] in METADATA)}
+        _refuse_splits(root, list(found), nested.__contains__)
+    return _tree(root, found, ours, settings)
+
+
+def _tree(root: Path | str, found: dict[str, Found], ours: Sequence[str], settings: DataSettings) -> Tree:
     if not found:
         raise DataError(f"{root} holds no class folders but what diffsel made; give a folder that holds one folder per class")
     images = {folder: each.images for folder, each in found.items()}
@@ -162,8 +182,13 @@ def _is_ours(root: Path, folder: str, found: Found, ours: Sequence[str], out: Pa
     return not found.images and (bool(found.ours) or written)
 
 
-def _refuse_splits(root: Path, folders: Sequence[str]) -> None:
-    """Folders that differ only in a word that names a part of a data set, or hold folders and are called by nothing else.
+def _labelled(folder: Path) -> bool:
+    return any((folder / name).exists() for name in METADATA)
+
+
+def _refuse_splits(root: Path | str, folders: Sequence[str], holds: Callable[[str], bool]) -> None:
+    """Folders that differ only in a word that names a part of a data set, or that ``holds`` folders or labels of its own and
+    are called by nothing else.
 
     Raises DataError; whoever means classes names them.
     """
@@ -174,19 +199,21 @@ def _refuse_splits(root: Path, folders: Sequence[str]) -> None:
             rest = tuple(word for word in words if word and word not in SPLITS and word not in FILLERS)
             parts.setdefault(rest, {})[part] = folder
     alike = max(parts.values(), key=len, default={})
-    only = set(folders) == set(parts.get((), {}).values()) and any(
-        _subfolders(root / folder) or any((root / folder / name).exists() for name in METADATA) for folder in folders
-    )
+    only = set(folders) == set(parts.get((), {}).values()) and any(map(holds, folders))
     if only or len(alike) > 1:
         splits = [folder for folder in folders if only or folder in alike.values()]
         first = parts.get((), alike).get("train", splits[0])
         raise DataError(
-            f"{root} holds splits ({', '.join(splits)}), not classes; give one of them, say {root / first} "
+            f"{root} holds splits ({', '.join(splits)}), not classes; give one of them, say {_under(root, first)} "
             "(if they are classes, name them: --classes)"
         )
 
 
-def _doubts(root: Path, found: dict[str, Found]) -> list[str]:
+def _under(root: Path | str, name: str) -> str:
+    return str(root / name) if isinstance(root, Path) else f"{root}/{name}".removesuffix("/.")
+
+
+def _doubts(root: Path | str, found: dict[str, Found]) -> list[str]:
     """What makes it doubtful that the folders are classes.  Raises DataError for one folder that is around them all."""
     filled = {folder: each.images for folder, each in found.items() if each.images}
     below = {folder: _below(images) for folder, images in filled.items()}
@@ -195,7 +222,7 @@ def _doubts(root: Path, found: dict[str, Found]) -> list[str]:
         (folder, images), *_ = filled.items()
         holders = {image.rpartition("/")[0] for image in images}
         top = Path(os.path.commonpath(holders))
-        inner = root / (top.parent if top.as_posix() in holders else top)
+        inner = _under(root, (top.parent if top.as_posix() in holders else top).as_posix())
         raise DataError(
             f"{root} holds one folder, {folder!r}, whose images all lie in subfolders: if those are the classes, give {inner} "
             f"(if it is one class, name it: --classes {folder})"

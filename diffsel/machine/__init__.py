@@ -1,5 +1,7 @@
 """Files, processes, devices and progress.  Knows no image.
 
+addresses  files behind addresses; fsspec
+cache      local copies of far content, of bounded size
 claims     who makes which file, among any number of processes
 device     devices, precisions, copies to and fro, memory
 files      files and folders that are whole or not there

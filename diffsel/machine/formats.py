@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..settings.errors import SettingsDiffer, StoreError
+from .addresses import refuse_address
 from .files import PART
 
 
@@ -53,8 +54,10 @@ def is_mine(folder: Path, name: str, described: Mapping[str, Any], what: str, be
     """Whether ``folder`` holds this very work, as its YAML record ``name`` tells; False where work may begin there.
 
     ``what``: what should lie there, for the message; ``besides``: files that may be there before the record is.
-    Raises SettingsDiffer where the record says otherwise, StoreError where something else lies there.
+    Raises SettingsDiffer where the record says otherwise, StoreError where something else lies there, ConfigError for an
+    address.
     """
+    refuse_address(folder)
     if (folder / name).exists():
         if found := differences(read_yaml(folder / name), json.loads(json.dumps(described))):
             raise SettingsDiffer(folder, found)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,10 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..machine.addresses import Store, check_writable, is_address
 from ..machine.files import check_place, whole_folder, write_atomically
 from ..machine.formats import PREFIXED, as_csv, dump_yaml, is_mine
-from ..settings.errors import ConfigError
+from ..settings.errors import ConfigError, StoreError
 from .card import card
 from .opening import DistilledSet, Picture, check_whole, read_set
 from .record import LISTED, SUMS
@@ -57,7 +59,7 @@ def export_set(path: Path | str, form: Form, out: Path | str, source: str = "") 
     Raises StoreError where OUT holds something else or SET is none, DataError where SET is damaged: what it lists lies in
     its class folders, and is what it was when the set was made.
     """
-    found, out = read_set(Path(path)), Path(out)
+    found = read_set(Path(path))
     check_whole(found)
     write: Mapping[str, Callable[[DistilledSet, Path], None]] = {
         "hf": _write_parquet,
@@ -70,19 +72,37 @@ def export_set(path: Path | str, form: Form, out: Path | str, source: str = "") 
     return hand_over(out, record, partial(write[form], found), lambda: _card(found, form, source))
 
 
-def hand_over(out: Path, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]) -> bool:
+def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]) -> bool:
     """A folder for other tools, all at once: what ``write`` puts there, README.md, and ``record`` as export.yaml; False where
-    it is there already.
+    it is there already.  Behind an address export.yaml comes last: where it is, all is.
 
-    Raises StoreError where OUT holds something else.
+    Raises StoreError where OUT holds something else, ConfigError for an address where files may be seen half-written.
     """
-    if is_mine(out, "export.yaml", record, "this export"):
+    place = Store(str(out)) if is_address(str(out)) else None
+    if place:
+        check_writable(place.root)
+    if _is_there(place, record) if place else is_mine(Path(out), "export.yaml", record, "this export"):
         return False
-    check_place(out)
-    with whole_folder(out) as part:
+    if not place:
+        check_place(Path(out))
+    with tempfile.TemporaryDirectory() if place else whole_folder(Path(out)) as folder:
+        part = Path(folder)
         write(part)
         write_atomically(part / "README.md", card().encode("utf-8", "backslashreplace"))
-        write_atomically(part / "export.yaml", dump_yaml(record))
+        if place:
+            place.upload(part)
+            place.write("export.yaml", dump_yaml(record))
+        else:
+            write_atomically(part / "export.yaml", dump_yaml(record))
+    return True
+
+
+def _is_there(place: Store, record: Mapping[str, Any]) -> bool:
+    """As ``is_mine``, behind an address; what a broken upload left there is written over."""
+    if not place.exists("export.yaml"):
+        return False
+    if place.read("export.yaml") != dump_yaml(record):
+        raise StoreError(f"{place.root} holds another export; give a new address")
     return True
 
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.images import base_of
+from ..machine.addresses import is_address
 from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml
 from ..machine.progress import Progress, quiet
@@ -46,17 +47,15 @@ LOADING = {
 }
 
 
-def export_scores(scores: Scores, form: Form, out: Path, progress: Progress = quiet) -> bool:
+def export_scores(scores: Scores, form: Form, out: Path | str, progress: Progress = quiet) -> bool:
     """Every image of a run -> OUT, all at once; False where it is there already.
 
     Raises StoreError where OUT holds something else or a stage has not finished, DataError where ``fiftyone`` is to show images
     that are no files.
     """
     run = scores.run
-    if form == "fiftyone" and base_of(run.data.root) is None:
-        raise DataError(
-            f"{run.data.root} holds its images in tables or archives; FiftyOne shows files (--to parquet, datasets)"
-        )
+    if form == "fiftyone" and is_address(base_of(run.data.root) or "none://"):
+        raise DataError(f"{run.data.root} holds no image files of this machine; FiftyOne shows files (--to parquet, datasets)")
     asked = {"selection": identity(run.settings.selection), "patches_a_class": scores.need, **run.feature_identity}
     record = {"format": 1, "form": form, "run": run.mark, "vectors": scores.vectors, "nats": run.nats is not None, **asked}
     if form in ("datasets", "fiftyone"):

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from ..data.images import ImageData, Row, base_of, open_listed
 from ..data.pixels import suffix_of
+from ..machine.addresses import is_address
 from ..machine.files import check_place, whole_folder, write_atomically
 from ..machine.formats import is_unused
 from ..machine.progress import Progress, quiet
@@ -74,13 +75,14 @@ def apply(found: DistilledSet, data: str, settings: DataSettings, out: Path, cop
         raise StoreError(f"{out} exists; give a new or empty folder")
     check_place(out)
     base = base_of(data)
-    if not (copy or base):
-        raise DataError(f"{data} holds its images in tables or archives, which cannot be linked to; --copy writes them")
+    if not (copy or (base and not is_address(base))):
+        raise DataError(f"{data} holds no image files of this machine, which could be linked to; --copy writes them")
     images = sources(found, data, settings)
     folders = class_folders(found.names)
     with whole_folder(out) as part:
         for row in images.rows:
-            target = part / folders[row.label] / row.path.partition("/")[2]
+            name = row.path.partition("/")[2] if base else row.path.replace("/", "-")
+            target = part / folders[row.label] / name
             if copy:
                 content = images.read(row.path)
                 write_atomically(target if target.suffix else target.with_suffix(suffix_of(content)), content)

@@ -44,6 +44,12 @@ class DataSettings(Section):
     label_column: str | None = Field(
         None, description="Column of the labels; default: label, labels, fine_label, or the only one."
     )
+    cache_gb: float = Field(
+        10.0,
+        ge=0,
+        description="Local copies of images behind an address, GB at most (in DIFFSEL_CACHE, else ~/.cache/diffsel).",
+        json_schema_extra=EXECUTION,
+    )
     max_pixels: int = Field(178_956_970, ge=1, description="Larger images are passed over and listed, pixels.")
     max_aspect: float = Field(8.0, ge=1, description="Images with longer side / shorter side above this are passed over.")
 

@@ -95,7 +95,7 @@ def test_images_of_a_table_are_copied_with_an_extension_and_never_linked(diffsel
     select_baseline(open_data(str(tmp_path / "table"), settings.data, 0), 2, tmp_path / "set", settings)
     words = ["apply", tmp_path / "set", "--data", tmp_path / "table", "--out", tmp_path / "out"]
     code, _, err = diffsel(*words)
-    assert (code, "cannot be linked to; --copy" in err) == (2, True)
+    assert (code, "no image files of this machine, which could be linked to; --copy" in err) == (2, True)
     assert diffsel(*words, "--copy")[:2] == (0, f"2 images: {tmp_path / 'out'}\n")
     bytes_of = {path.read_bytes() for path in files}
     assert all(path.suffix == ".png" and path.read_bytes() in bytes_of for path in (tmp_path / "out/cat").iterdir())
