@@ -10,7 +10,7 @@ stopped at any moment and started again, by any number of processes.  runs/sessi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ import numpy as np
 from .data.images import Skipped
 from .data.pool import copies_note, known_classes
 from .machine.claims import ahead
-from .machine.progress import Progress, quiet
+from .machine.files import AsPath
+from .machine.progress import Progress, bars, quiet
 from .machine.tensors import read_extra, write_unit
 from .runs.index import read_skipped, write_skipped
 from .runs.knowledge import what_it_knows
@@ -28,17 +29,36 @@ from .runs.session import Session, keep_latents, open_features, start
 from .runs.units import Unit, columns
 from .sets.assembly import assemble
 from .sets.candidates import candidates, check_method, check_set, mosaic_factor, provenance
-from .sets.opening import is_there
+from .sets.opening import DistilledSet, is_there, read_set
 from .sets.selection import select_all
 from .settings.errors import DataError
-from .settings.settings import Settings
+from .settings.settings import DEFAULT, Settings
 
 
-def distill(source: str, run: Path, sets: Mapping[int, Path], settings: Settings, progress: Progress = quiet) -> Session:
-    """The main job: one scoring pass over ``source``, then one distilled set for each IPC, at the folders given.
+def distill(
+    source: AsPath,
+    run: AsPath,
+    ipc: int | Iterable[int] | Mapping[int, AsPath],
+    settings: Settings = DEFAULT,
+    progress: Progress = bars,
+) -> dict[int, DistilledSet]:
+    """The whole job: images -> RUN -> a distilled set for each IPC, in RUN/ipcN, or where ``ipc`` says.
 
-    What cannot be selected is refused before anything is scored.
+    >>> sets = diffsel.distill("photos", "run", [1, 2], Settings(model="demo", image_size=64, draws=3))
+    >>> sets[2]
+    DistilledSet('run/ipc2': 4 images of 2 classes, chosen by diffsel)
+
+    Started again, it goes on where it was.  Raises ConfigError, DataError, SelectionError or StoreError.
     """
+    chosen = ipc if isinstance(ipc, Mapping) else {n: Path(run) / f"ipc{n}" for n in ([ipc] if isinstance(ipc, int) else ipc)}
+    places = {n: Path(out) for n, out in chosen.items()}
+    session = make_sets(source, run, places, settings, progress)
+    session.workers.wait_for([out / "set.yaml" for out in places.values()])
+    return {n: read_set(out) for n, out in places.items()}
+
+
+def make_sets(source: AsPath, run: AsPath, sets: Mapping[int, Path], settings: Settings, progress: Progress = quiet) -> Session:
+    """One pass over ``source``, then a set for each IPC at its folder; what cannot be selected is refused before."""
     check_method(settings)
     session = start(source, run, settings, progress)
     for ipc, out in sets.items():
@@ -121,9 +141,9 @@ def embed(session: Session) -> None:
             session.log("patches_embedded", len(boxes))
 
 
-def select(session: Session, ipc: int, out: Path, classes: Sequence[str] | None = None) -> bool:
+def select(session: Session, ipc: int, out: AsPath, classes: Sequence[str] | None = None) -> bool:
     """RUN -> SET (paper 3.2, B.1), on the main process, without any network.  False where this very set is there already."""
-    s, run = session.settings, session.run
+    s, run, out = session.settings, session.run, Path(out)
     names = known_classes(run.data, classes)
     factor, note = mosaic_factor(run, ipc, names)
     for text in filter(None, (note, copies_note(run.data, names))):

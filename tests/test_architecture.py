@@ -124,6 +124,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "data.pool": "sets/test_candidates.py",
     "settings.sections": "settings/test_settings.py",
     "settings.training": "settings/test_settings.py",
+    "data.notebook": "test_api.py",
     "machine.progress": "evaluation/test_cells.py counts its bars; the rest is tqdm",
     "runs.index": "runs/test_run.py",
     "runs.record": "runs/test_run.py",

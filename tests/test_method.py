@@ -37,7 +37,7 @@ def with_(settings: Settings, **sections: dict) -> Settings:
 
 
 def distill(source: Path, out: Path, settings: Settings, *ipcs: int) -> Session:
-    return method.distill(str(source), out, {n: out / f"ipc{n}" for n in ipcs or (1,)}, settings)
+    return method.make_sets(source, out, {n: out / f"ipc{n}" for n in ipcs or (1,)}, settings)
 
 
 def contents(run: Path) -> dict[str, bytes]:

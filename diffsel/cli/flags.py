@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from ..settings.errors import DiffselError
-from ..settings.presets import find_preset
 from ..settings.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -62,11 +61,10 @@ def settings_flags(*sections: str) -> Callable[[Callable[..., Any]], Callable[..
             rest = {name: value for name, value in given.items() if name not in flags}
             classes = chosen.pop("data.classes", None)
             base = _recorded(Path(rest["run"]), needed=not isinstance(rest["run"], str)) if "run" in rest else {}
-            files = [find_preset(name) for name in config or []]
-            settings = load_settings(files, chosen, base)
+            settings = load_settings(config or [], chosen, base)
             if classes:
                 chosen["data.classes"] = split_names(classes, _held(str(rest.get("data") or rest.get("run")), settings))
-                settings = load_settings(files, chosen, base)
+                settings = load_settings(config or [], chosen, base)
             return command(settings=settings, **rest)
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]

@@ -135,5 +135,5 @@ def distill(data: DataArg, settings: Settings, out: RunOut, ipc: Ipcs, strict: S
     """Images to distilled sets RUN/ipcN: score, embed and select in one go."""
     from .. import method
 
-    opened = method.distill(data, out, {n: out / f"ipc{n}" for n in ipc}, settings, progress(quiet))
+    opened = method.make_sets(data, out, {n: out / f"ipc{n}" for n in ipc}, settings, progress(quiet))
     finish(opened, strict, "\n".join(f"ipc {n}: {out / f'ipc{n}'}" for n in ipc))

@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..machine.files import AsPath
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
-from ..settings.settings import fingerprint
+from ..settings.settings import DEFAULT, fingerprint
 from .classes import ClassInfo, Listing, class_table, kinds_of
 from .far import Far, far_reader, is_far, list_far
+from .notebook import counted
 from .pixels import Pixels, decode, digest, probe_size, read_file, resize, resized_size
 from .tables import Table, list_table
 from .trees import EXTENSIONS, is_datasets_folder, is_utf8, list_tree
@@ -49,7 +51,7 @@ class Skipped:
     reason: str
 
 
-@dataclass
+@dataclass(repr=False)
 class ImageData:
     """An opened data set: classes in their explicit order, rows in class order, what was passed over, and a reader."""
 
@@ -60,6 +62,14 @@ class ImageData:
     settings: DataSettings
     read: Callable[[str], bytes]
     notes: tuple[str, ...] = ()  # what a user should know of it, a line each
+
+    def __repr__(self) -> str:
+        return f"ImageData({self.root!r}: {self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """How many images, of how many classes."""
+        return f"{counted(len(self.rows), 'image')} in {counted(len(self.classes), 'class')}"
 
     @cached_property
     def _by_class(self) -> dict[str, list[Row]]:
@@ -106,9 +116,9 @@ class ImageData:
 
 
 def open_data(
-    path: str,
-    settings: DataSettings,
-    seed: int,
+    path: AsPath,
+    settings: DataSettings = DEFAULT.data,
+    seed: int = 0,
     workers: int = 4,
     progress: Progress = quiet,
     known: Iterable[Row | Skipped] = (),
@@ -117,11 +127,15 @@ def open_data(
 ) -> ImageData:
     """List, read and hash every image of a data set; ``check`` may refuse its classes before anything is read.
 
+    >>> open_data("photos")
+    ImageData('photos': 16 images in 2 classes)
+
     Images that are ``known`` by path (from an earlier opening) are listed but not read again.  ``out``: where results are
     written; it is no class, even where it lies in the data set.
     Raises DataError for a missing, empty or mis-shaped data set, before any image is read where that can be seen, and for a
     file that the machine cannot read now.
     """
+    path = str(path)
     listing = _list(path, settings, out)
     classes = class_table(path, listing, settings)
     check(classes)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.albums import open_validation, validation_pictures
 from ..data.images import open_data
-from ..machine.files import beside, named
+from ..machine.files import AsPath, beside, named
 from ..machine.progress import Progress, quiet
 from ..sets.opening import members, open_set
 from ..settings.errors import ConfigError
-from ..settings.settings import Settings
+from ..settings.settings import DEFAULT, Settings
 from ..settings.training import ProtocolSettings
 from .batches import stored_bytes, write_labels
 from .cells import Bench, Cell, gather, make_cell, run_cells
@@ -26,13 +26,13 @@ from .teaching import train
 
 
 def train_teacher(
-    data: str, out: Path, settings: Settings, val: str | None = None, progress: Progress = quiet
+    data: AsPath, out: AsPath, settings: Settings = DEFAULT, val: AsPath | None = None, progress: Progress = quiet
 ) -> dict[str, Any]:
     """Train ``settings.training.network`` on a labelled data set, or go on training it; the last line of metrics.jsonl.
 
     ``val``: images that it is measured on after each epoch.  Raises ConfigError, DataError, SettingsDiffer.
     """
-    t = settings.training
+    t, out = settings.training, Path(out)
     check_size(canonical(t.network), t.size)
     bench = Bench.of(settings, progress)
     if t.batch_size % bench.workers.count:
@@ -46,7 +46,7 @@ def train_teacher(
     album = None
     if val:
         resize = t.size if t.crop != "resized" else validation_resize(t.size)
-        album = validation_pictures(open_validation(val, settings, progress), images.classes, t.size, resize)
+        album = validation_pictures(open_validation(str(val), settings, progress), images.classes, t.size, resize)
         for note in (*album.data.notes, album.note()):
             bench.tell(note) if note else None
     bench.track = bench.workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json"))
@@ -56,11 +56,11 @@ def train_teacher(
 
 
 def relabel(
-    set_: Path,
-    teacher: str,
-    settings: Settings,
-    out: Path | None = None,
-    val: str | None = None,
+    set_: AsPath,
+    teacher: AsPath,
+    settings: Settings = DEFAULT,
+    out: AsPath | None = None,
+    val: AsPath | None = None,
     ipc: int | None = None,
     factor: int | None = None,
     student: str = "conv3",
@@ -72,7 +72,7 @@ def relabel(
     ``out``: by default SET-labels, beside SET.  ``val``: images to measure the teacher on, instead of the set's own.
     ``top_k``: keep only the k largest logits of an image.  Raises ConfigError, DataError, SettingsDiffer.
     """
-    p, bench = settings.protocol, Bench.of(settings, progress)
+    p, bench, teacher = settings.protocol, Bench.of(settings, progress), str(teacher)
     read_checkpoint(teacher), canonical(student)
     found = open_set(set_, factor, progress)
     album = found.album(ipc, p.size or found.side)
@@ -87,11 +87,11 @@ def relabel(
         teacher=loaded.name,
     )
     if val:
-        images = open_validation(val, settings, progress)
+        images = open_validation(str(val), settings, progress)
         bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
     else:
         bench.check_teacher(loaded, album, recorded=False, images="images of the set itself")
-    target = out or beside(set_, "labels")
+    target = Path(out or beside(found.path, "labels"))
     if p.labels == "fixed":
         new = write_fixed(target, bench.pictures(album), loaded)
         bench.tell(f"one label each of {len(album.rows)} images {'written' if new else 'was there'}: {target}")
@@ -104,46 +104,52 @@ def relabel(
 
 
 def evaluate(
-    sets: Sequence[Path],
-    val: str,
-    students: Sequence[str],
-    settings: Settings,
-    teacher: str | None = None,
-    stored: Path | None = None,
+    sets: AsPath | Iterable[AsPath],
+    val: AsPath,
+    students: str | Sequence[str],
+    settings: Settings = DEFAULT,
+    teacher: AsPath | None = None,
+    stored: AsPath | None = None,
     count: int = 5,
     ipc: int | None = None,
     factor: int | None = None,
-    out: Path | None = None,
+    out: AsPath | None = None,
     progress: Progress = quiet,
     names: Sequence[str] = (),
 ) -> list[Line]:
     """Train ``count`` fresh students of each network on each set, and measure them on the validation images.
 
-    A folder of several sets (``opening.members``) is one line, whose intervals cover the choice of the set.
+    >>> hard = load_settings("hard", {"protocol.epochs": 1})  # no teacher; one epoch, to be quick
+    >>> [line] = evaluate("run/ipc1", "new-photos", "conv3w8", hard, count=1)
+    >>> 0 <= line.top1.mean <= 100
+    True
 
+    A folder of several sets (``opening.members``) is one line, whose intervals cover the choice of the set.
     Results are written to ``out`` (by default SET-results, beside each SET); what is there is not trained again.  A line for
     each set and network, called ``names`` instead of their folders' names; empty on other processes than the main one.
-
     Raises ConfigError, DataError, StoreError before anything is trained.
     """
     refuse_unused(settings.protocol, {"--teacher": teacher, "--stored": stored})
+    students = [students] if isinstance(students, str) else students
+    judge, kept = str(teacher) if teacher else None, Path(stored) if stored else None
+    paths = [Path(path) for path in ([sets] if isinstance(sets, str | os.PathLike) else sets)]
     for student in students:  # what is mistyped is told before any image is read
         canonical(student)
-    if teacher and settings.protocol.labels != "hard":
-        read_checkpoint(teacher)
+    if judge and settings.protocol.labels != "hard":
+        read_checkpoint(judge)
     bench = Bench.of(settings, progress)
-    found = [[open_set(one, factor, progress) for one in members(path)] for path in sets]
-    images = open_validation(val, settings, progress)
+    found = [[open_set(one, factor, progress) for one in members(path)] for path in paths]
+    images = open_validation(str(val), settings, progress)
     cells: list[Cell] = []
     targets: list[Path] = []
     rows: list[tuple[str, slice]] = []  # a line's name, and its cells
-    for group, name in zip(found, names or [named(path).name for path in sets], strict=True):
+    for group, name in zip(found, names or [named(path).name for path in paths], strict=True):
         for student in dict.fromkeys(students):
             rows.append((name, slice(len(cells), len(cells) + len(group))))
             for one in group:
                 own = name if len(group) == 1 else f"{name}/{one.name}"
-                cells.append(make_cell(own, one, images, student, settings.protocol, teacher, bench, ipc, stored))
-                targets.append(out or beside(one.path, "results"))
+                cells.append(make_cell(own, one, images, student, settings.protocol, judge, bench, ipc, kept))
+                targets.append(Path(out or beside(one.path, "results")))
     logged = settings.protocol.model_dump(mode="json")
     bench.track = bench.workers.tracker(settings.compute.tracker, targets[0] / "logs", logged)
     seeds = range(settings.seed, settings.seed + count)

@@ -27,6 +27,8 @@ ABANDONED = 3600.0  # seconds without renewal after which the process counts as 
 APPEARED = (errno.EEXIST, errno.ENOTEMPTY)  # a folder that another process finished first
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(?=\s*(\.|$))", re.I)  # no file of Windows is called so
 
+AsPath = str | os.PathLike[str]  # what public functions take for a file or folder
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside ``path``, flush to disk, rename: whoever sees the file sees all of it."""

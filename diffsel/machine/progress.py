@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm  # a widget in notebooks that have ipywidgets
 
 from .terminal import plain_stderr, shown
 
@@ -27,8 +28,13 @@ def on_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def progress(hidden: bool) -> Progress:
+def progress(hidden: bool = False) -> Progress:
     """Bars on stderr; ``hidden`` for none."""
     hidden = hidden or not on_main()
     every = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
     return partial(Bar, disable=hidden, dynamic_ncols=True, mininterval=every, file=plain_stderr())
+
+
+def bars(*given: Any, **told: Any) -> tqdm:
+    """A ``Progress`` that shows its bars, wherever stderr is then."""
+    return progress()(*given, **told)

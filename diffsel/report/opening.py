@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.results import Line
+from ..machine.files import AsPath
 from ..machine.formats import differences, read_yaml
 from ..runs.run import Part, Run, open_run, recorded_settings
 from ..sets.opening import DistilledSet, damaged_pictures, read_set
@@ -39,7 +40,7 @@ class Opened:
         return list(dict.fromkeys(name for shown in self.sets for name in shown.names))
 
 
-def open_target(target: Path, more: Sequence[Path] = (), run: Path | None = None) -> Opened:
+def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = None) -> Opened:
     """A RUN with its sets (in it, beside it, or named), or a SET with its run (above it, beside it, or named).
 
     Raises StoreError for a folder that is neither, and for a run and a set that do not belong together.

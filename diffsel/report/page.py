@@ -24,7 +24,7 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..machine.files import write_atomically
+from ..machine.files import AsPath, write_atomically
 from ..machine.progress import Progress, quiet
 from ..runs.knowledge import CALIBRATED, Knowledge, overall, stored, what_it_knows
 from ..runs.run import Run
@@ -60,24 +60,28 @@ class Gathered:
 
 
 def write_report(
-    target: Path,
-    out: Path | None = None,
-    sets: Sequence[Path] = (),
-    run: Path | None = None,
-    results: Sequence[Path] = (),
+    target: AsPath,
+    out: AsPath | None = None,
+    sets: Sequence[AsPath] = (),
+    run: AsPath | None = None,
+    results: Sequence[AsPath] = (),
     limit: int = LIMIT,
     progress: Progress = quiet,
 ) -> list[Path]:
     """Write the report on a RUN or SET to ``out`` (default TARGET-report.html, beside it); returns its files.
 
+    >>> [file.name for file in write_report("run")]
+    ['run-report.html']
+
     Files of an earlier, longer report of this name are removed.  Raises StoreError for a target that is neither or is
     damaged, ConfigError for an ``out`` that is no HTML file or a folder of results that is not there.
     """
-    out = out or target.resolve().with_name(target.resolve().name + "-report.html")
+    target = Path(target)
+    out = Path(out or target.resolve().with_name(target.resolve().name + "-report.html"))
     if out.suffix != ".html" or out.is_dir():
         raise ConfigError(f"--out {out}: must be a file that ends in .html")
-    opened = open_target(target, sets, run)
-    found = accuracies(result_folders(opened.sets, results), opened.sets, progress)
+    opened = open_target(target, [Path(path) for path in sets], run)
+    found = accuracies(result_folders(opened.sets, [Path(path) for path in results]), opened.sets, progress)
     book = Book(out, opened, limit)
     names = opened.classes
     coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}

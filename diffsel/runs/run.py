@@ -21,7 +21,8 @@ import numpy as np
 
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, Row, reopen
-from ..machine.files import apart, safe_name, write_atomically
+from ..data.notebook import facts_html
+from ..machine.files import AsPath, apart, safe_name, write_atomically
 from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
 from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, guided
@@ -71,7 +72,7 @@ class Part:
         write_unit(self.file(unit), self.mark, tensors, {"label": unit.label})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A RUN folder under some settings: its patches, vectors and selection may be asked otherwise than it was scored."""
 
@@ -81,6 +82,13 @@ class Run:
     classes: tuple[ClassInfo, ...]
     data: ImageData
     part: Part | None = None  # the maps of a prompt that was added later, in the place of the run's own
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.data.summary}, scored by {self.settings.model.model})"
+
+    def _repr_html_(self) -> str:
+        scored = f"{sum(self.map_file(unit).exists() for unit in self.units)} of {len(self.units)} scored"
+        return facts_html(str(self.path), {"images": self.data.summary, "model": self.settings.model.model, "units": scored})
 
     @cached_property
     def mark(self) -> str:
@@ -267,20 +275,20 @@ class Run:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_run(path: Path, settings: Settings | None = None, may_be_gone: bool = True, moved: str | None = None) -> Run:
+def open_run(path: AsPath, settings: Settings | None = None, may_be_gone: bool = True, moved: AsPath | None = None) -> Run:
     """Open RUN to look at it, on any machine; ``settings`` (default: its own) must agree with it about the scoring pass.
 
     ``may_be_gone``: missing images are told only where one is read.  ``moved``: where they are now, if not where they were.
     Raises StoreError for what is no run or damaged, ConfigError and SettingsDiffer for settings of another pass.
     """
-    record = read_record(path)
+    record = read_record(path := Path(path))
     try:
         classes = tuple(ClassInfo(**entry) for entry in record["classes"])
         settings = settings or resolve(recorded_settings(record))
         check_asked(path, record, settings)
         if record["classes"] != record["identity"]["classes"]:
             raise StoreError(f"{path / 'run.yaml'} is damaged: its classes are not those that were scored")
-        where, identified = moved or record["data"], record["identity"]["images"]
+        where, identified = str(moved or record["data"]), record["identity"]["images"]
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path / 'run.yaml'} is damaged ({type(error).__name__}: {error})") from None
     data = reopen(where, classes, read_index(path), read_skipped(path), settings.data, may_be_gone)

@@ -18,14 +18,14 @@ from ..data.classes import ClassInfo
 from ..data.images import ImageData, Row, Skipped, open_data
 from ..data.pixels import Pixels
 from ..machine.claims import Shared
-from ..machine.files import sweep, write_atomically, write_new
+from ..machine.files import AsPath, sweep, write_atomically, write_new
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Track, Workers, out_of_memory
 from ..machine.progress import Progress, quiet
 from ..machine.tensors import write_unit
 from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
-from ..settings.settings import Settings, identity
+from ..settings.settings import DEFAULT, Settings, identity
 from .index import mend_index, read_index, read_skipped, write_index, write_skipped
 from .record import FORMAT, read_record
 from .run import Run, image_identity, open_run, pass_identity
@@ -43,12 +43,12 @@ class Session:
     """A run at work: its place among the processes, and what was done, for the summary."""
 
     run: Run
-    workers: Workers
-    progress: Progress = quiet
+    workers: Workers = field(repr=False)
+    progress: Progress = field(default=quiet, repr=False)
     counts: dict[str, int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
-    done: dict[str, int] = field(default_factory=dict, init=False)  # by this process
-    begun: float = field(default_factory=time.monotonic, init=False)
+    done: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # by this process
+    begun: float = field(default_factory=time.monotonic, init=False, repr=False)
     base: Session | None = None  # whose model is used
     model_checked: bool = False  # whether the model's files, gigabytes of them, were already hashed for this run
 
@@ -184,7 +184,7 @@ def keep_latents(session: Session) -> None:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def start(source: str, out: Path, settings: Settings, progress: Progress = quiet) -> Session:
+def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: Progress = quiet) -> Session:
     """Open a data set and make RUN for it, or open RUN again.  Every setting that can be wrong is checked here.
 
     Raises ConfigError, DataError, or StoreError (SettingsDiffer where RUN holds results of other settings).
@@ -192,7 +192,7 @@ def start(source: str, out: Path, settings: Settings, progress: Progress = quiet
     from ..scoring.draws import open_scorer
     from ..scoring.folder import locate
 
-    workers = Workers()
+    source, out, workers = str(source), Path(out), Workers()
     decided = pass_identity(settings) | _precision(settings, workers)  # a device that cannot be used is refused first
     workers.check_tracker(settings.compute.tracker)
     chosen_bins(settings.patches, settings.scoring)
@@ -253,15 +253,15 @@ def _known(out: Path, root: str, settings: Settings) -> Iterable[Row | Skipped]:
         return []
 
 
-def resume(path: Path, settings: Settings, progress: Progress = quiet, moved: str | None = None) -> Session:
+def resume(path: AsPath, settings: Settings | None = None, progress: Progress = quiet, moved: AsPath | None = None) -> Session:
     """Open RUN for the stages after scoring; images are read, and the model is loaded, only where they are needed.
 
-    ``moved``: where the images are now, if not where they were scored.  Raises as ``open_run``, StoreError for a
-    tracker that is missing."""
+    ``settings``: by default RUN's own.  ``moved``: where the images are now, if not where they were scored.  Raises as
+    ``open_run``, StoreError for a tracker that is missing."""
     run, workers = open_run(path, settings, may_be_gone=False, moved=moved), Workers()
-    workers.check_tracker(settings.compute.tracker)
+    workers.check_tracker(run.settings.compute.tracker)
     if workers.is_main:
-        sweep(path)
+        sweep(run.path)
     return Session(run, workers, progress)
 
 

@@ -60,6 +60,12 @@ def score_images(
 ) -> Iterator[tuple[int, Maps]]:
     """Maps of each image, as (position in ``images``, Maps), size by size.
 
+    >>> scorer = open_scorer(Settings(model="demo", draws=3))
+    >>> grey = np.full((64, 64, 3), 128, np.uint8)
+    >>> [(place, maps)] = score_images(scorer, [("grey", grey)], ["An image of three."])
+    >>> maps.differential.shape  # one prompt, three bins of timesteps, latent cells
+    (1, 3, 16, 16)
+
     ``images`` are (key, uint8 (H, W, 3)) or (key, latent); the key names the image's noise, whatever batch it falls in.
     Every forward has the same number of samples (the last is filled up), so that an image's bytes do not depend on its
     neighbours; ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.

@@ -100,6 +100,9 @@ def patch_scores(
 ) -> tuple[Float[np.ndarray, "rows cols"], NDArray[np.int64], NDArray[np.int64]]:
     """Mean of the upsampled map over every patch, with the top and left pixel of each row and column of scores.
 
+    >>> patch_scores(np.array([[0.0, 0.0], [0.0, 1.0]]), 16, 16, patch=8, stride=8)[0].tolist()
+    [[0.015625, 0.109375], [0.109375, 0.765625]]
+
     Equal to bilinear upsampling (align_corners False) to ``height`` x ``width`` and a ``patch`` x ``patch`` average
     pool.  ``patch`` 0 is the whole image.
     """
@@ -142,6 +145,9 @@ def best_boxes(
     cells: Float[np.ndarray, "h w"], height: int, width: int, settings: PatchSettings, gap: int = 0
 ) -> list[tuple[Box, float]]:
     """The ``per_image`` best boxes that do not overlap, with their scores, best first; fewer where no more fit.
+
+    >>> best_boxes(np.array([[0.0, 0.0], [0.0, 1.0]]), 16, 16, PatchSettings(patch_size=8))
+    [((8, 8, 8, 8), 0.765625)]
 
     Greedy: the best patch, then the best of those at least ``gap`` pixels clear of it, and so on; equal scores: the
     upper, then the left one first.

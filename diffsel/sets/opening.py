@@ -17,9 +17,10 @@ from typing import Any
 from ..data.albums import Album
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, open_data
+from ..data.notebook import counted, facts_html, pictures_html
 from ..data.pixels import digest
 from ..data.trees import EXTENSIONS, FOREIGN
-from ..machine.files import check_place
+from ..machine.files import AsPath, check_place
 from ..machine.formats import differences, is_mine
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, StoreError
@@ -27,7 +28,7 @@ from ..settings.sections import DataSettings
 from .record import LISTED, SUMS, Picture, read_listing, read_sums
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DistilledSet:
     """An opened SET: written by diffsel, or any folder of class folders (then ``record`` and ``pictures`` are empty)."""
 
@@ -37,6 +38,24 @@ class DistilledSet:
     told: int | None = None  # tiles per mosaic side, for sets of other tools
     progress: Progress = quiet
     differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # from what it is shown beside
+
+    def __repr__(self) -> str:
+        return f"DistilledSet({str(self.path)!r}: {self.summary})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def _repr_html_(self) -> str:
+        files = {label: [self.path / picture.file for picture in found] for label, found in self.images.items()}
+        return facts_html(str(self.path), {"set": self.summary, "tiles a side": self.factor}) + pictures_html(files)
+
+    @property
+    def summary(self) -> str:
+        """Its pictures, and who chose them."""
+        if not self.pictures:
+            return "of another tool"
+        images, classes = counted(len(self.pictures), "image"), counted(len(self.images), "class")
+        return f"{images} of {classes}, chosen by {self.method}"
 
     @property
     def name(self) -> str:
@@ -125,11 +144,12 @@ class DistilledSet:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def read_set(path: Path) -> DistilledSet:
+def read_set(path: AsPath) -> DistilledSet:
     """A set of diffsel's.  Raises StoreError for any other folder, or where its record is damaged.
 
     Its pictures are not looked at: ``check_whole`` does that.
     """
+    path = Path(path)
     if not (path / "set.yaml").exists():
         raise StoreError(
             f"{path} is not a distilled set (no set.yaml); make one with `diffsel select RUN --ipc N --out {path}`"
@@ -137,11 +157,17 @@ def read_set(path: Path) -> DistilledSet:
     return DistilledSet(path, *read_listing(path))
 
 
-def open_set(path: Path, factor: int | None = None, progress: Progress = quiet) -> DistilledSet:
-    """Any distilled set; ``factor`` is read from it, or told where another tool made it (default 1).
+def open_set(path: AsPath, factor: int | None = None, progress: Progress = quiet) -> DistilledSet:
+    """Any distilled set.
+
+    >>> open_set("run/ipc1").names
+    ('cat', 'dog')
+
+    ``factor`` is read from it, or told where another tool made it (default 1).
 
     Raises DataError for a folder that is none, or has a class without images, and as ``read_set`` and ``check_whole``.
     """
+    path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such distilled set (a folder of class folders)")
     ours = (path / "set.yaml").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +28,11 @@ def added(neutral: Any) -> dict[str, Any]:
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What differs from the defaults."""
+        defaults = type(self).model_fields
+        yield from ((name, value) for name, value in super().__repr_args__() if name and value != defaults[name].default)
 
 
 class DataSettings(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from .errors import ConfigError
+from .presets import find_preset
 from .sections import (
     EXECUTION,
     AssemblySettings,
@@ -35,7 +36,13 @@ def default_patch(image_size: int) -> int:
 
 
 class Settings(Section):
-    """All sections; what a YAML settings file may hold."""
+    """All sections; what a YAML settings file may hold.  A setting whose name only one section has needs no section.
+
+    >>> Settings(model="demo", draws=3) == Settings(model={"model": "demo"}, scoring={"draws": 3})
+    True
+
+    Raises ConfigError naming what is wrong, and what would be right.
+    """
 
     seed: int = Field(0, ge=0, description="Seeds the image cap, the noise, K-means and random baselines.")
     data: DataSettings = DataSettings()
@@ -49,6 +56,12 @@ class Settings(Section):
     assembly: AssemblySettings = AssemblySettings()
     training: TrainingSettings = TrainingSettings()
     protocol: ProtocolSettings = ProtocolSettings()
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**placed(values))
+        except ValidationError as error:
+            raise ConfigError("; ".join(map(_explain, error.errors()))) from error
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -71,17 +84,48 @@ class Settings(Section):
         return self
 
 
-def load_settings(files: list[Path], flags: Mapping[str, Any] | None = None, base: Mapping[str, Any] | None = None) -> Settings:
-    """``base``, over it YAML files (later ones win), over them flags ``{"section.field": value}``.
+SECTIONS: dict[str, Any] = {
+    name: field.annotation for name, field in Settings.model_fields.items() if hasattr(field.annotation, "model_fields")
+}
+
+
+def homes(field: str) -> list[str]:
+    """The sections that have a setting of this name."""
+    return [name for name, section in SECTIONS.items() if field in section.model_fields]
+
+
+def placed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that stand outside of their section, put into the one that has them; all others as they are."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        plain, sections = isinstance(value, Section | Mapping), homes(key)
+        inside = len(sections) == 1 and not (key in SECTIONS and plain)  # model is a section and its first setting
+        value = dict(value) if isinstance(value, Section) else value
+        _merge(found, {sections[0]: {key: value}} if inside else {key: value})
+    return found
+
+
+DEFAULT = Settings()
+
+
+def load_settings(
+    files: str | Path | Sequence[str | Path] = (),
+    flags: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Settings:
+    """``base``, over it YAML files or presets by name (later ones win), over them flags ``{"section.field": value}``.
+
+    >>> load_settings("rded", {"protocol.epochs": 30}).protocol.name
+    'rded'
 
     A run.yaml is a settings file too: what RUN was made with, apart from what belongs to its machine.
     Raises ConfigError naming the file, the key and the nearest valid one.
     """
     merged: dict[str, Any] = {}
     _merge(merged, base or {})
-    for file in files:
+    for file in map(find_preset, [files] if isinstance(files, str | Path) else files):
         try:
-            part = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+            part = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"settings file {file}: {error}") from None
         if not isinstance(part, dict):
@@ -92,7 +136,7 @@ def load_settings(files: list[Path], flags: Mapping[str, Any] | None = None, bas
             resolve(part, alone=True)
         except ConfigError as error:
             raise ConfigError(f"settings file {file}: {error}") from None
-        _merge(merged, part)
+        _merge(merged, placed(part))
     for key, value in (flags or {}).items():
         *section, field = key.split(".")
         _merge(merged, {section[0]: {field: value}} if section else {field: value})
@@ -105,11 +149,12 @@ def resolve(values: Mapping[str, Any], alone: bool = False) -> Settings:
     ``alone``: one file of several, in which keys and types must be right; rules between fields wait for the others.
     """
     try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        errors = [each for each in error.errors() if not alone or each["type"] != "value_error"]
-        if errors:
-            raise ConfigError("; ".join(_explain(each) for each in errors)) from None
+        return Settings(**{str(key): value for key, value in values.items()})
+    except ConfigError as error:
+        found = error.__cause__.errors() if isinstance(error.__cause__, ValidationError) else []
+        wrong = [each for each in found if not alone or each["type"] != "value_error"]
+        if wrong:
+            raise ConfigError("; ".join(map(_explain, wrong))) from None
         return Settings()
 
 
@@ -153,9 +198,12 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any]) -> None:
 def _explain(error: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        section = Settings.model_fields.get(str(error["loc"][0])) if len(error["loc"]) > 1 else None
-        valid = list(section.annotation.model_fields if section else Settings.model_fields)  # type: ignore[union-attr]
-        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.4)
+        section = SECTIONS.get(str(error["loc"][0])) if len(error["loc"]) > 1 else None
+        valid = list(section.model_fields if section else Settings.model_fields)
+        known = valid if section else [*valid, *(name for each in SECTIONS.values() for name in each.model_fields)]
+        if not section and (several := homes(where)):
+            return f"setting {where!r} is in several sections; say which: {', '.join(f'{each}.{where}' for each in several)}"
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
         return f"unknown setting {where!r}; {hint}"
     message = str(error["msg"]).removeprefix("Value error, ")

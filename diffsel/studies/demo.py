@@ -72,7 +72,7 @@ def run_demo(
     begin = time.monotonic()
     truth = compose_data(out, seed, per_class, progress)
     settings = settings or demo_settings(seed)
-    one = method.distill(str(out / "train"), out / "run", {n: out / f"ipc{n}" for n in IPCS}, settings, progress)
+    one = method.make_sets(str(out / "train"), out / "run", {n: out / f"ipc{n}" for n in IPCS}, settings, progress)
     two = start(str(out / "two_objects"), out / "run_two_objects", settings, progress)
     method.score(two)
     accuracy = accuracies(one, out, progress)

@@ -22,7 +22,7 @@ from diffsel import method
 from diffsel.data.images import open_data
 from diffsel.evaluation.results import result_key
 from diffsel.machine.tensors import read_unit, write_unit
-from diffsel.method import distill
+from diffsel.method import make_sets
 from diffsel.report import accuracies as page_accuracy
 from diffsel.report import opening as page_run
 from diffsel.report.classes import class_part, picked_of
@@ -77,7 +77,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data" / "classes.yaml").write_text(json.dumps({HOSTILE[1]: NAME}))
     values = small_values()
     settings = resolve({**values, "scoring": {**values["scoring"], "prompts": [PROMPT]}})
-    session = distill(str(root / "data"), root / "run", {n: root / "run" / f"ipc{n}" for n in (1, 2)}, settings)
+    session = make_sets(str(root / "data"), root / "run", {n: root / "run" / f"ipc{n}" for n in (1, 2)}, settings)
     plain = settings.model_copy(update={"selection": settings.selection.model_copy(update={"method": "random"})})
     select_baseline(session.data, 1, root / "random", plain)
     for seed, top1 in enumerate((50.0, 52.0, 57.0)):
@@ -266,7 +266,7 @@ def test_accuracies_are_of_the_sets_shown(work: Path, tmp_path: Path) -> None:
 def test_a_prompts_set_is_shown_with_its_own_prompts_maps(tmp_path: Path, folder, small) -> None:
     """Beside the run's set it is named; without the prompt's maps there are no heat maps, rather than the run's."""
     source, run = str(folder(cat=6, dog=6)), tmp_path / "run"
-    session = distill(source, run, {1: run / "ipc1"}, small)
+    session = make_sets(source, run, {1: run / "ipc1"}, small)
     study = prompts.plan(session, ["A sketch of {label}."])
     prompts.score(study)
     view = study.views()[1]
