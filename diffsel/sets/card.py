@@ -38,28 +38,29 @@ def card(
     ``loading`` is Python code; ``source`` and ``about`` are Markdown; ``front`` adds to the front matter.  The licence is left
     open.
     """
-    from huggingface_hub import DatasetCardData
-
     count, size = record["ipc"] * len(labels), record.get("assembly", {}).get("size")
-    matter = DatasetCardData(
-        task_categories=["image-classification"],
-        tags=["dataset-distillation", "diffsel"],
-        size_categories=[next((name for limit, name in SIZES if count < limit), "n>1M")],
-        **(front or {}),
-    )
+    sized = next((name for limit, name in SIZES if count < limit), "n>1M")
     chosen = METHODS.get(record.get("selection", {}).get("method", ""), "by diffsel")
     tiles = f"{record['factor']} x {record['factor']} patches" if record["factor"] > 1 else "one patch"
     settings = "".join(f"    {line}\n" for line in dump_yaml(record).decode().splitlines())
-    return (
-        f"---\n{matter.to_yaml()}\n---\n\n"
+    return hub_card(
+        {"size_categories": [sized], **(front or {})},
         f"# Distilled image set: {len(labels)} classes, {record['ipc']} images each\n\n"
         f"{count} pictures of {size} x {size} pixels, {tiles} each.\n\n"
         f"**Source.** {source or 'Real images; fill in which.'}  Every tile is cut out of one of them, none was generated.\n\n"
         f"**Method.** Selected {chosen}, at {record['ipc']} images per class, seed {record.get('seed')}.\n\n"
         f"**Loading.** `{loading}`\n\n"
         "**Licence.** Left to you: that of the source images; fill in before sharing.\n\n"
-        f"{about and about + chr(10) * 2}## Labels\n\n{_table(labels, words)}\n\n## Settings\n\n{settings}"
+        f"{about and about + chr(10) * 2}## Labels\n\n{_table(labels, words)}\n\n## Settings\n\n{settings}",
     )
+
+
+def hub_card(front: Mapping[str, Any], body: str) -> str:
+    """A card as the hub shows it: front matter, and Markdown."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    matter = DatasetCardData(task_categories=["image-classification"], tags=["dataset-distillation", "diffsel"], **front)
+    return str(DatasetCard(f"---\n{matter.to_yaml()}\n---\n\n{body}"))
 
 
 def _table(labels: Sequence[str], words: Mapping[str, str] | None) -> str:

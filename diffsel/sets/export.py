@@ -150,7 +150,7 @@ def _features(names: Sequence[str]) -> dict[str, Any]:
     """The columns as the datasets library describes them."""
     dtypes = {name: {"dtype": str(_column_type(name)).replace("double", "float64"), "_type": "Value"} for name in TILE_COLUMNS}
     label = {"names": list(names), "_type": "ClassLabel"}
-    return {"image": {"_type": "Image"}, "label": label, "tiles": {"feature": dtypes, "_type": "List"}}
+    return {"image": {"_type": "Image"}, "label": label, "tiles": [dtypes]}  # a list by every version of the library
 
 
 def _write_shards(found: DistilledSet, out: Path) -> None:

@@ -30,6 +30,7 @@ from ..machine.progress import Progress, quiet
 from ..runs.run import Run
 from ..settings.errors import ConfigError, DataError
 from ..settings.settings import identity
+from .card import hub_card
 from .export import hand_over
 from .scores import COLUMNS, Scores
 
@@ -82,12 +83,12 @@ def _counted(tables: Iterable[pa.Table], tell: Callable[[], object]) -> Iterator
 
 def _card(run: Run, form: str, record: Mapping[str, Any]) -> str:
     matter = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]}
-    front = f"---\n{dump_yaml(matter).decode()}---\n\n" if form == "datasets" else ""
     told = "\n".join(f"| `{name}` | {text} |" for name, (_, text) in COLUMNS.items())
     settings = "".join(f"    {line}\n" for line in dump_yaml(record).decode().splitlines())
-    return (
-        f"{front}# Scores of {len(run.data.rows)} images in {len(run.classes)} classes\n\n**Loading.** `{LOADING[form]}`\n\n"
-        f"One line an image; of several patches the best.\n\n| column | |\n|---|---|\n{told}\n\n## Settings\n\n{settings}"
+    return hub_card(
+        matter if form == "datasets" else {},
+        f"# Scores of {len(run.data.rows)} images in {len(run.classes)} classes\n\n**Loading.** `{LOADING[form]}`\n\n"
+        f"One line an image; of several patches the best.\n\n| column | |\n|---|---|\n{told}\n\n## Settings\n\n{settings}",
     )
 
 

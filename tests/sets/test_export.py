@@ -6,12 +6,14 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import draw, small_values
@@ -82,6 +84,8 @@ def test_hf_loads_with_datasets_with_the_same_labels_names_and_pixels(made: Path
         str(tmp_path / "out" / "data" / "train-00000-of-00001.parquet"), cache_dir=str(tmp_path / "cache")
     )
     assert alone.features["label"] == table.features["label"]  # the file says so itself, without the card
+    about = pq.read_schema(tmp_path / "out/data/train-00000-of-00001.parquet").metadata[b"huggingface"].decode()
+    assert set(re.findall(r'"_type": "(\w+)"', about)) == {"Image", "ClassLabel", "Value"}  # versions 3 know no List
 
 
 def export_label(lines: list[dict], name: str) -> int:
