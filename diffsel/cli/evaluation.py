@@ -79,6 +79,12 @@ def evaluate(
         typer.Option("--stored", metavar="LABELS", help="Labels written by `relabel`; all students see its batches."),
     ] = None,
     students: Seeds = 5,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--budgets", metavar="A,B,..", help="Train at these shares of the epochs, and tell what sets cost: 0.25,0.5,1."
+        ),
+    ] = None,
     ipc: Ipc = None,
     factor: Factor = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="RESULTS", help="Default: SET-results, beside SET.")] = None,
@@ -88,15 +94,21 @@ def evaluate(
     from ..evaluation import tasks
     from ..report.text import accuracy_table, over_random
     from ..sets.opening import members, open_set
+    from ..studies.budgets import columns, read_budgets, write_curves
 
-    lines = tasks.evaluate(sets, val, student, settings, teacher, stored, students, ipc, factor, out, progress(quiet))
+    shares = read_budgets(budgets or "1")
+    given = (teacher, stored, students, ipc, factor, out, progress(quiet))
+    lines = tasks.evaluate(sets, val, student, settings, *given, budgets=shares)
     if not on_main():
         return
-    print(accuracy_table(lines))
-    random = [open_set(members(path)[0], factor).method == "random" for path in sets for _ in dict.fromkeys(student)]
-    if text := over_random(lines, random):
+    opened = [open_set(members(path)[0], factor) for path in sets]
+    of = [one for one in opened for _ in range(len(lines) // len(opened))]
+    print(accuracy_table(lines, columns(lines, of) if budgets else None))
+    if text := over_random(lines, [one.method == "random" for one in of]):
         print(text)
     places = [out] if out else [beside(one, "results") for path in sets for one in members(path)]
+    if budgets:
+        print(write_curves(lines, places[0]))
     print(f"results: {', '.join(map(str, dict.fromkeys(places)))}")
     if any(line.failed for line in lines):
         raise typer.Exit(1)

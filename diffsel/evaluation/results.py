@@ -148,6 +148,7 @@ class Line:
     failed: Mapping[int, str]
     seconds: float
     trained_on: Mapping[str, Any] = field(repr=False)  # what the results tell of it
+    seen: int = 0  # training images that each student saw, over all epochs
     set: str = ""  # name of the set that it is of
 
     @property
@@ -212,6 +213,7 @@ def line_of(results: Sequence[Mapping[str, Any]], report: str | None = None) -> 
         failed={int(one["seed"]): str(one["failed"]["reason"]) for one in results if "failed" in one},
         seconds=sum(float(one["seconds"]) for one in good),
         trained_on=identity,
+        seen=int(good[0].get("images_seen", 0)) if good else 0,
     )
 
 

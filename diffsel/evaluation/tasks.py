@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def evaluate(
     out: AsPath | None = None,
     progress: Progress = quiet,
     names: Sequence[str] = (),
+    budgets: Sequence[float] = (1.0,),
 ) -> list[Line]:
     """Train ``count`` fresh students of each network on each set, and measure them on the validation images.
 
@@ -124,7 +126,8 @@ def evaluate(
     >>> 0 <= line.top1.mean <= 100
     True
 
-    A folder of several sets (``opening.members``) is one line, whose intervals cover the choice of the set.
+    A folder of several sets (``opening.members``) is one line, whose intervals cover the choice of the set.  ``budgets``:
+    shares of the protocol's epochs; each is a training with a schedule of its own, and a line.
     Results are written to ``out`` (by default SET-results, beside each SET); what is there is not trained again.  A line for
     each set and network, called ``names`` instead of their folders' names; empty on other processes than the main one.
     Raises ConfigError, DataError, StoreError before anything is trained.
@@ -133,8 +136,7 @@ def evaluate(
     students = [students] if isinstance(students, str) else students
     judge, kept = str(teacher) if teacher else None, Path(stored) if stored else None
     paths = [Path(path) for path in ([sets] if isinstance(sets, str | os.PathLike) else sets)]
-    for student in students:  # what is mistyped is told before any image is read
-        canonical(student)
+    _ = [canonical(student) for student in students]  # what is mistyped is told before any image is read
     if judge and settings.protocol.labels != "hard":
         read_checkpoint(judge)
     bench = Bench.of(settings, progress)
@@ -144,20 +146,25 @@ def evaluate(
     targets: list[Path] = []
     rows: list[tuple[str, slice]] = []  # a line's name, and its cells
     for group, name in zip(found, names or [named(path).name for path in paths], strict=True):
-        for student in dict.fromkeys(students):
+        for student, protocol in product(dict.fromkeys(students), lengths(settings.protocol, budgets)):
             rows.append((name, slice(len(cells), len(cells) + len(group))))
             for one in group:
                 own = name if len(group) == 1 else f"{name}/{one.name}"
-                cells.append(make_cell(own, one, images, student, settings.protocol, judge, bench, ipc, kept))
+                cells.append(make_cell(own, one, images, student, protocol, judge, bench, ipc, kept))
                 targets.append(Path(out or beside(one.path, "results")))
-    logged = settings.protocol.model_dump(mode="json")
-    bench.track = bench.workers.tracker(settings.compute.tracker, targets[0] / "logs", logged)
-    seeds = range(settings.seed, settings.seed + count)
+    track, seeds = settings.compute.tracker, range(settings.seed, settings.seed + count)
+    bench.track = bench.workers.tracker(track, targets[0] / "logs", settings.protocol.model_dump(mode="json"))
     run_cells(cells, seeds, targets, bench)
     if not bench.workers.is_main:
         return []
     lines = [gather([cell], seeds, to, bench.machine)[0] for cell, to in zip(cells, targets, strict=True)]
     return [over_sets(lines[each], name) for name, each in rows]
+
+
+def lengths(protocol: ProtocolSettings, budgets: Sequence[float]) -> list[ProtocolSettings]:
+    """The protocol at these shares of its epochs, at least one epoch each."""
+    epochs = dict.fromkeys(max(1, round(budget * protocol.epochs)) for budget in budgets)
+    return [protocol.model_copy(update={"epochs": each}) for each in epochs]
 
 
 def refuse_unused(protocol: ProtocolSettings, given: dict[str, object]) -> None:

@@ -50,7 +50,7 @@ def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = No
         sets = [read_set(path) for path in more] or _sets_of(open_run(target))
     elif (target / "set.yaml").exists():
         sets = [read_set(path) for path in (target, *more)]
-        opened = open_run(run) if run else _run_of(target, sets[0].record)
+        opened = open_run(run) if run else run_of(target, sets[0].record)
     else:
         raise StoreError(f"{target} is neither a run (run.yaml) nor a distilled set (set.yaml)")
     if not opened:
@@ -126,7 +126,7 @@ def _sets_of(run: Run) -> list[DistilledSet]:
     return [read_set(path) for path in found if read_yaml(path / "set.yaml").get("run") == run.mark]
 
 
-def _run_of(path: Path, record: Mapping[str, Any]) -> Run | None:
+def run_of(path: Path, record: Mapping[str, Any]) -> Run | None:
     """The run of a set: the folder above it, one beside it, or one in OUT/runs for OUT/sets/SET."""
     near = path.resolve().parent
     files = [*near.glob("run.yaml"), *sorted(near.glob("*/run.yaml"))]
@@ -155,15 +155,8 @@ class Cost:
 
 def costs(opened: Opened, lines: Sequence[Line]) -> list[Cost]:
     found = []
-    if run := opened.run:
-        s = run.settings
-        scored = len({row.path for row in run.data.rows} - {item.path for item in run.data.skipped})
-        draws = f"{s.scoring.draws} draws" + (f" to {s.scoring.adaptive_draws}" if s.scoring.adaptive_draws else "")
-        work = f"{run.forwards_taken():,} U-Net forwards ({scored:,} images, {draws})"
-        found.append(_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors"))))
-        if vectors := list(run.feature_folder.glob("*.safetensors")):
-            patches = f"one {s.features.kind.upper()} vector of each best patch"
-            found.append(_stage("embedding", patches, run.feature_folder / "settings.yaml", vectors))
+    if opened.run:
+        found += stages(opened.run)
     for shown in opened.sets:
         files = [file for file in shown.path.rglob("*") if file.is_file()]
         number = len(shown.pictures)
@@ -171,6 +164,19 @@ def costs(opened: Opened, lines: Sequence[Line]) -> list[Cost]:
     if lines:
         students = sum(line.top1.n for line in lines if line.top1)
         found.append(Cost("students", f"{students:,} trained", sum(line.seconds for line in lines), 0, 0))
+    return found
+
+
+def stages(run: Run) -> list[Cost]:
+    """Scoring, and embedding where it took place."""
+    s = run.settings
+    scored = len({row.path for row in run.data.rows} - {item.path for item in run.data.skipped})
+    draws = f"{s.scoring.draws} draws" + (f" to {s.scoring.adaptive_draws}" if s.scoring.adaptive_draws else "")
+    work = f"{run.forwards_taken():,} U-Net forwards ({scored:,} images, {draws})"
+    found = [_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors")))]
+    if vectors := list(run.feature_folder.glob("*.safetensors")):
+        patches = f"one {s.features.kind.upper()} vector of each best patch"
+        found.append(_stage("embedding", patches, run.feature_folder / "settings.yaml", vectors))
     return found
 
 

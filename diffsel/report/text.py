@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from statistics import median
 
@@ -32,9 +32,10 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def accuracy_table(lines: Sequence[Line]) -> str:
+def accuracy_table(lines: Sequence[Line], more: Mapping[str, Sequence[str]] | None = None) -> str:
     """Top-1 and top-5 in percent with 95% intervals; below it, where protocols differ from what their names say, what
-    students of stored labels share, and what failed."""
+    students of stored labels share, and what failed.  ``more``: further columns, by their heads."""
+    added = more or {}
     rows = [
         [
             line.name,
@@ -47,10 +48,13 @@ def accuracy_table(lines: Sequence[Line]) -> str:
             str(line.top5 or "-"),
             str(line.best or "-"),
             str(line.last or "-"),
+            line.seen,
+            *(column[i] for column in added.values()),
         ]
-        for line in lines
+        for i, line in enumerate(lines)
     ]
     header = ["set", "teacher", "student", "protocol", "n", "top-1 ± 95%", "std", "top-5 ± 95%", "best epoch", "last epoch"]
+    header += ["images seen", *added]
     failed = [f"{line.name}, seed {seed}: {reason}" for line in lines for seed, reason in line.failed.items()]
     notes = [f"{line.starred} is {line.protocol}" for line in lines if line.starred != line.protocol]
     if any(line.top1 and not isinstance(line.top1, Nested) for line in lines):
@@ -67,16 +71,16 @@ def over_random(lines: Sequence[Line], random: Sequence[bool]) -> str:
     """
 
     def alike(line: Line) -> tuple:
-        return line.student, line.trained_on["images"], tuple(line.trained_on["classes"])
+        return line.student, line.seen, line.trained_on["images"], tuple(line.trained_on["classes"])
 
     bases = [line for line, is_base in zip(lines, random, strict=True) if is_base]
     rows = [
-        [line.name, line.student, difference(line.top1, base.top1), base.name]
+        [line.name, line.student, line.seen, difference(line.top1, base.top1), base.name]
         for line, is_base in zip(lines, random, strict=True)
         for base in bases
         if not is_base and alike(line) == alike(base) and line.top1 and base.top1
     ]
-    return "\n" + table(rows, ["set", "student", "top-1 over random ± 95%", "random"]) if rows else ""
+    return "\n" + table(rows, ["set", "student", "images seen", "top-1 over random ± 95%", "random"]) if rows else ""
 
 
 def describe_data(data: ImageData, settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """Many sets, many students: tables, figures, the demo.
 
 agreement  how far prompts agree on a run
+budgets    accuracy against compute, beside what sets cost to make and to keep
 cases      a case of the paper, a scale, and the job that stands for it
 checking   is a folder what it should be, and what makes a damaged file again?
 demo       the embedded data set, distilled and checked

@@ -68,7 +68,7 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     assert [line.split()[0] for line in out.splitlines() if "conv3w8  conv3w8  rded-fixed*" in line] == ["random", "rded"]
     assert "rded-fixed* is rded-fixed with epochs = 3" in out
     over = out.split("top-1 over random ± 95%")[1]
-    assert re.search(r"rded +conv3w8 +[+-]\d+\.\d.* random$", over, re.MULTILINE)
+    assert re.search(r"rded +conv3w8 +12 +[+-]\d+\.\d.* random$", over, re.MULTILINE)
     results = sorted((pictures / "random-results").rglob("seed-*.json"))
     assert [file.name for file in results] == ["seed-0.json", "seed-1.json"]
     record = json.loads(results[0].read_text())
