@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.images import Skipped
 from .data.pool import copies_note, known_classes
+from .data.rows import Skipped
 from .machine.claims import ahead
 from .machine.files import AsPath
 from .machine.progress import Progress, bars, quiet

@@ -19,8 +19,9 @@ from statistics import median
 
 import psutil
 
-from diffsel.data.images import ImageData, Row, open_data
+from diffsel.data.images import ImageData, open_data
 from diffsel.data.pixels import Pixels
+from diffsel.data.rows import Row
 from diffsel.report.text import table
 from diffsel.settings.sections import DataSettings
 

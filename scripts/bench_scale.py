@@ -42,7 +42,8 @@ from PIL import Image
 from diffsel import method
 from diffsel.data import images
 from diffsel.data.classes import Listing
-from diffsel.data.images import ImageData, Row
+from diffsel.data.images import ImageData
+from diffsel.data.rows import Row
 from diffsel.report import classes as report_classes
 from diffsel.report.opening import open_target
 from diffsel.report.text import table

@@ -23,7 +23,8 @@ import numpy as np
 import psutil
 
 from diffsel.data.classes import ClassInfo, imagenet_wnids
-from diffsel.data.images import ImageData, Row
+from diffsel.data.images import ImageData
+from diffsel.data.rows import Row, Rows
 from diffsel.machine.progress import progress
 from diffsel.machine.tensors import write_unit
 from diffsel.report.text import table
@@ -48,7 +49,7 @@ def make_store(out: Path, classes: int, images: int) -> None:
             digest = hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
             rows.append(Row(len(rows), path, info.folder, 500, 375, digest))
     (out / "train").mkdir(parents=True, exist_ok=True)
-    data = ImageData(str(out / "train"), infos, tuple(rows), (), settings.data, lambda name: b"")
+    data = ImageData(str(out / "train"), infos, Rows.of([rows]), (), settings.data, lambda name: b"")
     described = {**pass_identity(settings), "precision": "fp32", "model": "none", "images": image_identity(data)}
     described["classes"] = [asdict(info) for info in infos]
     run = Run(out / "run", create_run(out / "run", described, settings, data), settings, infos, data)

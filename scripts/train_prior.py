@@ -38,7 +38,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffsel.data.images import Row, open_data
+from diffsel.data.images import open_data
+from diffsel.data.rows import Row
 from diffsel.machine.device import to_device
 from diffsel.machine.progress import progress
 from diffsel.settings.sections import DataSettings

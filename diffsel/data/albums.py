@@ -20,8 +20,9 @@ from ..settings.sections import DataSettings
 from ..settings.settings import Settings, fingerprint, identity
 from .classes import ClassInfo, refuse_shared, spelled
 from .far import is_far
-from .images import ImageData, Row, Skipped, open_data
+from .images import ImageData, open_data
 from .pixels import resized_size
+from .rows import Row, Skipped
 from .tables import split_names
 from .trees import is_datasets_folder
 

@@ -10,45 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from ..machine.files import AsPath
 from ..machine.progress import Progress, quiet
+from ..machine.threads import threaded
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
-from ..settings.settings import DEFAULT, fingerprint
+from ..settings.settings import DEFAULT
 from .classes import ClassInfo, Listing, class_table, kinds_of
 from .far import Far, far_reader, is_far, list_far
 from .notebook import counted
 from .pixels import Pixels, decode, digest, probe_size, read_file, resize, resized_size
+from .rows import Row, Rows, Skipped
 from .tables import Table, list_table
 from .trees import EXTENSIONS, is_datasets_folder, is_utf8, list_tree
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image: its number, its path inside the data set, its class, original size in pixels, and a hash of its bytes."""
-
-    row: int
-    path: str
-    label: str
-    width: int
-    height: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Skipped:
-    path: str
-    label: str
-    reason: str
 
 
 @dataclass(repr=False)
@@ -57,7 +40,7 @@ class ImageData:
 
     root: str
     classes: tuple[ClassInfo, ...]
-    rows: tuple[Row, ...]
+    rows: Rows
     skipped: tuple[Skipped, ...]
     settings: DataSettings
     read: Callable[[str], bytes]
@@ -71,20 +54,13 @@ class ImageData:
         """How many images, of how many classes."""
         return f"{counted(len(self.rows), 'image')} in {counted(len(self.classes), 'class')}"
 
-    @cached_property
-    def _by_class(self) -> dict[str, list[Row]]:
-        rows: dict[str, list[Row]] = {info.folder: [] for info in self.classes}
-        for row in self.rows:
-            rows[row.label].append(row)
-        return rows
+    def of_class(self, folder: str) -> Rows:
+        return self.rows.of_class(folder)
 
-    def of_class(self, folder: str) -> list[Row]:
-        return self._by_class[folder]
-
-    @cached_property
+    @property
     def digest(self) -> str:
         """Stands for these images, their places and their classes."""
-        return fingerprint([[row.path, row.label, row.digest] for row in self.rows])
+        return self.rows.digest
 
     def size(self, row: Row) -> tuple[int, int]:
         """(width, height) of the resized image, pixels."""
@@ -114,6 +90,27 @@ class ImageData:
 
 # ---- opening -------------------------------------------------------------------------------------------------------
 
+AT_ONCE = 32  # images that a thread reads and hashes before it asks for more
+Block = tuple[str, Sequence[str], Rows | Mapping[str, Row | Skipped]]  # class, paths, and what is known of them
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier opening has read of a data set."""
+
+    rows: Rows = field(default_factory=lambda: Rows.of([]))
+    skipped: Mapping[str, Mapping[str, Skipped]] = field(default_factory=dict)  # class -> path -> why
+
+    @classmethod
+    def of(cls, rows: Rows, skipped: Iterable[Skipped]) -> Known:
+        by_class: dict[str, dict[str, Skipped]] = {}
+        for item in skipped:
+            by_class.setdefault(item.label, {})[item.path] = item
+        return cls(rows, by_class)
+
+
+NOTHING = Known()
+
 
 def open_data(
     path: AsPath,
@@ -121,7 +118,7 @@ def open_data(
     seed: int = 0,
     workers: int = 4,
     progress: Progress = quiet,
-    known: Iterable[Row | Skipped] = (),
+    known: Known = NOTHING,
     check: Callable[[Sequence[ClassInfo]], None] = lambda classes: None,
     out: Path | None = None,
 ) -> ImageData:
@@ -139,27 +136,39 @@ def open_data(
     listing = _list(path, settings, out)
     classes = class_table(path, listing, settings)
     check(classes)
-    chosen = [(c.folder, p) for c in classes for p in cap(listing.images[c.folder], settings.images_per_class, seed, c.folder)]
+    chosen = {c.folder: cap(listing.images[c.folder], settings.images_per_class, seed, c.folder) for c in classes}
+    skipped: list[Skipped] = []
 
-    remembered = {(item.label, item.path): item for item in known}
+    def look(block: Block) -> Sequence[Row | Skipped]:
+        label, paths, found = block
+        return found if isinstance(found, Rows) else [found.get(p) or _look(label, p, listing.read, settings) for p in paths]
 
-    def look(item: tuple[str, str]) -> Row | Skipped:
-        return remembered[item] if item in remembered else _look(*item, listing.read, settings)
+    def good(bar: tqdm) -> Iterator[Sequence[Row]]:
+        for found in threaded(_blocks(chosen, known), look, workers):
+            bar.update(len(found))
+            skipped.extend([] if isinstance(found, Rows) else [item for item in found if isinstance(item, Skipped)])
+            yield found if isinstance(found, Rows) else [item for item in found if isinstance(item, Row)]
 
-    looked = []
-    with progress(total=len(chosen), desc="indexing images", unit="image") as bar, ThreadPoolExecutor(workers) as pool:
-        for item in pool.map(look, chosen):
-            looked.append(item)
-            bar.update()
-    good = [item for item in looked if isinstance(item, Row)]
-    rows = tuple(Row(i, r.path, r.label, r.width, r.height, r.digest) for i, r in enumerate(good))
-    skipped = tuple(item for item in looked if isinstance(item, Skipped))
-    filled = {row.label for row in rows}
-    empty = [c.folder for c in classes if c.folder not in filled]
+    with progress(total=sum(map(len, chosen.values())), desc="indexing images", unit="image") as bar:
+        rows = Rows.of(good(bar))
+    empty = [c.folder for c in classes if c.folder not in rows.spans]
     if empty:
         reason = f" (of {len(skipped)} unreadable ones, the first: {skipped[0].path}: {skipped[0].reason})" if skipped else ""
         raise DataError(f"no readable image in class {empty[0]!r} of {path}{reason}; remove the class or name others")
-    return ImageData(path, classes, rows, skipped, settings, listing.read, (*listing.notes, *_left_beside(listing, classes)))
+    notes = (*listing.notes, *_left_beside(listing, classes))
+    return ImageData(path, classes, rows, tuple(skipped), settings, listing.read, notes)
+
+
+def _blocks(chosen: Mapping[str, Sequence[str]], known: Known) -> Iterator[Block]:
+    """Class by class: all at once where it is known as it is, else a few images at a time."""
+    for label, paths in chosen.items():
+        rows, lost = known.rows.of_class(label), known.skipped.get(label, {})
+        if len(rows) == len(paths) and rows.texts("path") == paths:
+            yield label, paths, rows
+            continue
+        found: dict[str, Row | Skipped] = {row.path: row for row in rows} | {**lost}
+        for start in range(0, len(paths), AT_ONCE):
+            yield label, paths[start : start + AT_ONCE], found
 
 
 def _look(label: str, name: str, read: Callable[[str], bytes], settings: DataSettings) -> Row | Skipped:
@@ -198,7 +207,7 @@ def open_listed(path: str, settings: DataSettings, listed: Iterable[Row]) -> Ima
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise DataError(f"{path} lacks images of the list: {wrong[0]}{more}")
-    return ImageData(path, class_table(path, listing, settings), tuple(rows), (), settings, listing.read)
+    return ImageData(path, class_table(path, listing, settings), Rows.listed(rows), (), settings, listing.read)
 
 
 def count_images(path: str, settings: DataSettings) -> dict[str, int]:
@@ -223,7 +232,7 @@ def _left_beside(listing: Listing, classes: Sequence[ClassInfo]) -> list[str]:
 def reopen(
     path: str,
     classes: Sequence[ClassInfo],
-    rows: Sequence[Row],
+    rows: Rows,
     skipped: Sequence[Skipped],
     settings: DataSettings,
     may_be_gone: bool = False,
@@ -243,7 +252,7 @@ def reopen(
             if not may_be_gone:
                 raise DataError(f"{error}; {moved}") from None
             read = partial(_gone, f"{path} is not there any more; {moved}")
-    return ImageData(path, tuple(classes), tuple(rows), tuple(skipped), settings, read)
+    return ImageData(path, tuple(classes), rows, tuple(skipped), settings, read)
 
 
 # Readers are functions of this module, so that loaders that do not fork can take them along.

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from ..settings.errors import DataError
-from .images import ImageData, Row
+from .images import ImageData
+from .rows import Row, Rows
 
 
 def known_classes(data: ImageData, names: Sequence[str] | None) -> list[str]:
     """The classes asked for (all by default).  Raises DataError for one that the data lacks."""
-    there = [info.folder for info in data.classes]
+    there = dict.fromkeys(info.folder for info in data.classes)
     for name in dict.fromkeys(names or ()):
         if name not in there:
-            near = get_close_matches(name, there, n=3) or there[:8]
+            near = get_close_matches(name, there, n=3) or list(there)[:8]
             raise DataError(f"class {name!r} is not in {data.root}; there is {', '.join(near)}")
     return list(dict.fromkeys(names or there))
 
@@ -29,18 +30,15 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 def copies(data: ImageData, classes: Sequence[str]) -> dict[str, int]:
     """How many images of these classes are left out as copies, as set.yaml tells; empty where none is."""
-    count = sum(len(rows) - len(distinct(rows)) for rows in map(data.of_class, classes))
+    count = sum(len(rows) - len(set(rows.texts("digest"))) for rows in map(data.of_class, classes))
     return {"copies_left_out": count} if count else {}
 
 
 def copies_note(data: ImageData, classes: Sequence[str]) -> str:
     """What copies there are among the images of these classes; empty where there are none."""
-    first: dict[str, Row] = {}
     within, across = list[str](), list[str]()
-    for row in (row for label in classes for row in data.of_class(label)):
-        other = first.setdefault(row.digest, row)
-        if other is not row:
-            (within if other.label == row.label else across).append(f"{row.path} and {other.path}")
+    for row, other in Rows.of(map(data.of_class, classes)).copies():
+        (within if other.label == row.label else across).append(f"{row.path} and {other.path}")
     notes = []
     if within:
         notes.append(f"{len(within)} images have the same bytes as others of their class and are left out, such as {within[0]}")

@@ -12,4 +12,5 @@ processes  this process among its peers; accelerate
 progress   progress bars
 tensors    checked tensor files
 terminal   what is printed, made harmless
+threads    threads that work a little ahead
 """

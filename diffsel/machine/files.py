@@ -49,6 +49,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def existing(files: Iterable[Path]) -> set[Path]:
+    """Those that exist.  Each folder is listed once: a network disk takes as long for one file as for a listing."""
+    by_folder: dict[Path, dict[str, Path]] = {}
+    for file in files:
+        by_folder.setdefault(file.parent, {})[file.name] = file
+    found: set[Path] = set()
+    for folder, names in by_folder.items():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found.update(names[name] for name in os.listdir(folder) if name in names)
+    return found
+
+
 def write_new(path: Path, content: bytes) -> bool:
     """As ``write_atomically``, but a file that is there already stays as it is: False then."""
     part = path.with_name(f"{_part()}new")
@@ -177,7 +189,11 @@ def _host() -> str:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    """A system that does not tell it (Linux does) must be given another one for a moment, a strict one: threads see it."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("Umask:")), 8)
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
 

@@ -16,6 +16,8 @@ from ..settings.errors import SettingsDiffer, StoreError
 from .addresses import refuse_address
 from .files import PART
 
+SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is five times as fast
+
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """The leaves in which two nested values differ, as ``{"scoring.draws": (stored, asked)}``."""
@@ -29,7 +31,7 @@ def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[An
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), SafeLoader)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: {error}") from None
     if not isinstance(value, dict):

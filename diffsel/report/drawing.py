@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.images import Row
 from ..data.pixels import Pixels
+from ..data.rows import Row
 from ..runs.run import Run
 from ..scoring.patches import Box
 from ..settings.errors import DataError

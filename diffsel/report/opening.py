@@ -170,7 +170,8 @@ def costs(opened: Opened, lines: Sequence[Line]) -> list[Cost]:
 def stages(run: Run) -> list[Cost]:
     """Scoring, and embedding where it took place."""
     s = run.settings
-    scored = len({row.path for row in run.data.rows} - {item.path for item in run.data.skipped})
+    lost = {item.path for item in run.data.skipped}
+    scored = sum(path not in lost for path in run.data.rows.texts("path"))
     draws = f"{s.scoring.draws} draws" + (f" to {s.scoring.adaptive_draws}" if s.scoring.adaptive_draws else "")
     work = f"{run.forwards_taken():,} U-Net forwards ({scored:,} images, {draws})"
     found = [_stage("scoring", work, run.path / "run.yaml", list((run.path / "maps").glob("*.safetensors")))]

@@ -9,7 +9,9 @@ from statistics import median
 
 import numpy as np
 
-from ..data.images import ImageData, Row
+from ..data.images import ImageData
+from ..data.pixels import resized_size
+from ..data.rows import Row, Rows
 from ..evaluation.results import Line, Nested, difference
 from ..machine.terminal import shown
 from ..runs.knowledge import bound
@@ -85,14 +87,15 @@ def over_random(lines: Sequence[Line], random: Sequence[bool]) -> str:
 
 def describe_data(data: ImageData, settings: Settings) -> str:
     """All that was understood of a data set, for `diffsel inspect`."""
-    counts = Counter(row.label for row in data.rows)
+    counts = {label: stop - start for label, (start, stop) in data.rows.spans.items()}
     lost = Counter(item.label for item in data.skipped)
     template = settings.scoring.prompts[0]
     rows = [
         [i, ascii(c.folder)[1:-1], c.prompt(template), counts[c.folder], lost[c.folder]] for i, c in enumerate(data.classes)
     ]
-    sides = [min(row.width, row.height) for row in data.rows]
-    sizes = {data.size(row) for row in data.rows}
+    widths, heights = data.rows.numbers("width"), data.rows.numbers("height")
+    sides = np.minimum(widths, heights).tolist()
+    sizes = {resized_size(*pair, settings.data.image_size) for pair in set(zip(widths.tolist(), heights.tolist(), strict=True))}
     lines = [
         table(rows, ["class", "folder", "prompt", "images", "passed over"]),
         "",
@@ -111,11 +114,12 @@ def describe_data(data: ImageData, settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def _copies(rows: Sequence[Row]) -> list[str]:
+def _copies(rows: Rows) -> list[str]:
     """Lines about images whose files are byte by byte the same, within a class and in several; none where there are none."""
     found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.digest, []).append(row)
+    for row, first in rows.copies():
+        found.setdefault(row.digest, [first]).append(row)
+    found = dict(sorted(found.items(), key=lambda item: item[1][0].row))
     labels = {digest: {row.label for row in alike} for digest, alike in found.items()}
     copies = [alike for digest, alike in found.items() if len(alike) > len(labels[digest])]
     several = [alike for digest, alike in found.items() if len(labels[digest]) > 1]
@@ -172,7 +176,9 @@ def _nats(run: Run, score: float, pixels: int) -> str:
 
 def _find(run: Run, image: str) -> Row:
     rows = run.data.rows
-    found = [r for r in rows if str(r.row) == image or r.path == image] or [r for r in rows if r.path.endswith(image)]
+    paths = rows.texts("path")
+    places = [i for i, path in enumerate(paths) if str(i) == image or path == image]
+    found = [rows[i] for i in places or [i for i, path in enumerate(paths) if path.endswith(image)]]
     if len(found) != 1:
         what = "no image" if not found else f"{len(found)} images, such as {found[0].path} and {found[1].path},"
         raise DataError(f"{what} in {run.path} match(es) {image!r}; give a row number (0 to {len(rows) - 1}) or a path")

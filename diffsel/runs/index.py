@@ -1,4 +1,5 @@
-"""The images of a run, one line each, and those that were passed over: written, read, and made again where they are lost."""
+"""The images of a run, one line each, and those that were passed over: written, read, made again where they are lost, and
+taken over by those who open them again."""
 
 from __future__ import annotations
 
@@ -7,14 +8,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.images import ImageData, Row, Skipped
+from ..data.classes import ClassInfo
+from ..data.images import NOTHING, ImageData, Known, reopen
+from ..data.rows import SCHEMA, Rows, Skipped, whole
 from ..machine.files import write_atomically
 from ..machine.formats import read_lines
 from ..settings.errors import StoreError
-from ..settings.settings import fingerprint
+from ..settings.settings import Settings, fingerprint
+from .record import read_record
 
 
 def remake(data: str, path: Path) -> str:
@@ -22,24 +27,27 @@ def remake(data: str, path: Path) -> str:
     return f"`diffsel score {data} --out {path}` makes it again, with the settings in run.yaml (--config {path / 'run.yaml'})"
 
 
-COLUMNS = ("row", "path", "class", "width", "height", "digest")
-
-
-def read_index(path: Path) -> tuple[Row, ...]:
+def read_index(path: Path) -> Rows:
     """The images of RUN.  Raises StoreError where the index is lost or damaged."""
     file = path / "index.parquet"
     try:
-        with pq.ParquetFile(file) as opened:  # pq.read_table would load pandas
+        with pq.ParquetFile(file, read_dictionary=["class"]) as opened:  # pq.read_table would load pandas
             table = opened.read()
-        columns = [table[name].to_pylist() for name in COLUMNS]
-        told = (table.schema.metadata or {}).get(b"diffsel")
-        rows = tuple(map(Row, *columns))
-    except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
+        told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        numbered = np.array_equal(table["row"].to_numpy(), np.arange(len(table)))
+        rows = whole([table.replace_schema_metadata()])
+        as_written = rows.checksum == told["checksum"] if "checksum" in told else _as_first_written(table, told.get("diffsel"))
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{file} is lost or damaged ({error}); {remake('DATA', path)}") from None
-    numbered = [row.row for row in rows] == list(range(len(rows)))
-    if not numbered or (told is not None and told.decode() != fingerprint(columns)):  # the first indexes had no checksum
+    if not numbered or not as_written:
         raise StoreError(f"{file} is damaged (checksum differs); {remake('DATA', path)}")
-    return rows
+    return Rows(rows.table, digest=told.get("images"))
+
+
+def _as_first_written(table: pa.Table, told: str | None) -> bool:
+    """Whether an index of an earlier version has its own checksum; the first ones had none."""
+    columns = [table[name].to_pylist() for name in ("row", *SCHEMA.names)]
+    return told is None or told == fingerprint(columns)
 
 
 def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:
@@ -53,13 +61,12 @@ def read_skipped(path: Path, indexed: bool = False) -> list[Skipped]:
         raise StoreError(told) from None
 
 
-def write_index(path: Path, rows: Sequence[Row]) -> None:
-    """index.parquet: one line an image, and a checksum of all of them."""
-    columns = {name: [getattr(row, name) for row in rows] for name in ("row", "path", "label", "width", "height", "digest")}
-    table = pa.table(dict(zip(COLUMNS, columns.values(), strict=True)))
+def write_index(path: Path, rows: Rows) -> None:
+    """index.parquet: one line an image, a checksum of all of them, and the digest that stands for the images."""
+    table = rows.table.add_column(0, "row", pa.array(np.arange(len(rows))))
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"diffsel": fingerprint(list(columns.values()))}), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
+    pq.write_table(table.replace_schema_metadata({"checksum": rows.checksum, "images": rows.digest}), sink)
+    write_atomically(path, sink.getvalue())
 
 
 def write_skipped(path: Path, indexed: Sequence[Skipped], decoded: Sequence[Skipped] = ()) -> None:
@@ -78,3 +85,26 @@ def mend_index(path: Path, data: ImageData) -> None:
     if not whole:
         write_index(path / "index.parquet", data.rows)
         write_skipped(path, data.skipped)
+
+
+def known_images(out: Path, root: str, settings: Settings) -> Known:
+    """What an earlier opening of this data set, under the same limits, has read."""
+    if not (out / "run.yaml").exists():
+        return NOTHING
+    try:
+        record = read_record(out)
+        stored, asked = record["settings"]["data"], settings.data.model_dump(mode="json")
+        decisive = ("max_pixels", "max_aspect", "config", "revision", "image_column", "label_column")
+        if record["data"] != root or any(stored.get(key) != asked[key] for key in decisive):
+            return NOTHING
+        return Known.of(read_index(out), read_skipped(out, indexed=True))
+    except (StoreError, KeyError, TypeError):  # damaged: all is read again, and ``create_run`` compares
+        return NOTHING
+
+
+def taken_over(out: Path, root: str, settings: Settings, known: Known) -> ImageData | None:
+    """The data set as the main process has opened it: nothing is listed again.  None where RUN is of other images."""
+    if not known.rows or (record := read_record(out))["settings"]["data"] != settings.data.model_dump(mode="json"):
+        return None
+    skipped = [item for found in known.skipped.values() for item in found.values()]
+    return reopen(root, [ClassInfo(**entry) for entry in record["classes"]], known.rows, skipped, settings.data)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..data.classes import ClassInfo, read_class_file, spelled
-from ..data.images import Row
+from ..data.rows import Row
 from ..machine.tensors import read_unit
 from ..scoring.draws import Picture, Scorer
 from ..scoring.folder import locate

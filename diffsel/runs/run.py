@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..data.classes import ClassInfo
-from ..data.images import ImageData, Row, reopen
+from ..data.images import ImageData, reopen
 from ..data.notebook import facts_html
+from ..data.rows import Row
 from ..machine.files import AsPath, apart, safe_name, write_atomically
 from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
@@ -119,7 +120,7 @@ class Run:
             rows = self.data.of_class(info.folder)
             for part in range(0, len(rows), UNIT_ROWS):
                 name = f"{names[info.folder]}-{part // UNIT_ROWS:03d}"
-                units.append(Unit(name, info.folder, tuple(rows[part : part + UNIT_ROWS])))
+                units.append(Unit(name, info.folder, rows[part : part + UNIT_ROWS]))
         return units
 
     @cached_property
@@ -162,12 +163,18 @@ class Run:
         added = {name: value[None] for name, value in self.part.read(unit).items()}
         if not self.part.gap:  # not a number, so that nothing can take it for one
             added |= {f"{row}.gap": np.full_like(added[f"{row}.differential"], np.nan) for row in extra["rows"]}
-        null = Part(self, None, self.part.null, False)
-        if set(self.part.null.values()) == {self.record["settings"]["scoring"]["null_prompt"]}:
+        if self._null is None:
             added |= {name: value for name, value in tensors.items() if name.endswith(".null")}
-        elif null.file(unit).exists():
-            added |= null.read(unit)
+        elif self._null.file(unit).exists():
+            added |= self._null.read(unit)
         return added, extra
+
+    @cached_property
+    def _null(self) -> Part | None:
+        """The null prompt of the prompt that was added; None where it is the run's own.  A part's key hashes all its texts."""
+        assert self.part
+        own = set(self.part.null.values()) == {self.record["settings"]["scoring"]["null_prompt"]}
+        return None if own else Part(self, None, self.part.null, False)
 
     def image_map(self, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any], row: Row) -> np.ndarray:
         """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
-from ..data.images import ImageData, Row, Skipped, open_data
+from ..data.images import ImageData, open_data
 from ..data.pixels import Pixels
+from ..data.rows import Row, Skipped
 from ..machine.claims import Shared
-from ..machine.files import AsPath, sweep, write_atomically, write_new
+from ..machine.files import AsPath, existing, sweep, write_atomically, write_new
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Track, Workers, out_of_memory
 from ..machine.progress import Progress, quiet
@@ -26,7 +27,7 @@ from ..machine.tensors import write_unit
 from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import DEFAULT, Settings, identity
-from .index import mend_index, read_index, read_skipped, write_index, write_skipped
+from .index import known_images, mend_index, taken_over, write_index, write_skipped
 from .record import FORMAT, read_record
 from .run import Run, image_identity, open_run, pass_identity
 from .units import Unit
@@ -132,7 +133,8 @@ class Session:
     def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:
         """The units whose file is missing, one process each, and the bar of the whole job, whoever does it."""
         _ = self._track  # a tracker that does not open (wandb: nobody is logged in) is told before the first unit
-        missing = [unit for unit in self.run.units if not file_of(unit).exists()]
+        there = existing(map(file_of, self.run.units))
+        missing = [unit for unit in self.run.units if file_of(unit) not in there]
         total, todo = (sum(len(unit.rows) for unit in units) for units in (self.run.units, missing))
 
         def finished(unit: Unit) -> None:
@@ -212,8 +214,9 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
             loaded.append(open_scorer(settings, workers.local))
 
     with workers.awaited(out / "run.yaml"):
-        known = _known(out, root, settings)
-        data = open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check, out)
+        known = known_images(out, root, settings)
+        data = None if workers.is_main else taken_over(out, root, settings, known)
+        data = data or open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check, out)
         described = {
             **decided,
             "images": image_identity(data),
@@ -229,6 +232,8 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
         if workers.is_main:
             sweep(out)
         record = create_run(out, described, settings, data, folder.unit(settings.scoring.bin_edges()))
+        if workers.is_main and data.rows.table is not known.rows.table:
+            mend_index(out, data)
         if workers.is_main and record["data"] != root:  # the very images, somewhere else
             write_atomically(out / "run.yaml", dump_yaml({**record, "data": root}))
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
@@ -236,21 +241,6 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     if loaded:
         session.scorer = session.filled(loaded[0])
     return session
-
-
-def _known(out: Path, root: str, settings: Settings) -> Iterable[Row | Skipped]:
-    """What an earlier opening of this data set, under the same limits, has read."""
-    if not (out / "run.yaml").exists():
-        return []
-    try:
-        record = read_record(out)
-        stored, asked = record["settings"]["data"], settings.data.model_dump(mode="json")
-        decisive = ("max_pixels", "max_aspect", "config", "revision", "image_column", "label_column")
-        if record["data"] != root or any(stored.get(key) != asked[key] for key in decisive):
-            return []
-        return [*read_index(out), *read_skipped(out, indexed=True)]
-    except (StoreError, KeyError, TypeError):  # damaged: all is read again, and ``create_run`` compares
-        return []
 
 
 def resume(path: AsPath, settings: Settings | None = None, progress: Progress = quiet, moved: AsPath | None = None) -> Session:
@@ -297,7 +287,6 @@ def create_run(path: Path, identity: dict[str, Any], settings: Settings, data: I
     record = read_record(path)
     if found := differences(record.get("identity"), dict(identity)):
         raise SettingsDiffer(path, found)
-    mend_index(path, data)
     return record
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.images import Row
+from ..data.rows import Row
 from ..machine.tensors import RECOVER, read_unit
 from ..scoring.patches import Box
 from ..settings.errors import StoreError
@@ -23,7 +23,7 @@ class Unit:
 
     name: str
     label: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
 
 
 def rows_of(tensors: Mapping[str, Any]) -> list[int]:

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.images import Row
 from ..data.pixels import Pixels
+from ..data.rows import Row
 from ..settings.errors import ConfigError
 from ..settings.sections import PatchSettings, ScoringSettings
 from .adaptive import undecided

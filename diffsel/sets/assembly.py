@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from ..data.images import ImageData, Row
+from ..data.images import ImageData
 from ..data.pixels import digest, resized_size
+from ..data.rows import Row
 from ..machine.files import APPEARED, apart, folded, safe_name, whole_folder, write_atomically
 from ..machine.formats import dump_yaml
 from ..machine.progress import Progress, quiet
@@ -149,18 +150,17 @@ def _write_set(
     progress: Progress,
 ) -> None:
     ipc, factor = record["ipc"], record["factor"]
-    by_row = {row.row: row for row in data.rows}
     folders = class_folders(selection)
-    order = sorted(folders.values())
+    order = {folder: place for place, folder in enumerate(sorted(folders.values()))}
     lines, sums = [], dict[str, str]()
     pictures = [(label, image) for label in selection for image in range(ipc)]
     with whole_folder(out) as part, progress(total=len(pictures), desc=f"assembling ipc {ipc}", unit="image") as bar:
         for label, image in pictures:
             picks = [selection[label][tile_rank(image, tile, ipc)] for tile in range(factor**2)]
             name = f"{folders[label]}/{image:05d}{SUFFIX[settings.format]}"
-            sums[name] = _write(part / name, _render(picks, by_row, data, settings, factor))
-            tiles = [_tile(pick, by_row[pick.row]) for pick in picks]
-            lines.append({"file_name": name, "label": order.index(folders[label]), "class": label, "tiles": tiles})
+            sums[name] = _write(part / name, _render(picks, data, settings, factor))
+            tiles = [_tile(pick, data.rows.numbered(pick.row)) for pick in picks]
+            lines.append({"file_name": name, "label": order[folders[label]], "class": label, "tiles": tiles})
             bar.update()
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         sums["metadata.jsonl"] = _write(part / "metadata.jsonl", text.encode())
@@ -176,14 +176,12 @@ def _write(file: Path, content: bytes) -> str:
     return digest(content)
 
 
-def _render(
-    picks: Sequence[Pick], by_row: Mapping[int, Row], data: ImageData, settings: AssemblySettings, factor: int
-) -> bytes:
+def _render(picks: Sequence[Pick], data: ImageData, settings: AssemblySettings, factor: int) -> bytes:
     sides = tile_sides(settings.size, factor)
     tiles = []
     for number, pick in enumerate(picks):
         row, col = divmod(number, factor)
-        picture, shortest = data.image(by_row[pick.row]), data.settings.image_size
+        picture, shortest = data.image(data.rows.numbered(pick.row)), data.settings.image_size
         if settings.resample == "rded":
             tiles.append(cut_as_rded(picture, pick, shortest, settings.size // factor, sides[row], sides[col]))
         else:

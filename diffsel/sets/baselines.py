@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.images import ImageData, Row
+from ..data.images import ImageData
 from ..data.pool import copies, distinct, known_classes
+from ..data.rows import Row
 from ..data.views import Views, draw_crops, normalise, view
 from ..machine.progress import Progress, quiet
 from ..settings.errors import ConfigError, UnreadableImage

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.images import Row, cap
+from ..data.images import cap
 from ..data.pool import copies, distinct, known_classes
+from ..data.rows import Row
+from ..machine.files import existing
 from ..machine.tensors import read_column
 from ..runs.run import Run
 from ..settings.errors import ConfigError
@@ -55,15 +57,17 @@ def _drawn(run: Run, label: str) -> list[Row]:
 
 def most_patches(run: Run, classes: Sequence[str]) -> dict[str, int]:
     """How many patches each class gives: as they are stored, or before that at most."""
-    stored = {label: _stored_patches(run, label) for label in classes}
+    file_of = run.feature_file if run.settings.selection.clustered else run.map_file
+    there = existing(file_of(unit) for label in classes for unit in run.of_class(label))
+    stored = {label: _stored_patches(run, label, there) for label in classes}
     return {label: _possible_patches(run, label) if n is None else n for label, n in stored.items()}
 
 
-def _stored_patches(run: Run, label: str) -> int | None:
+def _stored_patches(run: Run, label: str, there: Collection[Path]) -> int | None:
     """None where a unit has not come that far.  Some images turn out not to decode, some boxes not to fit."""
     plain, units = not run.settings.selection.clustered, run.of_class(label)
     files = [run.map_file(unit) if plain else run.feature_file(unit) for unit in units]
-    if not all(file.exists() for file in files):
+    if not all(file in there for file in files):
         return None
     if plain:
         rows = [row.row for unit in units for row, _, _ in run.boxes(unit)]

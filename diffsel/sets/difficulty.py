@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ..data.images import Row
+from ..data.rows import Row
 from ..machine.tensors import read_unit, write_unit
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.settings import fingerprint

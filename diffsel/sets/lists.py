@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ..data.images import ImageData, Row, base_of, open_listed
+from ..data.images import ImageData, base_of, open_listed
 from ..data.pixels import suffix_of
+from ..data.rows import Row
 from ..machine.addresses import is_address
 from ..machine.files import check_place, whole_folder, write_atomically
 from ..machine.formats import is_unused

@@ -134,10 +134,10 @@ def _contradiction(told: _Record, pictures: Sequence[Picture]) -> str:
     if len({picture.file for picture in pictures}) < len(pictures):
         return "it lists a picture twice"
     folders = {(picture.file.partition("/")[0], picture.name) for picture in pictures}
-    order = sorted({folder for folder, _ in folders})
+    order = {folder: place for place, folder in enumerate(sorted({folder for folder, _ in folders}))}
     if not len(order) == len(folders) == len(counts):
         return "it lists a class in two folders, or two classes in one"
     for picture in pictures:
-        if picture.label != order.index(picture.file.partition("/")[0]):
+        if picture.label != order[picture.file.partition("/")[0]]:
             return f"it gives {picture.file} the label {picture.label}, which is not the place of its folder"
     return ""

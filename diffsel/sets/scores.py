@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from ..data.images import Row
+from ..data.rows import Row
 from ..runs.index import read_skipped
 from ..runs.run import Run
 from .candidates import kept_rows, patches_of

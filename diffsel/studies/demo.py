@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from .. import method
-from ..data.images import Row, open_data
+from ..data.images import open_data
+from ..data.rows import Row
 from ..evaluation.cells import Bench, gather, make_cell, run_cells
 from ..evaluation.results import Line, Spread, over_sets
 from ..evaluation.teachers import load_teacher

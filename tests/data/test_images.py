@@ -14,7 +14,9 @@ from conftest import draw
 from pictures import encoded
 from PIL import Image
 
-from diffsel.data.images import open_data, reopen
+from diffsel.data import images
+from diffsel.data.images import Known, open_data, reopen
+from diffsel.data.rows import Row
 from diffsel.settings.errors import DataError, UnreadableImage
 from diffsel.settings.sections import DataSettings
 
@@ -89,13 +91,24 @@ def test_an_edited_or_missing_image_is_told(folder) -> None:
         data.pixels(data.rows[1])
 
 
-def test_known_images_are_not_read_again(folder) -> None:
-    root = folder(cat=2)
+def test_known_images_are_not_read_again(folder, monkeypatch) -> None:
+    root = folder(cat=3, dog=80)
+    (root / "dog" / "broken.png").write_bytes(b"nothing")
     data = open_data(str(root), SETTINGS, 0)
-    (root / "cat" / "0.png").write_bytes(b"")
-    again = open_data(str(root), SETTINGS, 0, known=data.rows)
+    known = Known.of(data.rows, data.skipped)
+    for file in ("cat/0.png", "dog/0.png"):  # edited; one class is taken over whole, of the other each image alone
+        (root / file).write_bytes(b"")
+    again = open_data(str(root), SETTINGS, 0, known=known)
     assert again.rows == data.rows
+    assert again.skipped == data.skipped
     assert reopen(data.root, data.classes, data.rows, [], SETTINGS).rows == data.rows
+    read: list[str] = []
+    monkeypatch.setattr(images, "_look", lambda label, path, *_: read.append(path) or Row(-1, path, label, 9, 9, "0" * 32))
+    folder(cat=4)
+    added = open_data(str(root), SETTINGS, 0, known=known)
+    assert read == ["cat/3.png"]
+    assert [row.path for row in added.rows[:4]] == ["cat/0.png", "cat/1.png", "cat/2.png", "cat/3.png"]
+    assert [row.digest for row in added.rows[4:]] == [row.digest for row in data.rows[3:]]
 
 
 def test_the_cap_is_seeded_and_keeps_its_choice_when_files_are_listed_otherwise(folder) -> None:

@@ -207,7 +207,9 @@ def test_a_claim_of_another_user_that_can_be_neither_read_nor_replaced_is_waited
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(claim))
 
-    for place, name in ((Path, "read_text"), (Path, "unlink"), (claims, "write_atomically")):
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: refused() if path == claim else opened(path, *a, **k))
+    for place, name in ((Path, "unlink"), (claims, "write_atomically")):
         monkeypatch.setattr(place, name, refused)
     begin = time.monotonic()
     work(tmp_path, made := [], names="a")

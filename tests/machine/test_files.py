@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from diffsel.machine import files
-from diffsel.machine.files import apart, folded, safe_name
+from diffsel.machine.files import apart, existing, folded, safe_name, write_atomically
 from diffsel.settings.errors import StoreError
 
 
@@ -189,3 +189,29 @@ def test_names_that_a_disk_takes_for_one_are_kept_apart(texts: tuple[str, ...]) 
     first = min(texts)
     assert names[first] == safe_name(first)
     assert names == apart({text: safe_name(text) for text in ("dog", *reversed(texts))})  # in any order
+
+
+def test_files_are_looked_for_by_listing_each_folder_once(tmp_path: Path, monkeypatch) -> None:
+    wanted = [tmp_path / folder / f"{i}.png" for folder in ("a", "b", "gone") for i in range(6)]
+    for file in wanted[:12:2]:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (tmp_path / "file").touch()
+    listed: list[str] = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(str(path)) or listdir(path))
+    monkeypatch.setattr(os, "stat", lambda *_, **__: pytest.fail("a file was asked for"))
+    assert existing([*wanted, tmp_path / "file" / "x"]) == set(wanted[:12:2])
+    assert len(listed) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell it")
+def test_the_umask_is_asked_and_never_set(tmp_path: Path, monkeypatch) -> None:
+    before = os.umask(0o027)
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("set"))
+    try:
+        write_atomically(tmp_path / "a", b"")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from diffsel import method
 from diffsel.data.albums import open_validation
-from diffsel.data.images import Row
+from diffsel.data.rows import Row
 from diffsel.runs import prompts
 from diffsel.runs.run import Run
 from diffsel.runs.session import Session, resume, start

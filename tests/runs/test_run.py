@@ -12,17 +12,19 @@ import torch
 import torch.nn.functional as F
 
 from diffsel import method
+from diffsel.data import images
 from diffsel.data.classes import ClassInfo
-from diffsel.data.images import ImageData, Row, Skipped
+from diffsel.data.images import ImageData
+from diffsel.data.rows import Row, Rows, Skipped
+from diffsel.runs import index, session
 from diffsel.runs import run as store
-from diffsel.runs import session
 from diffsel.settings.errors import SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings
-from diffsel.settings.settings import Settings, resolve
+from diffsel.settings.settings import Settings, fingerprint, resolve
 
 
 def data(count: int = 3, label: str = "cat") -> ImageData:
-    rows = tuple(Row(i, f"{label}/{i}.png", label, 64, 48, f"{i:032x}") for i in range(count))
+    rows = Rows.of([[Row(i, f"{label}/{i}.png", label, 64, 48, f"{i:032x}") for i in range(count)]])
     skipped = (Skipped(f"{label}/x.png", label, "empty file"),)
     return ImageData("/data", (ClassInfo(label, label),), rows, skipped, DataSettings(), lambda name: b"")
 
@@ -157,3 +159,45 @@ def test_patches_are_ranked_by_a_mean_inside_their_box(guidance: float, folder, 
         cells = torch.from_numpy(-d - (guidance - 1) * g)
         full = F.interpolate(cells[None, None], (high, wide), mode="bilinear", align_corners=False)[0, 0]
         assert value == pytest.approx(full[top : top + height, left : left + width].mean().item())
+
+
+def test_an_index_of_an_earlier_version_is_read_and_checked(tmp_path: Path) -> None:
+    """It had texts where classes are now counted, and a checksum of the columns as lists."""
+    session.create_run(tmp_path, {}, Settings(), data())
+    names, fields = ("row", "path", "class", "width", "height", "digest"), ("row", "path", "label", "width", "height", "digest")
+    columns = [[getattr(row, field) for row in data().rows] for field in fields]
+    table = pa.table(dict(zip(names, columns, strict=True))).replace_schema_metadata({"diffsel": fingerprint(columns)})
+    pq.write_table(table, tmp_path / "index.parquet")
+    assert store.read_index(tmp_path) == data().rows
+    assert store.read_index(tmp_path).digest == data().digest
+    columns[3][1] += 1
+    pq.write_table(pa.table(dict(zip(names, columns, strict=True)), metadata=table.schema.metadata), tmp_path / "index.parquet")
+    with pytest.raises(StoreError, match="checksum differs"):
+        store.read_index(tmp_path)
+
+
+def test_another_process_of_a_launch_lists_no_image_again(folder, tmp_path, small, monkeypatch) -> None:
+    source = folder(cat=3, dog=2)
+    (source / "dog" / "broken.png").write_bytes(b"nothing")
+    first = session.start(str(source), tmp_path / "run", small)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_list", lambda *_: pytest.fail("listed"))
+        second = session.start(str(source), tmp_path / "run", small)
+    assert second.data.rows == first.data.rows
+    assert second.data.skipped == first.data.skipped
+    assert np.array_equal(second.data.pixels(second.data.rows[4]), first.data.pixels(first.data.rows[4]))
+    other = small.model_copy(update={"data": small.data.model_copy(update={"images_per_class": 2})})
+    with pytest.raises(SettingsDiffer, match=r"images\.count"):  # as the main process says
+        session.start(str(source), tmp_path / "run", other)
+
+
+def test_an_index_that_is_whole_is_read_once_and_not_written_again(folder, tmp_path, small, monkeypatch) -> None:
+    source, read = folder(cat=3), []
+    session.start(str(source), tmp_path / "run", small)
+    before = (tmp_path / "run" / "index.parquet").stat().st_ino
+    monkeypatch.setattr(index, "read_index", lambda path, inner=index.read_index: read.append(path) or inner(path))
+    session.start(str(source), tmp_path / "run", small)
+    assert len(read) == 1
+    assert (tmp_path / "run" / "index.parquet").stat().st_ino == before

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffsel.data.images import Row
+from diffsel.data.rows import Row
 from diffsel.evaluation.teaching import difficulty
 from diffsel.sets.difficulty import Records, ccs, forgotten, order, read_records, write_epoch, write_images
 from diffsel.settings.errors import ConfigError, DataError, StoreError
