@@ -114,13 +114,11 @@ class Run:
     @cached_property
     def units(self) -> list[Unit]:
         """The fixed list of units: class by class, 256 rows at a time."""
-        units = []
-        names = apart({info.folder: safe_name(info.folder) for info in self.data.classes})
+        units, names = list[Unit](), apart({info.folder: safe_name(info.folder) for info in self.data.classes})
         for info in self.data.classes:
             rows = self.data.of_class(info.folder)
             for part in range(0, len(rows), UNIT_ROWS):
-                name = f"{names[info.folder]}-{part // UNIT_ROWS:03d}"
-                units.append(Unit(name, info.folder, rows[part : part + UNIT_ROWS]))
+                units.append(Unit(f"{names[info.folder]}-{part // UNIT_ROWS:03d}", info.folder, rows[part : part + UNIT_ROWS]))
         return units
 
     @cached_property
@@ -163,18 +161,15 @@ class Run:
         added = {name: value[None] for name, value in self.part.read(unit).items()}
         if not self.part.gap:  # not a number, so that nothing can take it for one
             added |= {f"{row}.gap": np.full_like(added[f"{row}.differential"], np.nan) for row in extra["rows"]}
-        if self._null is None:
+        if set(self.part.null.values()) == {self.record["settings"]["scoring"]["null_prompt"]}:
             added |= {name: value for name, value in tensors.items() if name.endswith(".null")}
         elif self._null.file(unit).exists():
             added |= self._null.read(unit)
         return added, extra
 
     @cached_property
-    def _null(self) -> Part | None:
-        """The null prompt of the prompt that was added; None where it is the run's own.  A part's key hashes all its texts."""
-        assert self.part
-        own = set(self.part.null.values()) == {self.record["settings"]["scoring"]["null_prompt"]}
-        return None if own else Part(self, None, self.part.null, False)
+    def _null(self) -> Part:
+        return Part(self, None, self.part.null if self.part else {}, False)  # once: its key is a hash of all its texts
 
     def image_map(self, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any], row: Row) -> np.ndarray:
         """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""
