@@ -155,6 +155,6 @@ def select(session: Session, ipc: int, out: AsPath, classes: Sequence[str] | Non
     told = session.progress(pool, total=len(names), desc=f"selecting ipc {ipc}", unit="class")
     jobs = 1 if len(run.data.rows) < 20_000 else -1
     picks = select_all(told, ipc, factor, s.selection, s.seed, jobs)
-    assemble(out, picks, run.data, s.assembly, record, session.progress)
+    assemble(out, picks, run.data, s.assembly, record, session.progress, s.compute.workers * session.workers.count)
     session.count("distilled images", ipc * len(names))
     return True

@@ -18,10 +18,12 @@ from urllib.parse import quote
 
 from ..settings.errors import ConfigError, StoreError
 from .place import host, mark, runs
+from .threads import threaded
 
 PART = ".part-"  # beginning of the names of what is being written
 NAMED = re.compile(rf"{re.escape(PART)}(?P<place>.*)-(?P<pid>\d+)-[^-]+")
 ALIVE = f"{PART}alive"  # in a folder that is being filled: its time stamp is renewed
+FLUSHING = 16  # threads that wait for the disk
 HEARTBEAT = 5.0  # seconds between renewals
 ABANDONED = 3600.0  # seconds without renewal after which the process counts as gone, where nothing else can be known
 APPEARED = (errno.EEXIST, errno.ENOTEMPTY)  # a folder that another process finished first
@@ -30,15 +32,19 @@ RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(?=\s*(\.|$))", re
 AsPath = str | os.PathLike[str]  # what public functions take for a file or folder
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to disk, rename: whoever sees the file sees all of it."""
+def write_atomically(path: Path, content: bytes, flush: bool = True) -> None:
+    """Write beside ``path``, flush to disk, rename: whoever sees the file sees all of it.
+
+    Without ``flush`` for the many files of a ``whole_folder``, which flushes them all at its end.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_part())
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException as error:
@@ -93,6 +99,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         os.chmod(part, 0o777 & ~_umask())
         with _renewed(part / ALIVE):
             yield part
+            for _ in threaded((file for file in part.rglob("*") if file.is_file()), _flush, FLUSHING):
+                pass
         os.rename(part, target)
     except BaseException as error:
         if part:
@@ -101,6 +109,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
             wanted = str(error.filename).replace(str(part), str(path))
             raise OSError(error.errno, error.strerror, str(path) if PART in wanted else wanted) from None
         raise
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager

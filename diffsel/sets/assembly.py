@@ -26,6 +26,7 @@ from ..data.rows import Row
 from ..machine.files import APPEARED, apart, folded, safe_name, whole_folder, write_atomically
 from ..machine.formats import dump_yaml
 from ..machine.progress import Progress, quiet
+from ..machine.threads import threaded
 from ..settings.sections import AssemblySettings
 from .card import card
 from .opening import is_there
@@ -126,15 +127,17 @@ def assemble(
     settings: AssemblySettings,
     record: Mapping[str, Any],
     progress: Progress = quiet,
+    workers: int = 1,
 ) -> None:
     """Write SET, all at once: ``record["ipc"]`` pictures a class of ``record["factor"]`` tiles a side.
 
-    ``record`` is everything that decided its bytes, and becomes set.yaml.
+    ``record`` is everything that decided its bytes, and becomes set.yaml.  ``workers``: threads that make pictures; Pillow
+    decodes, resizes and packs them beside one another.
 
     Raises DataError where a source image is gone or was edited since it was scored, and as ``is_there``.
     """
     try:
-        _write_set(out, selection, data, settings, record, progress)
+        _write_set(out, selection, data, settings, record, progress, workers)
     except OSError as error:
         if error.errno not in APPEARED:
             raise
@@ -148,19 +151,26 @@ def _write_set(
     settings: AssemblySettings,
     record: Mapping[str, Any],
     progress: Progress,
+    workers: int,
 ) -> None:
     ipc, factor = record["ipc"], record["factor"]
     folders = class_folders(selection)
     order = {folder: place for place, folder in enumerate(sorted(folders.values()))}
     lines, sums = [], dict[str, str]()
     pictures = [(label, image) for label in selection for image in range(ipc)]
+
+    def make(picture: tuple[str, int]) -> tuple[str, str, dict[str, Any]]:
+        label, image = picture
+        picks = [selection[label][tile_rank(image, tile, ipc)] for tile in range(factor**2)]
+        name = f"{folders[label]}/{image:05d}{SUFFIX[settings.format]}"
+        written = _write(part / name, _render(picks, data, settings, factor))
+        tiles = [_tile(pick, data.rows.numbered(pick.row)) for pick in picks]
+        return name, written, {"file_name": name, "label": order[folders[label]], "class": label, "tiles": tiles}
+
     with whole_folder(out) as part, progress(total=len(pictures), desc=f"assembling ipc {ipc}", unit="image") as bar:
-        for label, image in pictures:
-            picks = [selection[label][tile_rank(image, tile, ipc)] for tile in range(factor**2)]
-            name = f"{folders[label]}/{image:05d}{SUFFIX[settings.format]}"
-            sums[name] = _write(part / name, _render(picks, data, settings, factor))
-            tiles = [_tile(pick, data.rows.numbered(pick.row)) for pick in picks]
-            lines.append({"file_name": name, "label": order[folders[label]], "class": label, "tiles": tiles})
+        for name, written, line in threaded(pictures, make, workers):
+            sums[name] = written
+            lines.append(line)
             bar.update()
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         sums["metadata.jsonl"] = _write(part / "metadata.jsonl", text.encode())
@@ -172,7 +182,7 @@ def _write_set(
 
 
 def _write(file: Path, content: bytes) -> str:
-    write_atomically(file, content)
+    write_atomically(file, content, flush=False)
     return digest(content)
 
 

@@ -84,7 +84,7 @@ def select_baseline(
             picks[label] = select_hard(data, label, ipc, factor, s, records)
         else:
             picks[label] = select_random(data, label, ipc, factor, s.baseline, s.seed)
-    assemble(out, picks, data, s.assembly, record, progress)
+    assemble(out, picks, data, s.assembly, record, progress, s.compute.workers)
     return True
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,11 @@ class Candidates:
     boxes: Int[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     vectors: Float[np.ndarray, "n channels"]
+
+    @cached_property
+    def by_score(self) -> Int[np.ndarray, " n"]:
+        """Places of the patches, best first (ties: the lower row)."""
+        return np.argsort(-self.scores, kind="stable")
 
     def at(self, where: Bool[np.ndarray, " n"]) -> Candidates:
         """Those of them."""
@@ -68,7 +74,7 @@ def clustered(pool: Candidates, need: int, settings: SelectionSettings, seed: in
     """The clusters of a class's shortlist, where ``need`` patches are to be picked; None where the method has none."""
     if settings.method != "diffsel" or not len(pool.rows):
         return None
-    best = shortlist(pool.scores, need, settings)
+    best = shortlist(pool, need, settings)
     found = cluster(pool.vectors[best], pool.scores[best], settings.clusters or need, settings, seed)
     return _spread(found, best, len(pool.rows))
 
@@ -79,15 +85,15 @@ def patches_needed(settings: Settings, sets: Iterable[tuple[int, int]]) -> int:
     return max((ipc * factor**2 for ipc, factor in sets), default=usual)
 
 
-def shortlist(scores: Float[np.ndarray, " n"], need: int, settings: SelectionSettings) -> Int[np.ndarray, " m"]:
+def shortlist(pool: Candidates, need: int, settings: SelectionSettings) -> Int[np.ndarray, " m"]:
     """The patches that are clustered or covered, in order of row: all, or the best by rank, at least a tenth of the class.
 
     At one image a class, the middle of the five best would be hardly more than chance (RESULTS.md).
     """
     if settings.shortlist is None:
-        return np.arange(len(scores))
-    count = max(math.ceil(settings.shortlist * need - 1e-9), math.ceil(len(scores) / 10))
-    return np.sort(np.argsort(-scores, kind="stable")[:count])
+        return np.arange(len(pool.scores))
+    count = max(math.ceil(settings.shortlist * need - 1e-9), math.ceil(len(pool.scores) / 10))
+    return np.sort(pool.by_score[:count])
 
 
 def cluster(
@@ -122,16 +128,15 @@ def select_class(candidates: Candidates, ipc: int, factor: int, settings: Select
     n = len(candidates.rows)
     if n < need:
         raise too_few(candidates.label, n, ipc, factor)
-    by_score = np.argsort(-candidates.scores, kind="stable")
     clustering, chosen = clustered(candidates, need, settings, seed), []
     if clustering:
         count = settings.top_clusters or min(len(clustering.median), need)
         top = np.flatnonzero((clustering.cluster >= 0) & (clustering.cluster < count) & (clustering.place < need // count))
         chosen = list(top[np.lexsort((clustering.place[top], clustering.cluster[top]))])
     elif settings.method in CORESETS:
-        best = shortlist(candidates.scores, need, settings)
+        best = shortlist(candidates, need, settings)
         chosen = list(best[CORESETS[settings.method](candidates.vectors[best], need, seed, settings.restarts)])
-    fill = by_score[~np.isin(by_score, chosen)][: need - len(chosen)]
+    fill = candidates.by_score[~np.isin(candidates.by_score, chosen)][: need - len(chosen)]
     return [
         Pick(
             label=candidates.label,

@@ -112,8 +112,9 @@ def test_as_many_clusters_as_patches_give_one_each_the_nearest_to_its_centroid(i
 
 def test_a_shortlist_is_at_least_a_tenth_of_the_class() -> None:
     scores = np.random.default_rng(0).permutation(200).astype(float)
+    pool = Candidates("cat", np.arange(200), np.zeros((200, 4), int), scores, np.zeros((200, 1)))
     for need, count in ((1, 20), (4, 20), (10, 50), (100, 200)):
-        found = shortlist(scores, need, SelectionSettings(shortlist=5))
+        found = shortlist(pool, need, SelectionSettings(shortlist=5))
         assert sorted(scores[found]) == list(range(200 - count, 200))
         assert found.tolist() == sorted(found)
 
