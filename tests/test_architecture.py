@@ -43,7 +43,7 @@ DOORS = {  # a heavy library -> the files, or folders in a room, that import it
     "scoring.maps scoring.features scoring.priors runs.forecast runs.probe sets.baselines "
     "evaluation.networks evaluation.checkpoints evaluation.teachers "
     "evaluation.teaching evaluation.cutting evaluation.batches evaluation.fixed evaluation.students evaluation.cells",
-    "typer": "cli.app cli.flags cli.making cli.looking cli.handing cli.evaluation studies.study",
+    "typer": "cli.app cli.flags cli.layout cli.making cli.looking cli.handing cli.evaluation studies.study",
 }
 FOLDERS = ["scoring.priors"]  # inside a room
 NEVER = {"pickle", "dill", "shelve"}
@@ -125,7 +125,6 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "settings.sections": "settings/test_settings.py",
     "settings.training": "settings/test_settings.py",
     "data.notebook": "test_api.py",
-    "machine.progress": "evaluation/test_cells.py counts its bars; the rest is tqdm",
     "runs.index": "runs/test_run.py",
     "runs.record": "runs/test_run.py",
     "runs.units": "runs/test_run.py",

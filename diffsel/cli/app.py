@@ -19,11 +19,12 @@ from ..machine.terminal import guarded
 from ..settings.errors import DiffselError
 from . import evaluation, handing, looking, making
 from .flags import Quiet
+from .layout import Program, lay_out
 
 app = typer.Typer(
+    cls=Program,
     help="Distil a labelled image data set into a few images per class, by Stable Diffusion driven patch selection.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -74,6 +75,9 @@ def configs(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Pri
     known = presets()
     width = max(map(len, known))
     print("\n".join(f"{each:<{width}}  {about(file)}" for each, file in known.items()))
+
+
+lay_out(app)
 
 
 # ---- the program ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import typer
 from ..machine.files import beside
 from ..machine.progress import on_main, progress
 from ..settings.settings import Settings
-from .flags import DataArg, Quiet, settings_flags
+from .flags import NETWORKS, STUDENTS, DataArg, Quiet, settings_flags
 
 SETS = "Distilled sets, folders of several (`select --sets`), or any folders of class folders."
 SetArg = Annotated[Path, typer.Argument(metavar="SET", help="A distilled set, or any folder of class folders.")]
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@settings_flags("training", "data", "compute")
+@settings_flags("training", "data", *NETWORKS, "compute.tracker")
 def teacher(
     data: DataArg,
     settings: Settings,
@@ -46,7 +46,7 @@ def teacher(
         print(f"the teacher: {out}")
 
 
-@settings_flags("protocol", "compute")
+@settings_flags("protocol", *NETWORKS)
 def relabel(
     set_: SetArg,
     settings: Settings,
@@ -67,7 +67,7 @@ def relabel(
     tasks.relabel(set_, teacher, settings, out, val, ipc, factor, student, top_k, progress(quiet))
 
 
-@settings_flags("protocol", "compute")
+@settings_flags("protocol", *NETWORKS, *STUDENTS, "compute.tracker")
 def evaluate(
     sets: Annotated[list[Path], typer.Argument(metavar="SET ...", help=SETS)],
     settings: Settings,

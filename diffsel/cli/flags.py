@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from ..settings.errors import DiffselError
-from ..settings.settings import Settings, load_settings
+from ..settings.presets import presets
+from ..settings.settings import SECTIONS, Settings, load_settings
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from ..runs.session import Session
 
+STUDENTS = ("compute.students_at_once",)  # nothing to those who train none
+STORING = ("compute.keep_latents", *STUDENTS)  # nor this to those who score nothing
+NETWORKS = ("compute.device", "compute.precision", "compute.compile", "compute.workers")  # all that trainings use of it
 FLAGS = {
     "data.classes": "class_names",
     "data.config": "data_config",
@@ -35,21 +39,23 @@ Classes = Annotated[list[str] | None, typer.Option("--only", metavar="CLASS", he
 Config = Annotated[
     list[Path] | None,
     typer.Option(
-        "--config", metavar="YAML|NAME", help="Settings file, or the name of a preset (`diffsel configs`); later wins."
+        "--config",
+        metavar="YAML|NAME",
+        help="Settings file, or the name of a preset (`diffsel configs`); later wins.",
+        autocompletion=lambda incomplete: [name for name in presets() if name.startswith(incomplete)],
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any image was passed over.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-def settings_flags(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one flag for every field of these settings sections, and ``settings`` as their outcome.
+def settings_flags(*wanted: str, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command a flag for every ``section`` or ``section.field`` that it uses, and ``settings`` as their outcome.
 
     A command on a RUN starts from the settings recorded there.
     """
     flags: dict[str, tuple[str, FieldInfo]] = {"seed": ("seed", Settings.model_fields["seed"])}
-    for section in sections:
-        fields = Settings.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    for section, fields in _fields(wanted, without):
         for name, field in fields.items():
             flag = FLAGS.get(f"{section}.{name}", name)
             flags[f"{section}_{flag}" if flag in flags else flag] = (f"{section}.{name}", field)
@@ -77,6 +83,13 @@ def settings_flags(*sections: str) -> Callable[[Callable[..., Any]], Callable[..
     return decorate
 
 
+def _fields(wanted: Collection[str], without: Collection[str]) -> Iterator[tuple[str, dict[str, FieldInfo]]]:
+    for section in dict.fromkeys(each.partition(".")[0] for each in wanted):
+        fields = {f"{section}.{name}": field for name, field in SECTIONS[section].model_fields.items()}
+        kept = {key: field for key, field in fields.items() if {section, key} & {*wanted} and key not in without}
+        yield section, {key.partition(".")[2]: field for key, field in kept.items()}
+
+
 def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
     """A settings field as a command line option, with the field's own type, sentence and default."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
@@ -91,7 +104,7 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         metavar={"t_range": "LOW,HIGH", "class_names": "A,B,.."}.get(name),
         help=f"{field.description}" + ("" if default is None else f"  [default: {default}]"),
-        rich_help_panel=key.partition(".")[0],
+        rich_help_panel=key.partition(".")[0] if "." in key else None,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 

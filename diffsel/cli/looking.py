@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@settings_flags("data", "model", "compute", "scoring")
+@settings_flags("data", "model", "compute.workers", "scoring.prompts", "scoring.null_prompt")
 def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> None:
     """Print all that was understood of a data set: classes, names, prompts, sizes, what would be passed over."""
     from ..data.images import open_data

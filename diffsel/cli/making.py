@@ -11,7 +11,21 @@ from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.sections import BASELINES
 from ..settings.settings import Settings
-from .flags import Classes, DataArg, Ipcs, Moved, Quiet, RunArg, RunOut, Strict, finish, settings_flags, split_names
+from .flags import (
+    STORING,
+    STUDENTS,
+    Classes,
+    DataArg,
+    Ipcs,
+    Moved,
+    Quiet,
+    RunArg,
+    RunOut,
+    Strict,
+    finish,
+    settings_flags,
+    split_names,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +33,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@settings_flags("data", "model", "compute", "scoring", "patches")
+@settings_flags("data", "model", "compute", "scoring", "patches", without=STUDENTS)
 def score(
     data: DataArg,
     settings: Settings,
@@ -44,7 +58,7 @@ def score(
     return finish(opened, strict, f"next: diffsel select {out} --ipc 10 --out SET")
 
 
-@settings_flags("compute", "patches", "features")
+@settings_flags("compute", "patches", "features", without=STORING)
 def embed(run: RunArg, settings: Settings, moved: Moved = None, quiet: Quiet = False) -> None:
     """Stored maps to best patches and their vectors."""
     from .. import method
@@ -55,7 +69,7 @@ def embed(run: RunArg, settings: Settings, moved: Moved = None, quiet: Quiet = F
     finish(opened, False, f"next: diffsel select {run} --ipc 10 --out SET")
 
 
-@settings_flags("data", "compute", "patches", "features", "selection", "baseline", "assembly")
+@settings_flags("data", "compute", "patches", "features", "selection", "baseline", "assembly", without=STORING)
 def select(
     run: Annotated[str, typer.Argument(metavar="RUN|DATA", help="A scored RUN; for random and rded also a plain data set.")],
     settings: Settings,
@@ -130,7 +144,7 @@ def _baseline(
     print("".join(f"note: {text}\n" for text in data.notes), end="")
 
 
-@settings_flags("data", "model", "compute", "scoring", "patches", "features", "selection", "assembly")
+@settings_flags("data", "model", "compute", "scoring", "patches", "features", "selection", "assembly", without=STUDENTS)
 def distill(data: DataArg, settings: Settings, out: RunOut, ipc: Ipcs, strict: Strict = False, quiet: Quiet = False) -> None:
     """Images to distilled sets RUN/ipcN: score, embed and select in one go."""
     from .. import method

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ ABANDONED = 3600.0  # seconds without renewal after which the process counts as 
 APPEARED = (errno.EEXIST, errno.ENOTEMPTY)  # a folder that another process finished first
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(?=\s*(\.|$))", re.I)  # no file of Windows is called so
 
+LOG = logging.getLogger(__name__)
 AsPath = str | os.PathLike[str]  # what public functions take for a file or folder
 
 
@@ -47,6 +49,8 @@ def write_atomically(path: Path, content: bytes, flush: bool = True) -> None:
                 os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
+        if not path.name.startswith(PART):
+            LOG.info("wrote %s, %s bytes", path, f"{len(content):,}")
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
@@ -73,6 +77,7 @@ def write_new(path: Path, content: bytes) -> bool:
     write_atomically(part, content)
     try:
         os.link(part, path)
+        LOG.info("wrote %s", path)
     except FileExistsError:
         return False
     except OSError:  # a file system without links

@@ -7,6 +7,7 @@ batch, and every forward has the same number of samples, so that the bytes of it
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.pixels import Pixels
-from ..machine.device import machine_of, one_behind, to_device, to_host
+from ..machine.device import device_name, machine_of, one_behind, to_device, to_host
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
 from .diffusion import Diffusion
 from .folder import locate
 
+LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
 
@@ -94,6 +96,7 @@ def open_scorer(settings: Settings, local: int = 0) -> Scorer:
     machine = machine_of(settings.compute, local)
     model = Diffusion.load(locate(settings.model), machine.device, machine.precision, machine.compile)
     # Each latent shape of a unit ends in a batch that is filled up: of photographs, larger batches would be mostly filling.
+    LOG.info("loaded %s on %s, %s", model.folder, device_name(machine.device), machine.precision)
     batch_size = settings.compute.batch_size or (16 if machine.device.type == "cpu" else 64)
     return Scorer(model, settings.scoring, settings.seed, batch_size)
 
