@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from ..settings.settings import Settings
 from .flags import DataArg, Moved, Quiet, RunArg, settings_flags
 
 if TYPE_CHECKING:
+    from ..evaluation.seeing import TeacherEye
     from ..runs.knowledge import Answer
     from ..scoring.folder import ModelFolder
 
@@ -97,7 +98,9 @@ def check(
 
 
 def report(
-    target: Annotated[Path, typer.Argument(metavar="RUN|SET", help="A scored RUN, or a distilled SET.")],
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="RUN|SET ...", help="A scored RUN, or a distilled SET; several SETs: side by side.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="HTML", help="Default: RUN-report.html or SET-report.html, beside it.")
     ] = None,
@@ -108,15 +111,36 @@ def report(
     results: Annotated[
         list[Path] | None, typer.Option("--results", metavar="RESULTS", help="Further results of `evaluate`, say of baselines.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="T", help="Judges coverage by its features, and RDED's realism.")
+    ] = None,
     page_size: Annotated[int, typer.Option(min=1, max=1000, help="Most megabytes of a file; more goes on further pages.")] = 16,
     quiet: Quiet = False,
 ) -> None:
     """What was selected and why, as one HTML file: pictures, heat maps, clusters, scores, accuracies, cost, settings."""
+    from ..report.comparison import write_comparison
     from ..report.page import write_report
 
-    files = write_report(target, out, set_ or (), run, results or (), limit=page_size * 10**6, progress=progress(quiet))
+    eye = _eye(teacher, targets, set_ or [], run) if teacher else None
+    common: dict[str, Any] = {"limit": page_size * 10**6, "progress": progress(quiet), "eye": eye}
+    if len(targets) > 1:
+        files = [write_comparison([*targets, *(set_ or [])], out, run, results or (), **common)]
+    else:
+        files = write_report(targets[0], out, set_ or (), run, results or (), **common)
     more = f" and {len(files) - 1} pages beside it" if len(files) > 1 else ""
     print(f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB: {files[0]}{more}")
+
+
+def _eye(teacher: str, targets: list[Path], more: list[Path], run: Path | None) -> TeacherEye:
+    """A teacher for the classes of a report's run, or of its first set, at the size of its sets."""
+    from ..evaluation.seeing import teacher_eye
+    from ..report.opening import open_target
+
+    opened = open_target(targets[0], more if len(targets) == 1 else (), run)
+    if not opened.sets:
+        raise ConfigError(f"--teacher judges sets, but {targets[0]} has none; name some with --set")
+    infos = opened.run.classes if opened.run else opened.sets[0].album(None, opened.sets[0].side).classes
+    return teacher_eye(teacher, infos, opened.sets[0].record["assembly"]["size"])
 
 
 @settings_flags("patches")

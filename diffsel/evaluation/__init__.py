@@ -8,6 +8,7 @@ fixed        one soft label an image; which kind of labels a student learns from
 networks     ConvNets, torchvision's networks, timm's
 protocols    a protocol made definite: RDED's tables and formulas
 results      what students achieved: results, intervals, lines of a table; no torch
+seeing       a teacher's view of a set: its features, RDED's realism score
 students     one student, one seed, one accuracy
 tasks        what `teacher`, `relabel` and `evaluate` do, as functions
 teachers     trained networks that label images; are their classes ours?

@@ -3,8 +3,10 @@
 accuracies  the accuracies of the very sets shown
 charts      histograms, t-SNE and scales as numbers
 classes     one class: pictures, sources, clusters, scores
+comparison  several sets side by side
 drawing     heat maps, boxes, sheets, small pictures
 opening     which run and sets belong together; cost and settings
-page        the HTML files
+page        the HTML files on a run or a set
+rendering   templates, style and script of a page
 text        tables, data sets and images in words, for a terminal
 """

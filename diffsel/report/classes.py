@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from ..runs.run import Run
 from ..runs.units import columns
 from ..scoring.patches import Box
 from ..sets.candidates import candidates
+from ..sets.figures import Figures
 from ..sets.opening import DistilledSet, Picture
 from ..sets.selection import Clustering, clustered, patches_needed
 from .charts import Histogram, Scale, evenly, histogram, tsne
@@ -119,6 +121,7 @@ class ClassPart:
     quartiles: tuple[float, ...] = ()  # of the scores: lower, median, upper
     chosen: int = 0
     sets: list[tuple[DistilledSet, list[Mosaic], int]] = field(default_factory=list)  # a set, images shown, images in all
+    figures: dict[Path, Figures | None] = field(default_factory=dict)  # of each set
     sources: list[Source] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     best_left: list[Source] = field(default_factory=list)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.results import Line
+from ..evaluation.results import Line, Spread
 from ..machine.files import AsPath
 from ..machine.formats import differences, read_yaml
 from ..runs.run import Part, Run, open_run, recorded_settings
+from ..sets.figures import Figures, mean_of
 from ..sets.opening import DistilledSet, damaged_pictures, read_set
 from ..settings.errors import StoreError, short
 from ..settings.settings import load_settings
@@ -139,7 +140,24 @@ def _largest_first(sets: Iterable[DistilledSet]) -> list[DistilledSet]:
     return sorted(sets, key=lambda shown: ("run" not in shown.record, -int(shown.record["ipc"])))
 
 
-# ---- cost and settings -----------------------------------------------------------------------------------------------
+# ---- sets, cost and settings -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SetRow:
+    """A set in the table of sets: its figures, means over classes, and the best of its accuracies."""
+
+    set: DistilledSet
+    figures: Figures | None
+    best: Spread | None
+
+
+def set_rows(
+    sets: Sequence[DistilledSet], judged: Mapping[Path, Sequence[Figures | None]], lines: Sequence[Line]
+) -> list[SetRow]:
+    """``judged``: what each class of a set was found to be; ``lines``: best first."""
+    best = {line.set: line.top1 for line in reversed(lines)}
+    return [SetRow(shown, mean_of(judged.get(shown.path, ())), best.get(shown.name)) for shown in sets]
 
 
 @dataclass(frozen=True)

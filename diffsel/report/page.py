@@ -10,31 +10,28 @@ the browser (Content-Security-Policy) let it run only the script that belongs to
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..machine.files import AsPath, write_atomically
 from ..machine.progress import Progress, quiet
 from ..runs.knowledge import CALIBRATED, Knowledge, overall, stored, what_it_knows
 from ..runs.run import Run
+from ..sets.figures import Eye, Figures, Hand, judge
 from ..sets.suspects import Suspect, suspects
 from ..settings.errors import ConfigError
 from .accuracies import accuracies, result_folders
 from .charts import Scale, histogram, tsne
-from .classes import PER_CLUSTER, ClassPart, Pool, Source, class_part, measure, picked_of, scale_of
+from .classes import ClassPart, Pool, Source, class_part, measure, picked_of, scale_of
 from .drawing import Painter
-from .opening import Opened, clock, costs, open_target, settings_of, size
+from .opening import Opened, clock, costs, open_target, set_rows, settings_of, size
+from .rendering import html_file, render
 
 LIMIT = 16_000_000  # bytes of a file, by default
 CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart
@@ -54,6 +51,7 @@ class Gathered:
     missing: dict[str, int] = field(default_factory=dict)  # why pictures are not shown -> in how many classes
     suspects: list[Suspect] = field(default_factory=list)  # the most suspect of all classes so far
     known: dict[str, Knowledge] = field(default_factory=dict)
+    judged: dict[Path, list[Figures | None]] = field(default_factory=dict)  # of each set, its classes
 
     def suspect(self, found: Sequence[Suspect]) -> None:
         self.suspects = sorted([*self.suspects, *found], key=lambda each: (each.statistic, each.row))[:SUSPECTS]
@@ -67,22 +65,22 @@ def write_report(
     results: Sequence[AsPath] = (),
     limit: int = LIMIT,
     progress: Progress = quiet,
+    eye: Eye | None = None,
 ) -> list[Path]:
     """Write the report on a RUN or SET to ``out`` (default TARGET-report.html, beside it); returns its files.
 
     >>> [file.name for file in write_report("run")]
     ['run-report.html']
 
+    ``eye``: who judges how the sets cover their classes (sets/figures.py), by default no network.
+
     Files of an earlier, longer report of this name are removed.  Raises StoreError for a target that is neither or is
     damaged, ConfigError for an ``out`` that is no HTML file or a folder of results that is not there.
     """
-    target = Path(target)
-    out = Path(out or target.resolve().with_name(target.resolve().name + "-report.html"))
-    if out.suffix != ".html" or out.is_dir():
-        raise ConfigError(f"--out {out}: must be a file that ends in .html")
+    target, out = Path(target), html_file(target, out, "report")
     opened = open_target(target, [Path(path) for path in sets], run)
     found = accuracies(result_folders(opened.sets, [Path(path) for path in results]), opened.sets, progress)
-    book = Book(out, opened, limit)
+    book, eye = Book(out, opened, limit), eye or Hand()
     names = opened.classes
     coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}
     with progress(total=len(names), desc="writing the report", unit="class") as bar:
@@ -91,11 +89,14 @@ def write_report(
             if opened.run:
                 means = [each for unit in opened.run.of_class(label) for each in opened.run.image_means(unit)]
                 book.gathered.suspect(suspects(opened.run, label, means))
+                part.figures = judge(opened.run, [shown for shown, _, _ in part.sets], label, eye)
                 part.known, part.unit = stored(opened.run, label, means), "nats" * bool(opened.run.nats)
             book.add(part, pool, label in coloured)
             bar.update()
     overview: dict[str, Any] = {
         "accuracies": found,
+        "sets": set_rows(opened.sets, book.gathered.judged, found.own),
+        "eye": eye,
         "costs": costs(opened, found.own),
         "settings": settings_of(opened),
         "suspects": _suspects(opened.run, book.gathered.suspects) if opened.run else [],
@@ -111,7 +112,6 @@ class Book:
 
     def __init__(self, out: Path, opened: Opened, limit: int):
         self.out, self.opened, self.limit = out, opened, limit
-        self.templates = _templates()
         whole = opened.target.resolve()
         self.title = (whole.parent.name, whole.name)
         self.gathered = Gathered()
@@ -126,6 +126,8 @@ class Book:
         found = self.gathered
         if part.known:
             found.known[part.folder] = part.known
+        for path, figures in part.figures.items():
+            found.judged.setdefault(path, []).append(figures)
         if self.opened.run and pool and len(pool.scores):
             if not found.scores:
                 self.scale = scale_of(self.opened.run, pool.scores)
@@ -165,10 +167,7 @@ class Book:
         return self._finish(text)
 
     def render(self, template: str, **values: Any) -> str:
-        text = self.templates.get_template(template).render(
-            scale=self.scale, opened=self.opened, title=self.title, clock=clock, size=size, version=version("diffsel"), **values
-        )
-        return text.encode("utf-8", "backslashreplace").decode()  # a path may hold bytes that are no text
+        return render(template, scale=self.scale, opened=self.opened, title=self.title, clock=clock, size=size, **values)
 
     def _overview(
         self, overview: dict[str, Any], parts: Sequence[tuple[ClassPart, str]], sections: Sequence[tuple[ClassPart, str]]
@@ -284,24 +283,3 @@ def _suspects(run: Run, found: Sequence[Suspect]) -> list[Source]:
         source.picture, source.heat = painter.source(each.row), painter.heat(each.row)
         shown.append(source)
     return shown
-
-
-def _templates() -> Environment:
-    """The templates, everything escaped; the style and the script stand in them as they are."""
-    env = Environment(
-        loader=PackageLoader("diffsel", "assets/report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    folder = files("diffsel") / "assets" / "report"
-    script = (folder / "script.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    env.globals |= {
-        "per_cluster": PER_CLUSTER,
-        "style": (folder / "style.css").read_text(encoding="utf-8"),
-        "script": script,
-        "script_digest": digest,
-    }
-    return env

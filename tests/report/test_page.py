@@ -26,6 +26,7 @@ from diffsel.method import make_sets
 from diffsel.report import accuracies as page_accuracy
 from diffsel.report import opening as page_run
 from diffsel.report.classes import class_part, picked_of
+from diffsel.report.comparison import shared, write_comparison
 from diffsel.report.opening import open_target
 from diffsel.report.page import write_report
 from diffsel.report.text import trace_image
@@ -33,6 +34,7 @@ from diffsel.runs import prompts
 from diffsel.runs.session import start
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import candidates
+from diffsel.sets.figures import Hand, figures, look_at
 from diffsel.sets.opening import DistilledSet, open_set, read_set
 from diffsel.sets.suspects import suspects
 from diffsel.settings.errors import ConfigError, StoreError
@@ -594,3 +596,74 @@ def test_a_set_that_is_not_as_it_was_made_is_told(work: Path, tmp_path: Path) ->
         (folder / file).unlink() if name == "lost" else (folder / file).write_bytes(b"other")
         assert f"{name} is not as it was made: {folder.name}/{file} is " in " ".join(open_target(tmp_path / name).notes)
     assert not [note for note in open_target(work / "run" / "ipc2").notes if "as it was made" in note]
+
+
+# ---- sets side by side -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparison(work: Path) -> Path:
+    return write_comparison([work / "run" / "ipc2", work / "random", work / "run" / "ipc1"], work / "compared.html")
+
+
+def test_sets_stand_side_by_side_with_their_figures(work: Path, comparison: Path) -> None:
+    tree = Tree(comparison)
+    sections = [attrs["data-words"] for attrs in tree.all("section", "class")]
+    assert sections == [
+        f"{folder} {words}".lower() for folder, words in zip(HOSTILE, (HOSTILE[0], NAME, HOSTILE[2]), strict=True)
+    ]
+    shown = [(attrs["data-set"], attrs["title"]) for attrs in tree.all("button", "peek")]
+    for name, path in (("ipc2", work / "run/ipc2"), ("random", work / "random"), ("ipc1", work / "run/ipc1")):
+        assert [file for of, file in shown if of == name] == [picture.file for picture in read_set(path).pictures]
+    html = comparison.read_text(encoding="utf-8")
+    for button, entry in zip(tree.all("button", "peek"), read_set(work / "run/ipc2").pictures[:2], strict=False):
+        assert button["data-made-from"] == ", ".join(tile["source"] for tile in entry.tiles)
+    found = [figures(read_set(work / "random"), label, *real_of(work, label)) for label in HOSTILE]
+    assert f"<b>{100 * np.mean([each.coverage for each in found if each]):.1f}</b>" in html
+    assert "53.0 ± " in html  # of ipc2's students
+    assert "alert(" in tree.text
+    assert not any(name.startswith("on") for _, attrs in tree.tags for name in attrs)
+
+
+def real_of(work: Path, label: str):
+    run = open_target(work / "run").run
+    assert run
+    return look_at(run.data, label, Hand(), run.settings.seed), Hand(), run.settings.seed
+
+
+def test_shared_sources_are_counted_from_the_rows_side(work: Path) -> None:
+    one, two = (read_set(work / "run" / name) for name in ("ipc1", "ipc2"))
+    files = [{tile["digest"] for picture in each.pictures for tile in picture.tiles} for each in (one, two)]
+    both = len(files[0] & files[1])
+    assert shared([one, two]) == [[None, 100 * both / len(files[0])], [100 * both / len(files[1]), None]]
+
+
+def test_a_comparison_without_a_run_or_room(work: Path, tmp_path: Path, diffsel) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(work / "random", tmp_path / name)
+    code, out, err = diffsel("report", tmp_path / "a", tmp_path / "b", "-q")
+    assert (code, err) == (0, "")
+    assert str(tmp_path / "a-comparison.html") in out
+    text = Tree(tmp_path / "a-comparison.html").text
+    assert "no coverage and no diversity" in text
+    assert "covers" not in text
+    with pytest.raises(ConfigError, match="--page-size"):
+        write_comparison([tmp_path / "a", tmp_path / "b"], limit=50_000)
+    with pytest.raises(StoreError, match="not a distilled set"):
+        write_comparison([tmp_path / "a", work / "data"])
+
+
+def test_a_comparison_fits_into_every_window(browser: Browser, comparison: Path) -> None:
+    for dark, width in ((False, 1920), (True, 1280), (False, 768), (True, 360)):
+        browser.look(width, 900, dark)
+        browser.open(comparison)
+        browser.run("for (const e of document.querySelectorAll('.class')) e.style.contentVisibility = 'visible'")
+        assert browser.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+        assert browser.run(CONTRAST) == []
+    browser.look(1400, 900)
+    browser.open(comparison)
+    browser.click(".peek", 1)
+    title = browser.run("document.querySelectorAll('.peek')[1].title")
+    assert browser.run("document.querySelector('#viewer .path').textContent") == title
+    assert browser.run("document.querySelector('#viewer img').offsetWidth") > 100
+    assert browser.problems == []

@@ -51,8 +51,7 @@
     figure.className = "source"; stage.className = "stage peeked";
     const path = Object.assign(document.createElement("p"), { className: "path", textContent: stop.title }), list = document.createElement("dl");
     stage.append(...[one("img", stop)].filter(Boolean).map((image) => image.cloneNode()));
-    for (const name of ["score", "cluster", "place"]) fact(list, name === "place" ? "in cluster" : name, stop.dataset[name]);
-    fact(list, "rank", "not chosen");
+    for (const { name, value } of stop.attributes) if (name.startsWith("data-")) fact(list, name.slice(5).replaceAll("-", " "), value);
     words.append(path, list); figure.append(stage, words);
     return figure;
   };
