@@ -102,7 +102,7 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
     )
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        metavar={"t_range": "LOW,HIGH", "class_names": "A,B,.."}.get(name),
+        metavar={"t_range": "LOW,HIGH", "log_snr": "HIGH,LOW", "class_names": "A,B,.."}.get(name),
         help=f"{field.description}" + ("" if default is None else f"  [default: {default}]"),
         rich_help_panel=key.partition(".")[0] if "." in key else None,
     )
@@ -150,7 +150,7 @@ def split_names(only: list[str] | None, known: Collection[str]) -> list[str]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    return value.split(",") if name == "t_range" else value
+    return value.split(",") if name in ("t_range", "log_snr") else value
 
 
 # ---- around a command ------------------------------------------------------------------------------------------------

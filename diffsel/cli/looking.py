@@ -18,7 +18,6 @@ from .flags import DataArg, Moved, Quiet, RunArg, settings_flags
 if TYPE_CHECKING:
     from ..evaluation.seeing import TeacherEye
     from ..runs.knowledge import Answer
-    from ..scoring.folder import ModelFolder
 
 Templates = Annotated[
     list[str] | None,
@@ -39,13 +38,16 @@ def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> Non
     from ..data.images import open_data
     from ..report.text import describe_data
     from ..scoring.folder import locate
+    from ..scoring.suiting import suited
 
     opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
-    print(describe_data(opened, settings))
     try:
         folder = locate(settings.model, fetch=False)
     except ConfigError as error:
+        print(describe_data(opened, settings))
         return print(f"whether the model takes these prompts is told when it is there: {error}")
+    settings = suited(settings, folder, opened.classes)
+    print(describe_data(opened, settings))
     null = settings.scoring.null_prompt
     folder.check_prompts((info.prompt(each), null) for each in settings.scoring.prompts for info in opened.classes)
 
@@ -187,18 +189,20 @@ def probe(
     from ..data.images import open_data
     from ..runs import probe as asking
     from ..scoring.draws import open_scorer
+    from ..scoring.folder import locate
+    from ..scoring.suiting import suited
 
     if settings.data.images_per_class is None:
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images_per_class": 2 * images})})
     opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
-    scorer = open_scorer(settings)
-    answers = asking.probe(opened, scorer, settings.scoring.prompts[0], images, progress(quiet))
-    print(_knowledge(answers, min(asking.LABELS, len(opened.classes)), scorer.model.folder))
+    settings = suited(settings, locate(settings.model), opened.classes)
+    answers = asking.probe(opened, open_scorer(settings), settings.scoring.prompts[0], images, progress(quiet))
+    print(_knowledge(answers, min(asking.LABELS, len(opened.classes))))
 
 
-def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int, model: ModelFolder) -> str:
+def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int) -> str:
     from ..report.text import table
-    from ..runs.knowledge import distilled, knowledge, verdict
+    from ..runs.knowledge import knowledge, verdict
 
     known = {label: knowledge(found) for label, found in answers.items()}
     total = knowledge([each for found in answers.values() for each in found])
@@ -213,7 +217,7 @@ def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int, model: Mode
         for name, k in {**known, "all": total}.items()
     ]
     scale = "± is half of a 95 % interval over images.  nats: log p(image | label) - log p(image), within the timesteps scored."
-    return "\n".join([table(rows, head), scale, *verdict(known), *distilled(model)])
+    return "\n".join([table(rows, head), scale, *verdict(known)])
 
 
 @settings_flags("compute", "patches", "features", "selection", "assembly", "protocol")

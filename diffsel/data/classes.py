@@ -38,8 +38,8 @@ class ClassInfo:
     words: Mapping[str, str] = field(default_factory=dict)
 
     def prompt(self, template: str) -> str:
-        """``template`` with ``{label}`` and the class's words filled in.  Raises DataError for an unknown word."""
-        values = {**self.words, "label": self.name}
+        """``template`` with ``{label}``, ``{folder}`` and the words filled in.  Raises DataError for an unknown word."""
+        values = {"folder": self.folder, **self.words, "label": self.name}
 
         def fill(match: re.Match[str]) -> str:
             if match[1] not in values:
@@ -145,15 +145,20 @@ def read_class_file(file: Path) -> dict[str, ClassInfo]:
 def _plain_name(folder: str) -> str:
     """A folder's name in words: an ImageNet wnid by torchvision's table, else underscores as spaces."""
     if re.fullmatch(r"n\d{8}", folder) and folder in (wnids := imagenet_wnids()):
-        from torchvision.models import ResNet18_Weights
-
-        return str(ResNet18_Weights.IMAGENET1K_V1.meta["categories"][wnids.index(folder)])
+        return imagenet_names()[wnids.index(folder)]
     return " ".join(folder.replace("_", " ").split()) or folder
 
 
 def imagenet_wnids() -> list[str]:
     """The 1000 wnids; a class's ImageNet index is its position here (sorted)."""
     return (files("diffsel") / "assets" / "imagenet_wnids.txt").read_text().split()
+
+
+def imagenet_names() -> list[str]:
+    """torchvision's names of the 1000 classes, in the order of their wnids (all different since torchvision 0.13)."""
+    from torchvision.models import ResNet18_Weights
+
+    return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def refuse_shared(classes: Sequence[ClassInfo], found: Sequence[str | int | None], source: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..data.classes import ClassInfo, imagenet_wnids, refuse_shared, spelled
+from ..data.classes import ClassInfo, imagenet_names, imagenet_wnids, refuse_shared, spelled
 from ..data.views import MEAN, STD
 from ..settings.errors import ConfigError, DataError
 from .checkpoints import Checkpoint, _outputs, read_checkpoint, weights_digest
@@ -88,7 +88,7 @@ def class_rows(found: Checkpoint, classes: Sequence[ClassInfo]) -> list[int]:
             )
         return list(range(outputs))
     places = {name: i for i, name in enumerate(table)}
-    by_name = _imagenet_names() if table == tuple(imagenet_wnids()) else {}
+    by_name = {name: i for i, name in enumerate(imagenet_names())} if table == tuple(imagenet_wnids()) else {}
     rows = _rows(classes, places, by_name)
     missing = [info.folder for info, row in zip(classes, rows, strict=True) if row is None]
     if missing:
@@ -108,13 +108,6 @@ def _rows(classes: Sequence[ClassInfo], places: Mapping[str, int], by_name: Mapp
             for i, name in enumerate(spelled(names, table)):
                 found[i] = found[i] if name is None else table[name]
     return found
-
-
-def _imagenet_names() -> dict[str, int]:
-    """torchvision's ImageNet names -> index (all different since torchvision 0.13)."""
-    from torchvision.models import ResNet18_Weights
-
-    return {name: i for i, name in enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])}
 
 
 def check_order(

@@ -14,6 +14,7 @@ from ..data.pixels import Pixels
 from ..scoring.diffusion import Diffusion
 from ..scoring.draws import Scorer, as_images, keyed_generator, latent_shape, latent_size
 from ..scoring.maps import filled_forwards, forwards
+from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
@@ -68,7 +69,7 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     if not found:
         raise DataError(f"{source}: none of the images looked at can be read ({SAMPLE} classes, {UNIT_ROWS} images of each)")
     pixels = found[len(found) // 2]
-    shape, s = latent_shape(model, pixels), settings.scoring
+    shape, s = latent_shape(model, pixels), suited(settings, model.folder).scoring
     images, prompts = sum(counts.values()), len(s.prompts)
     vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels], model.device)), model)
     noisy = torch.randn((batch_size, *shape), generator=keyed_generator("plan")).to(model.device)

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ..scoring.folder import ModelFolder, locate
 from ..scoring.nats import auroc
-from ..settings.errors import ConfigError
 from .run import Run
 from .units import Means
 
@@ -103,16 +101,6 @@ def verdict(by_class: Mapping[str, Knowledge], of: str = "this prior") -> list[s
     return notes
 
 
-def distilled(model: ModelFolder) -> list[str]:
-    """A note on a model that seems to be step-distilled."""
-    why = model.distilled
-    return (
-        [f"{model} seems to be step-distilled ({why}): it predicts no posterior means, and its scores mean little"]
-        if why
-        else []
-    )
-
-
 # ---- of a stored pass ------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +116,7 @@ def stored(run: Run, label: str, means: Sequence[Means] | None = None) -> Knowle
 
 
 def what_it_knows(run: Run, by_class: Mapping[str, Knowledge] | None = None) -> list[str]:
-    """A pass in words: mean nats and r, the verdict, and what its model says of itself; ``by_class``: by default, what the
+    """A pass in words: mean nats and r, and the verdict; ``by_class``: by default, what the
     first unit of each class tells."""
     if by_class is None:
         found = {label: stored(run, label) for label in run.infos}
@@ -138,8 +126,4 @@ def what_it_knows(run: Run, by_class: Mapping[str, Knowledge] | None = None) -> 
     nats, r = overall(by_class.values())
     mean = f"an image's label tells {nats:.2f} nats on average ({bound(len(by_class))}); " if run.nats else ""
     calibration = "" if math.isnan(r) else f"r = {r:.2f} (1: the label predictions are posterior means)"
-    try:
-        notes = distilled(locate(run.settings.model, fetch=False))
-    except ConfigError:  # the model is not here
-        notes = []
-    return [mean + calibration, *verdict(by_class), *notes]
+    return [mean + calibration, *verdict(by_class)]

@@ -63,7 +63,7 @@ def _ask(scorer: Scorer, key: str, pixels: Pixels, words: Tensor, labels: np.nda
     items, chosen = [(0, draw) for draw in range(s.draws)], words[[0, *(1 + labels)]]
     rows = [row for _, row in scorer.losses(latents, [key], items, chosen, _differences)]
     mean = np.stack(rows).mean((0, 2, 3), dtype=np.float64)
-    window = scorer.model.levels.log_snr(s.t_min), scorer.model.levels.log_snr(s.t_max)
+    window = s.log_snr or (scorer.model.levels.log_snr(s.t_min), scorer.model.levels.log_snr(s.t_max))
     return Answer(label, mean[:-1], float(mean[-1]), nats_per_unit(window, math.prod(shape)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..machine.formats import read_yaml
 from ..scoring.folder import ModelFolder, locate
 from ..scoring.patches import chosen_bins
 from ..settings.errors import ConfigError, StoreError
+from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings, without_execution
 
 FORMAT = 1
@@ -55,4 +57,20 @@ def nats_per_pixel(record: Mapping[str, Any], settings: Settings) -> float | Non
 
 
 def _of_model(record: Mapping[str, Any], folder: ModelFolder, settings: Settings) -> Any:
-    return folder.unit(settings.scoring.bin_edges()) if folder.digest == record["identity"]["model"] else None
+    return folder.unit(settings.scoring) if folder.digest == record["identity"]["model"] else None
+
+
+def as_scored(settings: Settings, record: Mapping[str, Any]) -> Settings:
+    """With what was left open, and was filled in for the prior (scoring/suiting.py), as it was when RUN was scored."""
+    stored = record["settings"]["scoring"]
+    if stored.get("log_snr") is None:
+        return settings
+    given = settings.scoring.model_dump(mode="json", exclude_unset=True)
+    filled = {key: stored[key] for key in ("log_snr", "null_prompt", "prompts")} | given
+    return settings.model_copy(update={"scoring": ScoringSettings.model_validate(filled)})
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the bytes of a run."""
+    names = ("diffsel", "torch", "diffusers", "transformers", "scikit-learn", "numpy", "pillow")
+    return {name: version(name) for name in names}

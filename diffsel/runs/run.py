@@ -30,7 +30,7 @@ from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, 
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve
 from .index import read_index, read_skipped, remake
-from .record import nats_per_pixel, read_record, recorded_settings
+from .record import as_scored, nats_per_pixel, read_record, recorded_settings
 from .units import Means, Unit, check_unit, columns, damage, image_means, rows_of
 
 UNIT_ROWS = 256  # images per unit of work, at most
@@ -286,7 +286,7 @@ def open_run(path: AsPath, settings: Settings | None = None, may_be_gone: bool =
     record = read_record(path := Path(path))
     try:
         classes = tuple(ClassInfo(**entry) for entry in record["classes"])
-        settings = settings or resolve(recorded_settings(record))
+        settings = as_scored(settings, record) if settings else resolve(recorded_settings(record))
         check_asked(path, record, settings)
         if record["classes"] != record["identity"]["classes"]:
             raise StoreError(f"{path / 'run.yaml'} is damaged: its classes are not those that were scored")

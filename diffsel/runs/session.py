@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +27,7 @@ from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import DEFAULT, Settings, identity
 from .index import known_images, mend_index, taken_over, write_index, write_skipped
-from .record import FORMAT, read_record
+from .record import FORMAT, read_record, versions
 from .run import Run, image_identity, open_run, pass_identity
 from .units import Unit
 
@@ -193,14 +192,16 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     """
     from ..scoring.draws import open_scorer
     from ..scoring.folder import locate
+    from ..scoring.suiting import suited
 
     source, out, workers = str(source), Path(out), Workers()
-    decided = pass_identity(settings) | _precision(settings, workers)  # a device that cannot be used is refused first
+    precision = _precision(settings, workers)  # a device that cannot be used is refused first
     workers.check_tracker(settings.compute.tracker)
-    chosen_bins(settings.patches, settings.scoring)
     folder = locate(settings.model)
+    settings = suited(settings, folder)
+    chosen_bins(settings.patches, settings.scoring)
     folder.check()
-    folder.check_up_block(settings.features.up_block)
+    folder.point(settings.features)
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
         workers.wait_for([out / "run.yaml"])
     root = str(Path(source).resolve()) if Path(source).exists() else source
@@ -208,8 +209,8 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     loaded: list[Scorer] = []
 
     def check(classes: Sequence[ClassInfo]) -> None:
-        null = settings.scoring.null_prompt
-        folder.check_prompts((info.prompt(template), null) for template in settings.scoring.prompts for info in classes)
+        asked = suited(settings, folder, classes).scoring
+        folder.check_prompts((info.prompt(text), asked.null_prompt) for text in asked.prompts for info in classes)
         if workers.is_main and not (out / "run.yaml").exists():  # weights that are not whole are told before images are read
             loaded.append(open_scorer(settings, workers.local))
 
@@ -217,21 +218,20 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
         known = known_images(out, root, settings)
         data = None if workers.is_main else taken_over(out, root, settings, known)
         data = data or open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check, out)
+        settings = suited(settings, folder, data.classes)
         described = {
-            **decided,
+            **pass_identity(settings),
+            **precision,
             "images": image_identity(data),
             "classes": [asdict(c) for c in data.classes],
             "model": folder.digest,
         }
         if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
             described["racing"] = identity(settings.patches)
-        if Path(settings.model.model).is_dir():  # so that RUN can be taken up from another folder
-            settings = settings.model_copy(
-                update={"model": settings.model.model_copy(update={"model": str(folder.path.resolve())})}
-            )
+        settings = settings.model_copy(update={"model": folder.placed(settings.model)})
         if workers.is_main:
             sweep(out)
-        record = create_run(out, described, settings, data, folder.unit(settings.scoring.bin_edges()))
+        record = create_run(out, described, settings, data, folder.unit(settings.scoring))
         if workers.is_main and data.rows.table is not known.rows.table:
             mend_index(out, data)
         if workers.is_main and record["data"] != root:  # the very images, somewhere else
@@ -280,7 +280,7 @@ def create_run(path: Path, identity: dict[str, Any], settings: Settings, data: I
             "data": data.root,
             "classes": [asdict(c) for c in data.classes],
             "settings": settings.model_dump(mode="json"),
-            "versions": _versions(),
+            "versions": versions(),
             "unit": unit,
         }
         write_new(path / "run.yaml", dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
@@ -302,8 +302,3 @@ def open_features(run: Run, weights: str | None = None) -> None:
         write_atomically(folder / "weights.yaml", dump_yaml({"weights": weights}))
     if weights and (found := differences(read_yaml(folder / "weights.yaml"), {"weights": weights})):
         raise SettingsDiffer(folder, found)
-
-
-def _versions() -> dict[str, str]:
-    names = ("diffsel", "torch", "diffusers", "transformers", "scikit-learn", "numpy", "pillow")
-    return {name: version(name) for name in names}

@@ -6,10 +6,12 @@ predictions whatever a network predicts); what the networks compute in is the ``
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +20,10 @@ from torch import Tensor
 
 from ..machine.device import keep_freed_memory, set_tf32
 from ..settings.errors import ConfigError
+from ..settings.sections import FeatureSettings
 from .folder import ModelFolder
 from .levels import Flow, Table, noise_from
+from .nats import stable_diffusion
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
@@ -41,6 +45,7 @@ class Diffusion(ABC):
     """
 
     network: Any  # U-Net or transformer
+    encoders: dict[str, Any]  # of text, by folder
     levels: Table | Flow
     prediction: str  # what the network's output is: a kind of levels.noise_from
 
@@ -51,6 +56,8 @@ class Diffusion(ABC):
         self.folder, self.device, self.dtype = folder, device, dtype
         self.forward: Network | None = None  # the network compiled; features stop in the middle and need it as it is
         self.vae = self.part("vae", AutoencoderKL, without=("decoder", "post_quant_conv"))
+        if dtype == torch.float16 and folder.family != "sd" and self.vae.config.force_upcast:
+            self.vae.float()  # SDXL's overflows
 
     @staticmethod
     def load(folder: ModelFolder, device: torch.device, precision: str, compiled: bool = False) -> Diffusion:
@@ -65,6 +72,8 @@ class Diffusion(ABC):
         set_tf32(precision)
         folder.check()
         model: Diffusion = import_module(f"{__package__}.priors.{folder.family}").Prior(folder, device, DTYPES[precision])
+        if folder.lora:
+            model.add_lora(folder.lora)
         if device.type == "cpu":
             keep_freed_memory()
         if compiled:  # a graph for each latent shape: every batch is filled up
@@ -83,6 +92,40 @@ class Diffusion(ABC):
             module = module.to(memory_format=torch.channels_last)
         return module
 
+    def add_lora(self, file: Path) -> None:
+        """Adds LoRA weights to those of the network and the text encoders, by the family's own pipeline.
+
+        Raises ConfigError where the family takes none, they do not fit, or peft is not installed.
+        """
+        import diffusers
+
+        pipeline = getattr(diffusers, self.folder.index["_class_name"])
+        if not hasattr(pipeline, "load_lora_weights"):
+            raise ConfigError(f"model.lora: diffusers loads no LoRA weights into a {pipeline.__name__}")
+        given = {name: getattr(self, name, None) for name in ("vae", "scheduler")} | {self.folder.kind.network: self.network}
+        given |= self.encoders | {
+            name: text[1] for name, text in zip(self.folder.kind.tokenizers, self.folder.texts, strict=True)
+        }
+        asked = inspect.signature(pipeline.__init__).parameters
+        rest = {name: None for name, each in asked.items() if each.default is each.empty and name not in ("self", *given)}
+
+        def load() -> None:
+            made = pipeline(**given, **rest)
+            made.load_lora_weights(str(file.parent), weight_name=file.name)
+            made.fuse_lora(components=[part for part in made._lora_loadable_modules if getattr(made, part, None)])
+            made.unload_lora_weights()
+
+        self.folder.loaded(f"lora {file}", load)
+
+    def read_table(self) -> None:
+        """The levels of a discrete prior.  Whatever sampler it ships with, only noise table and prediction type matter here."""
+        from diffusers import DDPMScheduler
+
+        load = lambda: DDPMScheduler.from_pretrained(self.folder.path, subfolder="scheduler")  # noqa: E731
+        self.scheduler = self.folder.loaded("scheduler", load)
+        self.levels = Table(self.scheduler.alphas_cumprod, self.device)
+        self.prediction = self.scheduler.config.prediction_type
+
     # ---- what a family says ----------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -94,8 +137,16 @@ class Diffusion(ABC):
         """What ``network`` (itself or compiled) predicts, a number for each of the latent's."""
 
     @abstractmethod
-    def point(self, point: int) -> torch.nn.Module:
-        """The module whose output is the feature map called ``point``.  Raises ConfigError."""
+    def activation(self, noisy: Tensor, t: Tensor, words: Tensor, point: int | str) -> Float[Tensor, "b channels fh fw"]:
+        """The feature map at ``point``; the pass stops there.  Raises ConfigError for a point that the network lacks."""
+
+    def point(self, settings: FeatureSettings) -> int | str:
+        """Which point these settings mean."""
+        return self.folder.point(settings)
+
+    def time(self, share: float) -> float:
+        """The prior's own time at which it sees as much noise as Stable Diffusion at this share of its steps."""
+        return self.levels.time(stable_diffusion(share))
 
     # ---- what all share --------------------------------------------------------------------------------------------
 
@@ -119,7 +170,7 @@ class Diffusion(ABC):
         self, images: Float[Tensor, "b 3 height width"], noise: Float[Tensor, "b 4 h w"] | None = None
     ) -> Float[Tensor, "b 4 h w"]:
         """Scaled VAE latents: the posterior mean, or with standard normal ``noise`` a sample."""
-        posterior = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
+        posterior = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist
         latents = posterior.mean.float()
         if noise is not None:
             latents = latents + posterior.std.float() * noise.to(self.device)
@@ -143,29 +194,40 @@ class Diffusion(ABC):
 
     @torch.inference_mode()
     def features(
-        self, noisy: Float[Tensor, "b 4 h w"], t: Float[Tensor, " b"], words: Float[Tensor, "b tokens width"], point: int
+        self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], words: Float[Tensor, "b tokens width"], point: int | str
     ) -> Float[Tensor, "b channels fh fw"]:
-        """Output of the network's block at ``point`` (DIFT), in float32; the pass stops there.  Raises ConfigError."""
+        """The network's activation at ``point`` (DIFT), in float32; the pass stops there.  Raises ConfigError."""
+        return self.activation(noisy, t, words, point).float()
 
-        def stop(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            raise _Reached(output)
+    def stopped(self, module: torch.nn.Module, run: Callable[[], Any], inside: bool = False) -> Any:
+        """What ``module`` gives in this run, or (``inside``) is given; the run ends there."""
 
-        handle = self.point(point).register_forward_hook(stop)
+        def stop(output: Any) -> None:
+            raise _Reached(module, output)
+
+        if inside:
+            handle = module.register_forward_pre_hook(
+                lambda _, args, named: stop(args[0] if args else named["hidden_states"]), with_kwargs=True
+            )
+        else:
+            handle = module.register_forward_hook(lambda _module, _inputs, output: stop(output))
         try:
-            self.output(noisy, t, words, self.network)
+            run()
         except _Reached as reached:
-            return reached.output.float()
+            if reached.module is not module:  # one run inside another
+                raise
+            return reached.output
         finally:
             handle.remove()
         raise AssertionError("the network ended before the hooked block")
 
 
 class _Reached(Exception):
-    """Carries a block's output out of a network whose remaining blocks are not needed."""
+    """Carries what a module gives out of a network whose remaining modules are not needed."""
 
-    def __init__(self, output: Tensor):
+    def __init__(self, module: torch.nn.Module, output: Any):
         super().__init__()
-        self.output = output
+        self.module, self.output = module, output
 
 
 def _whole(folder: ModelFolder, part: str, kind: Any, options: dict[str, Any]) -> Any:
@@ -175,9 +237,10 @@ def _whole(folder: ModelFolder, part: str, kind: Any, options: dict[str, Any]) -
     """
     options = {**options, "use_safetensors": True, "low_cpu_mem_usage": True, "output_loading_info": True}
     network, told = folder.loaded(part, lambda: kind.from_pretrained(folder.path, subfolder=part, **options))
-    needless = re.compile({"vae": r"decoder\.|post_quant_conv\.", "text_encoder": r".*position_ids$"}.get(part, r"(?!)"))
+    texts = r"(?!)" if part == folder.kind.network else r".*position_ids$"
+    needless = re.compile(r"decoder\.|post_quant_conv\." if part == "vae" else texts)
     missing = sorted(str(key) for key in told["missing_keys"] if not needless.match(str(key)))
-    other = sorted(str(key) for key in told["unexpected_keys"] if part == "unet")
+    other = sorted(str(key) for key in told["unexpected_keys"] if part == folder.kind.network)
     shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ()))
     for what, names in (("lacks", missing), ("has other shapes of", shapes), ("holds, beside its own weights,", other)):
         if names:

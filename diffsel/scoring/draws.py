@@ -22,6 +22,8 @@ from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
 from .diffusion import Diffusion
 from .folder import locate
+from .levels import Flow, Table
+from .suiting import suited
 
 LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
@@ -74,7 +76,8 @@ class Scorer:
         model, rows_of, shape = self.model, rows_of or all_losses, tuple(latents.shape[1:])
 
         def launch(chunk: Sequence[tuple[int, int]]) -> tuple[Sequence[tuple[int, int]], Tensor, Callable[[], None]]:
-            drawn = [draw_noise(keys[i], d, shape, self.settings, self.seed, model.steps) for i, d in chunk]
+            levels = model.levels if self.settings.log_snr else None
+            drawn = [draw_noise(keys[i], d, shape, self.settings, self.seed, model.steps, levels) for i, d in chunk]
             noise = to_device(torch.stack([eps for _, eps in drawn]), model.device)
             t = to_device(torch.tensor([t for t, _ in drawn]), model.device)
             which = to_device(torch.tensor([i for i, _ in chunk]), model.device)
@@ -94,7 +97,9 @@ def open_scorer(settings: Settings, local: int = 0) -> Scorer:
     Raises ConfigError for a model that does not load, or a device or precision that cannot be used.
     """
     machine = machine_of(settings.compute, local)
-    model = Diffusion.load(locate(settings.model), machine.device, machine.precision, machine.compile)
+    folder = locate(settings.model)
+    settings = suited(settings, folder)
+    model = Diffusion.load(folder, machine.device, machine.precision, machine.compile)
     # Each latent shape of a unit ends in a batch that is filled up: of photographs, larger batches would be mostly filling.
     LOG.info("loaded %s on %s, %s", model.folder, device_name(machine.device), machine.precision)
     batch_size = settings.compute.batch_size or (16 if machine.device.type == "cpu" else 64)
@@ -154,9 +159,16 @@ def predict_all(
 
 
 def draw_noise(
-    key: str, draw: int, shape: tuple[int, ...], settings: ScoringSettings, seed: int, steps: int
-) -> tuple[int, Float[Tensor, "4 h w"]]:
-    """Draw number ``draw`` of an image: a timestep in [t_min, t_max) and standard normal noise.
+    key: str,
+    draw: int,
+    shape: tuple[int, ...],
+    settings: ScoringSettings,
+    seed: int,
+    steps: int,
+    levels: Table | Flow | None = None,
+) -> tuple[float, Float[Tensor, "4 h w"]]:
+    """Draw number ``draw`` of an image: a time uniform in the window of t, or (with ``levels``) of log-SNR, and standard
+    normal noise.
 
     A function of (seed, key, draw) alone: the draws of a shorter pass are the first ones of a longer.  Draws go to the
     bins in turn; inside a bin the timesteps are a van der Corput sequence with a random shift, so that the first 2, 4,
@@ -165,8 +177,11 @@ def draw_noise(
     bin_, turn = draw % settings.bins, draw // settings.bins
     shift = torch.rand((), generator=keyed_generator(seed, key, "t", bin_), dtype=torch.float64).item()
     place = (bin_ + (van_der_corput(turn) + shift) % 1) / settings.bins
-    t = int((settings.t_min + (settings.t_max - settings.t_min) * place) * steps)
-    return min(t, steps - 1), torch.randn(shape, generator=keyed_generator(seed, key, "draw", draw))
+    noise = torch.randn(shape, generator=keyed_generator(seed, key, "draw", draw))
+    if levels and settings.log_snr:
+        high, low = settings.log_snr
+        return levels.time(high + (low - high) * place), noise
+    return min(int((settings.t_min + (settings.t_max - settings.t_min) * place) * steps), steps - 1), noise
 
 
 def van_der_corput(n: int) -> float:

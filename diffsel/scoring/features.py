@@ -63,10 +63,10 @@ def _view(patch: Patch, whole: bool) -> Pixels:
 def _dift(
     model: Diffusion, patches: Sequence[Patch], words: Float[Tensor, "1 tokens width"], settings: FeatureSettings, seed: int
 ) -> Float[Tensor, "b channels fh fw"]:
-    """Up-block activations at the DIFT step, averaged over the ensemble of noises."""
+    """Activations at the DIFT step, averaged over the ensemble of noises."""
     whole = settings.pooling == "box"
     latents = model.encode(as_images([_view(p, whole) for p in patches], model.device))
-    t = torch.full((len(patches),), int(settings.timestep * model.steps), device=model.device)
+    t = torch.full((len(patches),), model.time(settings.timestep), device=model.device)
     total: Float[Tensor, "b channels fh fw"] | None = None
     for member in range(settings.ensemble):
         noise = torch.stack(
@@ -76,7 +76,7 @@ def _dift(
             ]
         )
         noisy = model.add_noise(latents, noise.to(model.device), t)
-        feature = model.features(noisy, t, words.expand(len(patches), -1, -1), settings.up_block)
+        feature = model.features(noisy, t, words.expand(len(patches), -1, -1), model.point(settings))
         total = feature if total is None else total + feature
     assert total is not None  # ensemble >= 1
     return total / settings.ensemble

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings.errors import ConfigError
-from ..settings.sections import ModelSettings
+from ..settings.sections import FeatureSettings, ModelSettings, ScoringSettings
+from .classids import ClassIds
+from .families import CLIP, T5, distilled
 from .nats import unit_of
+from .parts import Parts
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 EMBEDDED = {"demo": "demo-sd", "cifar10": "cifar10-sd"}  # names of --model -> folder in assets
-# The embedded models were laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.
-RENAMED = {
-    "8d83e31b1091d3055a6097a0df4350fc": "d08c3a38800e9167d38f08da06272c5f",
-    "4ba023ebbf47bf4cee3ce6cd1792de35": "7cb058e48c7c4ea0eea69941a85893dd",
-}
-# Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
-WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-WANTED = "wanted is a Stable Diffusion 1.x or 2.x text-to-image model"
-# What an SD 1.x / 2.x U-Net has not: setting -> what a model with it is.
-FOREIGN = {
-    "class_embed_type": "a class-conditioned U-Net (unCLIP, upscaler)",
-    "num_class_embeds": "a class-conditioned U-Net (upscaler)",
-    "encoder_hid_dim_type": "a U-Net with image or other conditions (Kandinsky, DeepFloyd, IP-Adapter)",
-    "time_cond_proj_dim": "a guidance- or step-distilled model (LCM), which predicts no posterior mean",
-}
-DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm)(?![a-z])", re.I)  # in the names of such models
 
 
 def locate(settings: ModelSettings, fetch: bool = True) -> ModelFolder:
@@ -55,173 +38,116 @@ def locate(settings: ModelSettings, fetch: bool = True) -> ModelFolder:
         path = Path(settings.model)
     else:
         path = _fetch(settings, fetch)
-    if missing := [part for part in PARTS if not (path / part).is_dir()]:
+    if found := distilled([settings.model], {}, ""):
+        raise ConfigError(f"model {settings.model} {found}")
+    if missing := [part for part in ModelFolder(path).kind.parts if not (path / part).is_dir()]:
         raise ConfigError(
             f"model {path}: not in diffusers layout, {', '.join(missing)} missing (single-file checkpoints: convert first)"
         )
-    return ModelFolder(path)
+    return ModelFolder(path, _lora(settings))
+
+
+def _lora(settings: ModelSettings) -> Path | None:
+    """The file of LoRA weights that is asked for, fetched where needed.  Raises ConfigError."""
+    if settings.lora is None:
+        return None
+    found = Path(settings.lora)
+    if not found.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", settings.lora):
+        found = _get(settings.lora, None, True, "*.safetensors")
+    held = sorted(found.glob("*.safetensors")) if found.is_dir() else [found]
+    if len(held) != 1 or held[0].suffix != ".safetensors" or not held[0].is_file():
+        there = ", ".join(file.name for file in held) or "none"
+        raise ConfigError(
+            f"model.lora = {settings.lora!r}: wanted is one .safetensors file, a folder with one, or a hub id ({there})"
+        )
+    return held[0]
 
 
 def _fetch(settings: ModelSettings, fetch: bool) -> Path:
+    wanted = ("*.json", "*.txt", "*.model", "*model.safetensors", "*-of-*.safetensors")
+    get = partial(_get, settings.model, settings.revision, fetch)
+    parts = ModelFolder(get("model_index.json")).kind.parts  # refused here, before gigabytes are fetched
+    return get("model_index.json", *(f"{part}/{name}" for part in parts for name in wanted))
+
+
+def _get(name: str, revision: str | None, fetch: bool, *patterns: str) -> Path:
+    """A hub repository's files of these names, where they lie.  Raises ConfigError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ("*.json", "*.txt", "*model.safetensors", "*-of-*.safetensors")
+    asked: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": ["*fp16*", "*non_ema*"]}
     try:
-        patterns = [f"{part}/{name}" for part in PARTS for name in wanted]
-        return Path(
-            snapshot_download(settings.model, revision=settings.revision, allow_patterns=patterns, local_files_only=not fetch)
-        )
+        return Path(str(snapshot_download(name, revision=revision, local_files_only=not fetch, **asked)))
     except HFValidationError:
-        raise ConfigError(f"model.model = {settings.model!r}: no such folder, and not a hub id") from None
+        raise ConfigError(f"model.model = {name!r}: no such folder, and not a hub id") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(f"model.model = {settings.model!r}: no such folder, and not fetched from the hub: {error}") from None
+        raise ConfigError(f"model.model = {name!r}: no such folder, and not fetched from the hub: {error}") from None
 
 
 @dataclass(frozen=True)
-class ModelFolder:
-    """A folder with the five parts of a pipeline."""
+class ModelFolder(Parts):
+    """A folder with the parts of a pipeline, and what its prior can be told and asked."""
 
-    path: Path
+    def placed(self, settings: ModelSettings) -> ModelSettings:
+        """With whole paths, so that a run can be taken up from another folder."""
+        found = {"model": str(self.path.resolve())} if Path(settings.model).is_dir() else {}
+        return settings.model_copy(update=found | ({"lora": str(self.lora.resolve())} if self.lora else {}))
 
-    family = "sd"  # which file of priors/ knows it
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of every file that decides what the model computes, wherever it lies."""
-        state = hashlib.blake2b(digest_size=16)
-        for part in PARTS:
-            for file in sorted((self.path / part).iterdir()):
-                if file.suffix in (".json", ".txt") or WEIGHTS.fullmatch(file.name):
-                    state.update(f"{part}/{file.name}\0".encode())
-                    with file.open("rb") as stream:
-                        while chunk := stream.read(1 << 24):
-                            state.update(chunk)
-        return RENAMED.get(state.hexdigest(), state.hexdigest())
-
-    def config(self, part: str) -> dict[str, Any]:
-        """Raises ConfigError where it is missing or damaged."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        try:
-            found = json.loads((self.path / part / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model {self}: {part}/{name}: {error}") from None
-        if not isinstance(found, dict):
-            raise ConfigError(f"model {self}: {part}/{name} holds no settings")
-        return found
-
-    # ---- what kind of model it is ----------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Refuse, by what the folder says of itself, models that only look like SD 1.x / 2.x.  Raises ConfigError."""
-        for part, name in CLASSES.items():
-            if (found := self.config(part).get("_class_name", name)) != name:
-                self._refuse(part, f"is a {found}, not a {name}")
-        self._check_unet(self.config("unet"))
-        self._check_text(self.config("text_encoder"), self.config("unet"))
-        self._check_scheduler(self.config("scheduler"))
-        for part in ("unet", "vae", "text_encoder"):
-            self._check_weights(part)
-
-    def _refuse(self, part: str, reason: str) -> None:
-        raise ConfigError(f"model {self}: {part} {reason}; {WANTED}")
-
-    def _check_unet(self, unet: dict[str, Any]) -> None:
-        latent = self.config("vae").get("latent_channels")
-        if unet.get("in_channels") != latent:
-            told = f"takes {unet.get('in_channels')} channels, but the VAE gives {latent}; inpainting models cannot be used"
-            self._refuse("unet", told)
-        if (added := unet.get("addition_embed_type")) not in (None, "text"):
-            self._refuse("unet", f"takes added conditions ({added}), as SDXL does")
-        for key, kind in FOREIGN.items():
-            if unet.get(key) is not None:
-                self._refuse("unet", f"has {key} = {unet[key]!r}: {kind}")
-
-    def _check_text(self, text: dict[str, Any], unet: dict[str, Any]) -> None:
-        kinds = text.get("architectures") or [text.get("model_type", "?")]
-        if not str(kinds[0]).lower().replace("_", "").startswith("cliptextmodel"):
-            self._refuse("text_encoder", f"is a {kinds[0]}, not a CLIPTextModel")
-        for key in ("max_position_embeddings", "hidden_size", "vocab_size"):
-            if not isinstance(text.get(key), int):
-                self._refuse("text_encoder", f"says no {key} in config.json")
-        if unet.get("cross_attention_dim") != text["hidden_size"]:
-            told = f"gives {text['hidden_size']} numbers a word, but the U-Net takes {unet.get('cross_attention_dim')}"
-            self._refuse("text_encoder", told)
-
-    def _check_scheduler(self, scheduler: dict[str, Any]) -> None:
-        betas = scheduler.get("trained_betas") or all(key in scheduler for key in ("beta_start", "beta_end", "beta_schedule"))
-        if not betas or "Flow" in scheduler.get("_class_name", "") or "EDM" in scheduler.get("_class_name", ""):
-            told = f"({scheduler.get('_class_name', '?')}) has no beta schedule: a flow-matching or EDM model"
-            self._refuse("scheduler", told)
-        if (kind := scheduler.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction", "sample"):
-            self._refuse("scheduler", f"has prediction_type {kind!r}; known: epsilon, v_prediction, sample")
-
-    def _check_weights(self, part: str) -> None:
-        there = sorted(file.name for file in (self.path / part).iterdir())
-        if not any(WEIGHTS.fullmatch(name) for name in there):
-            held = ", ".join(name for name in there if name != "config.json") or "nothing"
-            name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-            raise ConfigError(
-                f"model {self}: {part} holds no weights in full precision ({name}.safetensors); it holds {held} "
-                "(fp16-only or .bin-only copies: save them again with `save_pretrained`)"
-            )
-
-    @property
-    def distilled(self) -> str:
-        """Why this seems to be a step-distilled model, which predicts no posterior mean; empty where nothing says so."""
-        kind = self.config("scheduler").get("_class_name", "")
-        if kind in ("LCMScheduler", "TCDScheduler"):
-            return f"its scheduler is a {kind}"
-        cached = [part for part in self.path.parts if part.startswith("models--")]  # of the hub's cache
-        names = [str(self.config("unet").get("_name_or_path", "")), self.path.name, *cached]
-        found = next(filter(None, map(DISTILLED.search, names)), None)
-        return f"its name says {found[0]!r}" if found else ""
-
-    def unit(self, edges: Sequence[float]) -> dict[str, float | list[float]] | None:
-        """What turns its scores into nats, where that can be told (nats.py); ``edges`` of the stored bins."""
-        return unit_of(self.config("scheduler"), self.config("vae"), edges)
+    def unit(self, scoring: ScoringSettings) -> dict[str, float | list[float]] | None:
+        """What turns the scores of a pass into nats, where that can be told (nats.py)."""
+        edges = scoring.bin_edges()
+        return unit_of(self.config("scheduler"), self.config("vae"), edges, in_log_snr=scoring.log_snr is not None)
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def tokenizer(self) -> CLIPTokenizer:
-        """Raises ConfigError for one without a vocabulary, or with more words than the text encoder knows."""
-        from transformers import CLIPTokenizer
+    def texts(self) -> list[tuple[str, Any, int]]:
+        """Each text encoder: its folder, its tokenizer, and how many tokens it takes."""
+        found = []
+        for (part, (kind, most)), name in zip(self.kind.texts.items(), self.kind.tokenizers, strict=True):
+            tokenizer = self._tokenizer(name, part, kind)
+            found.append((part, tokenizer, self._most(tokenizer, part, kind, most)))
+        return found
 
-        there = {file.name for file in (self.path / "tokenizer").iterdir()}
-        if not ("tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there):
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The first text encoder's."""
+        return self.texts[0][1]
+
+    def _tokenizer(self, part: str, encoder: str, kind: str) -> Any:
+        """Raises ConfigError for one without a vocabulary, or with more words than the text encoder knows."""
+        from transformers import CLIPTokenizer, T5Tokenizer
+
+        there = {file.name for file in (self.path / part).iterdir()}
+        own = {"vocab.json", "merges.txt"} if kind == CLIP else {"spiece.model"}
+        if not ("tokenizer.json" in there or own <= there):
             held = ", ".join(sorted(there)) or "nothing"
-            wanted = "tokenizer.json, or vocab.json and merges.txt"
-            raise ConfigError(f"model {self}: tokenizer holds {held}, but no vocabulary; wanted is {wanted}")
-        found = self.loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer"))
-        known = int(self.config("text_encoder")["vocab_size"])
+            wanted = f"tokenizer.json, or {' and '.join(sorted(own, reverse=True))}"
+            raise ConfigError(f"model {self}: {part} holds {held}, but no vocabulary; wanted is {wanted}")
+        reader = CLIPTokenizer if kind == CLIP else T5Tokenizer
+        found = self.loaded(part, lambda: reader.from_pretrained(self.path, subfolder=part))
+        known = int(self.config(encoder)["vocab_size"])
         if len(found) > known or found("cat", verbose=False)["input_ids"] == found("dog", verbose=False)["input_ids"]:
             raise ConfigError(
-                f"model {self}: tokenizer has {len(found)} words, which are not those of the text encoder ({known} words)"
+                f"model {self}: {part} has {len(found)} words, which are not those of the text encoder ({known} words)"
             )
         return found
 
-    def loaded(self, part: str, load: Callable[[], Any]) -> Any:
-        """What ``load`` gives; whatever the library raises on a damaged part becomes a ConfigError that names it."""
-        try:
-            return load()
-        except Exception as error:  # diffusers, transformers and safetensors raise nearly anything on damaged files
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(f"model {self}: {part} does not load ({type(error).__name__}: {reason})") from None
+    def _most(self, tokenizer: Any, encoder: str, kind: str, most: int) -> int:
+        if kind == T5:
+            return 120 if self.index.get("_class_name") == "PixArtAlphaPipeline" else most
+        return min(int(tokenizer.model_max_length), int(self.config(encoder)["max_position_embeddings"]))
 
     @property
     def positions(self) -> int:
         """Longest prompt, tokens: 77 for SD."""
-        return min(int(self.tokenizer.model_max_length), int(self.config("text_encoder")["max_position_embeddings"]))
+        return min(most for _, _, most in self.texts)
 
     def check_prompts(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Refuse (label prompt, null prompt) pairs that cannot tell a class.
 
-        Raises ConfigError for a prompt beyond the text encoder's limit, which would be cut, and for a label prompt that is
-        the null prompt, or the same tokens.
+        Raises ConfigError for a class that a class-conditional prior lacks, for a prompt beyond the text encoder's limit,
+        which would be cut, and for a label prompt that is the null prompt, or the same tokens.
         """
         for label, null in pairs:
             tokens = {text: self.tokens(text) for text in (label, null)}
@@ -232,14 +158,59 @@ class ModelFolder:
                 )
 
     def tokens(self, prompt: str) -> list[int]:
+        """Of the first text encoder; or the number of a class.  Raises ConfigError for a prompt that is too long."""
+        if not self.kind.texts:
+            return [self.class_number(prompt)]
+        for _, tokenizer, most in self.texts:
+            found = list(tokenizer(prompt, verbose=False)["input_ids"])
+            if len(found) > most:
+                raise ConfigError(f"prompt {prompt!r} has {len(found)} tokens, the model takes {most}; shorten it")
+        return list(self.tokenizer(prompt, verbose=False)["input_ids"])
+
+    def check_lengths(self, prompts: Iterable[str]) -> None:
         """Raises ConfigError for a prompt that is too long."""
-        found = list(self.tokenizer(prompt, verbose=False)["input_ids"])
-        if len(found) > self.positions:
-            raise ConfigError(f"prompt {prompt!r} has {len(found)} tokens, the model takes {self.positions}; shorten it")
+        for prompt in prompts:
+            self.tokens(prompt)
+
+    # ---- classes ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def classes(self) -> ClassIds:
+        """Of a class-conditional prior."""
+        return ClassIds(self.index.get("id2label") or {}, int(self.config("transformer")["num_embeds_ada_norm"]))
+
+    def class_number(self, text: str) -> int:
+        """The class that is meant, or the null.  Raises ConfigError where the prior lacks it."""
+        if (found := self.classes.find(text)) is None:
+            raise ConfigError(f"model {self} has no class {text!r}, or several; name it by its wnid, a name or a number")
         return found
 
-    def check_up_block(self, up_block: int) -> None:
-        """Raises ConfigError for an up block that the U-Net does not have."""
-        count = len(self.config("unet")["up_block_types"])
-        if up_block >= count:
-            raise ConfigError(f"features.up_block = {up_block}: this U-Net has blocks 0 to {count - 1}")
+    # ---- features --------------------------------------------------------------------------------------------------
+
+    @property
+    def points(self) -> list[str]:
+        """Names of the points that features can be taken from, in the order of a pass."""
+        network = self.config(self.kind.network)
+        if self.kind.network == "unet":
+            return [f"up.{n}" for n in range(len(network["up_block_types"]))]
+        return [f"block.{n}" for n in range(int(network["num_layers"]))]
+
+    def check_point(self, point: int | str) -> int:
+        """The number of a point, named or counted.  Raises ConfigError for one that the network does not have."""
+        points = self.points
+        if isinstance(point, str):
+            if point not in points:
+                raise ConfigError(f"features.point = {point!r}: this model has {points[0]} to {points[-1]}")
+            return points.index(point)
+        if point >= len(points):
+            raise ConfigError(f"features.up_block = {point}: this U-Net has blocks 0 to {len(points) - 1}")
+        return point
+
+    def point(self, settings: FeatureSettings) -> int | str:
+        """Which point these settings mean.  Raises ConfigError for one that the network does not have."""
+        usual = self.points[self.kind.middle if self.kind.middle >= 0 else len(self.points) // 2]
+        if self.family != "sd" and settings.up_block != FeatureSettings().up_block:
+            raise ConfigError("features.up_block is of Stable Diffusion 1.x and 2.x; of this model give features.point")
+        chosen = settings.point or (settings.up_block if self.family == "sd" else usual)
+        self.check_point(chosen)
+        return chosen

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,22 @@ def log_snr(alphas: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
     [0.0]
     """
     return np.log(alphas / (1 - alphas))
+
+
+@cache
+def _table() -> Float[np.ndarray, " steps"]:
+    alphas = cumulated_alphas({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
+    assert alphas is not None
+    return log_snr(alphas)
+
+
+def stable_diffusion(share: float) -> float:
+    """lambda at this share of Stable Diffusion's 1000 steps: the scale on which windows are told to every prior.
+
+    >>> [round(stable_diffusion(share), 2) for share in (0.1, 0.7)]
+    [2.13, -2.41]
+    """
+    return float(_table()[min(round(share * 1000), 999)])
 
 
 def nats_per_unit(window: tuple[float, float], elements: int) -> float:
@@ -56,13 +73,15 @@ def cumulated_alphas(scheduler: Mapping[str, Any]) -> Float[np.ndarray, " steps"
 
 
 def unit_of(
-    scheduler: Mapping[str, Any], vae: Mapping[str, Any], edges: Sequence[float]
+    scheduler: Mapping[str, Any], vae: Mapping[str, Any], edges: Sequence[float], in_log_snr: bool = False
 ) -> dict[str, float | list[float]] | None:
     """What a run keeps so that its scores have a unit: latent ``elements`` a pixel, and ``log_snr`` at the ``edges`` of its
-    bins (shares of the steps); None where the model's configuration does not tell."""
+    bins (shares of the steps, or themselves ``in_log_snr``); None where the model's configuration does not tell."""
     shares, alphas = np.asarray(edges, np.float64), cumulated_alphas(scheduler)
     with np.errstate(divide="ignore"):
-        if "Flow" in scheduler.get("_class_name", ""):  # a straight path from image to noise
+        if in_log_snr:
+            lam = shares
+        elif "Flow" in scheduler.get("_class_name", ""):  # a straight path from image to noise
             lam = 2 * np.log((1 - shares) / shares)
         elif alphas is not None:
             lam = log_snr(alphas)[np.minimum((shares * len(alphas)).round().astype(int), len(alphas) - 1)]

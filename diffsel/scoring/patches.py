@@ -87,12 +87,13 @@ def chosen_bins(settings: PatchSettings, scoring: ScoringSettings) -> list[int]:
     """Stored bins inside ``t_range``.  Raises ConfigError where its ends are not edges of stored bins."""
     if settings.t_range is None:
         return list(range(scoring.bins))
-    edges = np.round(scoring.bin_edges(), 6)
-    low, high = np.round(settings.t_range, 6)
-    if low not in edges or high not in edges or low >= high:
+    digits, way = (2, -1) if scoring.log_snr else (6, 1)  # log-SNR falls
+    edges = np.round(scoring.bin_edges(), digits)
+    first, last = np.round(settings.t_range, digits)
+    if first not in edges or last not in edges or way * first >= way * last:
         stored = ", ".join(f"{edge:g}" for edge in edges)
         raise ConfigError(f"patches.t_range = {settings.t_range}: must start and end at two of the stored edges {stored}")
-    return [i for i in range(scoring.bins) if edges[i] >= low and edges[i + 1] <= high]
+    return [i for i in range(scoring.bins) if way * edges[i] >= way * first and way * edges[i + 1] <= way * last]
 
 
 def patch_scores(

@@ -73,6 +73,9 @@ class ModelSettings(Section):
 
     model: str = Field(SD15, description="Hub id, a folder in diffusers layout, or `demo` (the embedded checkpoint).")
     revision: str | None = Field(None, description="Hub branch, tag or commit.")
+    lora: str | None = Field(
+        None, description="LoRA weights on top: a .safetensors file, or a hub id.", json_schema_extra=added(None)
+    )
 
 
 class ComputeSettings(Section):
@@ -117,6 +120,12 @@ class ScoringSettings(Section):
     null_prompt: str = Field("An image of .", description="Prompt without the label.")
     t_min: float = Field(0.1, ge=0, lt=1, description="Lower end of the timesteps, share of the training steps (A.1).")
     t_max: float = Field(0.7, gt=0, le=1, description="Upper end of the timesteps, share of the training steps (A.1).")
+    log_snr: tuple[float, float] | None = Field(
+        None,
+        description="Window in log-SNR, highest first, of draws uniform in it; default: of Stable Diffusion 1.x and 2.x none, "
+        "draws are uniform in t; of others where t_min and t_max lie in Stable Diffusion.",
+        json_schema_extra=added(None),
+    )
     bins: int = Field(3, ge=1, description="Equal parts of [t_min, t_max] whose maps are stored apart.")
     draws: int = Field(6, ge=1, description="(timestep, noise) pairs per image, stratified; a multiple of bins.")
     adaptive_draws: int | None = Field(
@@ -132,6 +141,8 @@ class ScoringSettings(Section):
     def _consistent(self) -> Self:
         if self.t_min >= self.t_max:
             raise ValueError(f"scoring.t_min ({self.t_min}) must lie below scoring.t_max ({self.t_max})")
+        if self.log_snr and self.log_snr[0] <= self.log_snr[1]:
+            raise ValueError(f"scoring.log_snr {self.log_snr} must fall: least noise first, as 2.13,-2.41")
         if self.draws % self.bins:
             near = max(self.bins, round(self.draws / self.bins) * self.bins)
             raise ValueError(f"scoring.draws ({self.draws}) must be a multiple of scoring.bins ({self.bins}), say {near}")
@@ -157,7 +168,9 @@ class ScoringSettings(Section):
         return counts
 
     def bin_edges(self) -> list[float]:
-        return [self.t_min + (self.t_max - self.t_min) * i / self.bins for i in range(self.bins + 1)]
+        """In t, rising; or in log-SNR, falling."""
+        first, last = self.log_snr or (self.t_min, self.t_max)
+        return [first + (last - first) * i / self.bins for i in range(self.bins + 1)]
 
 
 class PatchSettings(Section):
@@ -183,7 +196,9 @@ class PatchSettings(Section):
         0.5, gt=0, description="c of the gated estimator G Phi(c z), z: blurred -D in deviations.", json_schema_extra=added(0.5)
     )
     prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
-    t_range: tuple[float, float] | None = Field(None, description="Only the stored bins inside this range (Tab. 6).")
+    t_range: tuple[float, float] | None = Field(
+        None, description="Only the stored bins inside this range (Tab. 6); in log-SNR where draws are."
+    )
 
 
 class FeatureSettings(Section):
@@ -191,7 +206,13 @@ class FeatureSettings(Section):
 
     kind: Literal["dift", "clip"] = Field("dift", description="U-Net activation, or CLIP image features (Tab. 5).")
     timestep: float = Field(0.16, gt=0, lt=1, description="DIFT step, share of the training steps (A.1; Fig. 6).")
-    up_block: int = Field(1, ge=0, description="Up block of the U-Net whose output is taken.")
+    up_block: int = Field(1, ge=0, description="Up block of Stable Diffusion's U-Net whose output is taken.")
+    point: str | None = Field(
+        None,
+        description="Where in a prior's network the vector is taken: up.0 ... of U-Nets, block.0 ... of transformers; "
+        "default: up_block of SD 1.x and 2.x, up.0 of SDXL, the middle block of transformers.",
+        json_schema_extra=added(None),
+    )
     ensemble: int = Field(1, ge=1, description="Noises averaged per patch (DIFT uses 8).")
     pooling: Literal["crop", "box"] = Field("crop", description="Crop the patch first, or pool inside the box.")
     clip_model: str = Field("openai/clip-vit-large-patch14", description="Hub id or folder, for kind = clip.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -97,22 +96,3 @@ def test_a_run_of_an_earlier_version_has_the_unit_of_its_model(tmp_path: Path, f
     assert open_run(run.path).nats is None
     file.write_text(kept)
     assert open_run(run.path).nats == run.nats
-
-
-@pytest.mark.parametrize(
-    ("part", "told", "why"),
-    [
-        ("scheduler", {"_class_name": "LCMScheduler"}, "its scheduler is a LCMScheduler"),
-        ("unet", {"_name_or_path": "stabilityai/sd-turbo"}, "its name says 'turbo'"),
-        ("unet", {"_name_or_path": "someone/turbots-and-calcm"}, ""),
-    ],
-)
-def test_a_model_that_seems_to_be_distilled_is_told(tmp_path: Path, folder, small, part: str, told: dict, why: str) -> None:
-    shutil.copytree(TINY, tmp_path / "model")
-    file = next((tmp_path / "model" / part).glob("*config.json"))
-    file.write_text(json.dumps(json.loads(file.read_text()) | told))
-    assert ModelFolder(tmp_path / "model").distilled == why
-    model = small.model.model_copy(update={"model": str(tmp_path / "model")})
-    session = start(str(folder(cat=1)), tmp_path / "run", small.model_copy(update={"model": model}))
-    method.score(session)
-    assert bool([note for note in session.notes if "seems to be step-distilled" in note]) == bool(why)

@@ -15,7 +15,7 @@ from diffsel.machine.device import pick_device, pick_precision
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.settings.errors import ConfigError
-from diffsel.settings.sections import ModelSettings
+from diffsel.settings.sections import FeatureSettings, ModelSettings
 from diffsel.settings.settings import resolve
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_a_stopped_pass_leaves_no_hook_and_runs_no_later_block(tiny: Diffusion) 
 
 def test_settings_that_the_model_cannot_serve_are_refused() -> None:
     with pytest.raises(ConfigError, match="blocks 0 to 3"):
-        ModelFolder(Path(TINY)).check_up_block(4)
+        ModelFolder(Path(TINY)).point(FeatureSettings(up_block=4))
     with pytest.raises(ConfigError, match=r"has .* tokens, the model takes 77"):
         ModelFolder(Path(TINY)).check_prompts([("a " * 100, "")])
     with pytest.raises(ConfigError, match=r"compute.device = 'foo' cannot be used"):

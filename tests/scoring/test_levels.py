@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from diffsel.scoring.draws import differential_and_gap
 from diffsel.scoring.levels import Flow, Table, noise_from
+from diffsel.scoring.nats import nats_per_unit
 from diffsel.settings.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -31,3 +34,56 @@ def test_the_window_of_stable_diffusion_on_a_flow() -> None:
 def test_a_kind_of_prediction_that_is_unknown_is_refused() -> None:
     with pytest.raises(ConfigError, match="prediction_type 'score'; known: epsilon"):
         noise_from("score", *[torch.zeros(1)] * 4)
+
+
+# ---- a prior in closed form ------------------------------------------------------------------------------------------
+
+MEANS, SIDES = torch.tensor([-1.0, 1.5, 3.0]).double(), torch.tensor([0.5, 0.7, 0.4]).double()  # of three classes
+LAMBDAS = torch.linspace(14, -14, 401).double()
+
+
+def denoised(z: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, classes: list[int]) -> torch.Tensor:
+    """E[x | z] where x comes from these classes, alike often."""
+    z, mean, side = z[..., None], MEANS[classes], SIDES[classes]
+    variance = (alpha[..., None] * side) ** 2 + sigma[..., None] ** 2
+    weight = (-((z - alpha[..., None] * mean) ** 2) / (2 * variance) - variance.log() / 2).softmax(-1)
+    return (weight * (mean + alpha[..., None] * side**2 / variance * (z - alpha[..., None] * mean))).sum(-1)
+
+
+def quadrature(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places and weights of a standard normal variable."""
+    places, weights = np.polynomial.hermite_e.hermegauss(count)
+    return torch.from_numpy(places), torch.from_numpy(weights / weights.sum())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow", "edm"])
+@pytest.mark.parametrize("label", [0, 1])
+def test_every_kind_of_prediction_tells_a_mixtures_log_ratio(kind: str, label: int) -> None:
+    """The mean over a class of log p(x|c) - log p(x) within 1 %, from D and from G; at single x from D."""
+    (places, weights), (noise, likely) = quadrature(24), quadrature(48)
+    x = (MEANS[label] + SIDES[label] * places)[:, None, None]
+    snr = (LAMBDAS / 2).exp()  # alpha / sigma
+    sigma = 1 / snr if kind == "edm" else 1 / (1 + snr) if kind == "flow" else 1 / (1 + snr**2).sqrt()
+    alpha, sigma, eps = (snr * sigma)[None, :, None], sigma[None, :, None], noise[None, None, :]
+    z = alpha * x + sigma * eps
+
+    def network(classes: list[int]) -> torch.Tensor:
+        clean = denoised(z, *torch.broadcast_tensors(alpha + 0 * z, sigma + 0 * z), classes)
+        noise = (z - alpha * clean) / sigma
+        told = {"epsilon": noise, "v_prediction": alpha * noise - sigma * clean, "flow": noise - clean}
+        return told.get(kind, clean)
+
+    read = "sample" if kind == "edm" else kind
+    label_noise, null_noise = (noise_from(read, network(c), z, alpha, sigma) for c in ([label], [0, 1, 2]))
+    shape = (len(places), 1, len(LAMBDAS), len(noise))  # one channel, for ``differential_and_gap``
+    d, g = differential_and_gap((eps + 0 * z).reshape(shape), null_noise.reshape(shape), label_noise.reshape(shape))
+    unit = nats_per_unit((14.0, -14.0), 1)  # draws are uniform in log-SNR: nats are mean times window
+    from_d, from_g = ((each @ likely).mean(1) * unit for each in (-d, g))
+    normal = torch.distributions.Normal
+    each = normal(MEANS, SIDES).log_prob(x[:, 0, 0, None])
+    exact = each[:, label] - (each.logsumexp(1) - math.log(3))
+    average = float(exact @ weights)
+    assert float(from_d @ weights) == pytest.approx(average, rel=0.01)
+    assert float(from_g @ weights) == pytest.approx(average, rel=0.01)
+    middle = slice(6, -6)  # where the quadrature is dense
+    torch.testing.assert_close(from_d[middle], exact[middle], rtol=0.01, atol=0.02)

@@ -1,0 +1,178 @@
+"""A model's parts in a folder in diffusers layout: read, hashed, and checked to be what they seem."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..settings.errors import ConfigError
+from .families import CLIP, SERVED, Family, distilled, family_of
+
+# The embedded models were laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.
+RENAMED = {
+    "8d83e31b1091d3055a6097a0df4350fc": "d08c3a38800e9167d38f08da06272c5f",
+    "4ba023ebbf47bf4cee3ce6cd1792de35": "7cb058e48c7c4ea0eea69941a85893dd",
+}
+# Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+WANTED = f"wanted is a text-to-image or class-conditional model: {SERVED}"
+# What a text-to-image U-Net has not: setting -> what a model with it is.
+FOREIGN = {
+    "class_embed_type": "a class-conditioned U-Net (unCLIP, upscaler)",
+    "num_class_embeds": "a class-conditioned U-Net (upscaler)",
+    "encoder_hid_dim_type": "a U-Net with image or other conditions (Kandinsky, DeepFloyd, IP-Adapter)",
+    "time_cond_proj_dim": "a guidance- or step-distilled model (LCM), which predicts no posterior mean",
+}
+
+
+def _hash(state: hashlib.blake2b, name: str, file: Path) -> None:
+    state.update(f"{name}\0".encode())
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            state.update(chunk)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A folder with the parts of a pipeline."""
+
+    path: Path
+    lora: Path | None = None  # weights on top
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """model_index.json; where there is none, as of Stable Diffusion.  Raises ConfigError where it is damaged."""
+        if not (self.path / "model_index.json").exists():
+            return {"_class_name": "StableDiffusionPipeline"}
+        return self._read("model_index.json")
+
+    @cached_property
+    def kind(self) -> Family:
+        """Raises ConfigError for a model of no family, with the reason."""
+        found = family_of(str(self.index.get("_class_name")))
+        if isinstance(found, str):
+            raise ConfigError(f"model {self} {found}")
+        return found
+
+    @property
+    def family(self) -> str:
+        """Which file of priors/ knows it."""
+        return self.kind.name
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of every file that decides what the model computes, wherever it lies."""
+        state = hashlib.blake2b(digest_size=16)
+        for part in self.kind.parts:
+            for file in sorted((self.path / part).iterdir()):
+                if file.suffix in (".json", ".txt", ".model") or WEIGHTS.fullmatch(file.name):
+                    _hash(state, f"{part}/{file.name}", file)
+        if "id2label" in self.index:
+            state.update(json.dumps(self.index["id2label"], sort_keys=True).encode())
+        if self.lora:
+            _hash(state, "lora", self.lora)
+        return RENAMED.get(state.hexdigest(), state.hexdigest())
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Raises ConfigError where it is missing or damaged."""
+        return self._read(f"{part}/scheduler_config.json" if part == "scheduler" else f"{part}/config.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model {self}: {name}: {error}") from None
+        if not isinstance(found, dict):
+            raise ConfigError(f"model {self}: {name} holds no settings")
+        return found
+
+    def loaded(self, part: str, load: Callable[[], Any]) -> Any:
+        """What ``load`` gives; whatever the library raises on a damaged part becomes a ConfigError that names it."""
+        try:
+            return load()
+        except Exception as error:  # diffusers, transformers and safetensors raise nearly anything on damaged files
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"model {self}: {part} does not load ({type(error).__name__}: {reason})") from None
+
+    # ---- what kind of model it is ----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Refuse, by what the folder says of itself, models that only look like one of a family.  Raises ConfigError."""
+        kind = self.kind
+        for part, names in ((kind.network, kind.kinds), ("vae", ("AutoencoderKL",))):
+            if (found := self.config(part).get("_class_name", names[0])) not in names:
+                self._refuse(part, f"is a {found}, not a {names[0]}")
+        network, scheduler = self.config(kind.network), self.config("scheduler")
+        named = [self.path.name, *(each for each in self.path.parts if each.startswith("models--"))]  # of the hub's cache
+        named += [each.get("_name_or_path", "") for each in (self.index, network)]
+        if told := distilled(named, network, str(scheduler.get("_class_name"))):
+            raise ConfigError(f"model {self} {told}")
+        self._check_network(network)
+        if kind.texts:
+            self._check_text(network)
+        self._check_scheduler(scheduler)
+        for part in (kind.network, "vae", *kind.texts):
+            self._check_weights(part)
+
+    def _refuse(self, part: str, reason: str) -> None:
+        raise ConfigError(f"model {self}: {part} {reason}; {WANTED}")
+
+    def _check_network(self, network: dict[str, Any]) -> None:
+        part, latent = self.kind.network, self.config("vae").get("latent_channels")
+        if network.get("in_channels") != latent:
+            told = f"takes {network.get('in_channels')} channels, but the VAE gives {latent}; inpainting models cannot be used"
+            self._refuse(part, told)
+        added, own = network.get("addition_embed_type"), ("text_time",) if self.family == "sdxl" else (None, "text")
+        if part == "unet" and added not in own:
+            self._refuse(part, f"takes added conditions ({added}), as SDXL does" if added else "takes no added conditions")
+        for key, kind in FOREIGN.items():
+            if network.get(key) is not None:
+                self._refuse(part, f"has {key} = {network[key]!r}: {kind}")
+
+    def _check_text(self, network: dict[str, Any]) -> None:
+        widths = {}
+        for part, (wanted, _) in self.kind.texts.items():
+            text = self.config(part)
+            kinds = text.get("architectures") or [text.get("model_type", "?")]
+            if not str(kinds[0]).lower().replace("_", "").startswith(wanted.lower()):
+                self._refuse(part, f"is a {kinds[0]}, not a {wanted}")
+            clip = wanted == CLIP
+            for key in ("max_position_embeddings", "hidden_size", "vocab_size") if clip else ("d_model", "vocab_size"):
+                if not isinstance(text.get(key), int):
+                    self._refuse(part, f"says no {key} in config.json")
+            widths[part] = text["hidden_size" if clip else "d_model"]
+        gives = list(widths.values())[-1] if self.kind.flow else sum(widths.values())  # SD3: CLIP's are filled up to T5's
+        if network.get(self.kind.width) != gives:
+            what = "U-Net" if self.kind.network == "unet" else "transformer"
+            self._refuse(part, f"gives {gives} numbers a word, but the {what} takes {network.get(self.kind.width)}")
+
+    def _check_scheduler(self, scheduler: dict[str, Any]) -> None:
+        if self.kind.flow:
+            if "Flow" not in scheduler.get("_class_name", ""):
+                self._refuse("scheduler", f"is a {scheduler.get('_class_name', '?')}, not one of flow matching")
+            return
+        betas = scheduler.get("trained_betas") or all(key in scheduler for key in ("beta_start", "beta_end", "beta_schedule"))
+        if not betas or "Flow" in scheduler.get("_class_name", "") or "EDM" in scheduler.get("_class_name", ""):
+            told = f"({scheduler.get('_class_name', '?')}) has no beta schedule: a flow-matching or EDM model"
+            self._refuse("scheduler", told)
+        if (kind := scheduler.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction", "sample"):
+            self._refuse("scheduler", f"has prediction_type {kind!r}; known: epsilon, v_prediction, sample")
+
+    def _check_weights(self, part: str) -> None:
+        there = sorted(file.name for file in (self.path / part).iterdir())
+        if not any(WEIGHTS.fullmatch(name) for name in there):
+            held = ", ".join(name for name in there if name != "config.json") or "nothing"
+            name = "model" if part in self.kind.texts else "diffusion_pytorch_model"
+            raise ConfigError(
+                f"model {self}: {part} holds no weights in full precision ({name}.safetensors); it holds {held} "
+                "(fp16-only or .bin-only copies: save them again with `save_pretrained`)"
+            )

@@ -1,0 +1,97 @@
+"""Models that are no priors are refused with the reason, before any weight is read or fetched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from families import NEW, saved
+
+from diffsel.scoring.families import FAMILIES, family_of
+from diffsel.scoring.folder import ModelFolder, locate
+from diffsel.settings.errors import ConfigError
+from diffsel.settings.sections import ModelSettings
+
+
+def changed(source: Path, target: Path, file: str, **values: object) -> Path:
+    folder = Path(shutil.copytree(source, target))
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "reason"),
+    [
+        ("StableDiffusionInpaintPipeline", "an inpainting model .* take the text-to-image model"),
+        ("StableDiffusionUpscalePipeline", "an upscaling model"),
+        ("LatentConsistencyModelPipeline", "step-distilled"),
+        ("FluxPipeline", "guidance-distilled .* take Stable Diffusion 3.5"),
+        ("StableDiffusionXLControlNetPipeline", "told of a picture too"),
+        ("WanPipeline", "which diffsel does not know; it knows Stable Diffusion 1.x"),
+    ],
+)
+def test_other_pipelines_are_refused_by_name(tmp_path: Path, pipeline: str, reason: str) -> None:
+    folder = changed(Path(TINY), tmp_path / "model", "model_index.json", _class_name=pipeline)
+    with pytest.raises(ConfigError, match=f"is a {pipeline}.*{reason}"):
+        locate(ModelSettings(model=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["sdxl-turbo", "SDXL-Lightning", "lcm-sdxl", "tiny_LCM", "Hyper-SD", "sd3.5-large-turbo"])
+def test_step_distilled_models_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="step-distilled, which predicts no posterior mean"):
+        locate(ModelSettings(model=str(shutil.copytree(TINY, tmp_path / name))))
+
+
+def test_names_that_hold_such_a_word_by_chance_are_not(tmp_path: Path) -> None:
+    folder = changed(Path(TINY), tmp_path / "turbots-and-calcm", "unet/config.json", _name_or_path="someone/hyperbolic")
+    locate(ModelSettings(model=str(folder))).check()
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "values", "reason"),
+    [
+        ("sd3", "transformer/config.json", {"guidance_embeds": True}, "guidance-distilled and has no null"),
+        ("sdxl", "scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "comes with LCMScheduler"),
+        ("sdxl", "unet/config.json", {"_name_or_path": "stabilityai/sdxl-turbo"}, "step-distilled"),
+        ("sdxl", "unet/config.json", {"addition_embed_type": None}, "takes no added conditions"),
+        ("sdxl", "unet/config.json", {"in_channels": 9}, "inpainting models cannot be used"),
+        (
+            "pixart",
+            "transformer/config.json",
+            {"caption_channels": 64},
+            "32 numbers a word, but the transformer takes 64",
+        ),
+        ("sd3", "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "not one of flow matching"),
+        ("dit", "scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-matching or EDM"),
+        ("dit", "transformer/config.json", {"_class_name": "UNet2DModel"}, "is a UNet2DModel, not a DiTTransformer2DModel"),
+    ],
+)
+def test_models_that_only_look_like_a_family_are_refused(
+    tmp_path: Path, family: str, file: str, values: dict, reason: str
+) -> None:
+    ModelFolder(saved(family)).check()
+    with pytest.raises(ConfigError, match=reason):
+        ModelFolder(changed(saved(family), tmp_path / "model", file, **values)).check()
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_family_is_found_and_hashed_with_all_its_parts(tmp_path: Path, name: str) -> None:
+    folder = locate(ModelSettings(model=str(saved(name))))
+    assert folder.family == name
+    assert {path.name for path in folder.path.iterdir() if path.is_dir()} == set(folder.kind.parts)
+    shutil.copytree(folder.path, tmp_path / "copy")
+    assert ModelFolder(tmp_path / "copy").digest == folder.digest
+    for part in folder.kind.parts:
+        file = next(file for file in sorted((tmp_path / "copy" / part).iterdir()) if file.suffix == ".json")
+        before = ModelFolder(tmp_path / "copy").digest
+        file.write_text(file.read_text() + " ")
+        assert ModelFolder(tmp_path / "copy").digest != before, part
+
+
+def test_pipelines_belong_to_one_family() -> None:
+    for family in FAMILIES:
+        assert all(family_of(pipeline) is family for pipeline in family.pipelines)
