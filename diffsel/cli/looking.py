@@ -1,4 +1,4 @@
-"""The commands that look and compare: inspect, probe, trace, check, report, suspects, prompts."""
+"""The commands that look and compare: inspect, probe, compare-priors, trace, check, report, suspects, prompts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Words = Annotated[Path | None, typer.Option("--words", metavar="YAML", help="A c
 
 def register(app: typer.Typer) -> None:
     app.command("inspect")(inspect_data)
-    for command in (probe, trace, check, report, suspects, prompts):
+    for command in (probe, compare_priors, trace, check, report, suspects, prompts):
         app.command()(command)
 
 
@@ -198,6 +198,27 @@ def probe(
     settings = suited(settings, locate(settings.model), opened.classes)
     answers = asking.probe(opened, open_scorer(settings), settings.scoring.prompts[0], images, progress(quiet))
     print(_knowledge(answers, min(asking.LABELS, len(opened.classes))))
+
+
+@settings_flags("data", "compute", "scoring", "patches", "features", "selection", "assembly")
+def compare_priors(
+    a: Annotated[str, typer.Argument(metavar="A", help="A prior, as of --model.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    data: DataArg,
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for both runs and the tables; taken up again.")],
+    ipc: Annotated[int, typer.Option("--ipc", min=1, help="Images per class of the sets compared.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Which of two priors for my images?  What each knows and costs, and how far they agree, on 30 images of each class."""
+    from ..studies import priors
+    from ..studies.agreement import as_table
+
+    if settings.data.images_per_class is None:
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images_per_class": 30})})
+    found, rows = priors.compare_priors([a, b], data, out, settings, ipc, progress(quiet))
+    print(f"{priors.priors_table(found)}\n\n{as_table(rows, of='priors')}")
+    print(f"\ntables: {out / 'agreement.md'}, {out / 'agreement.csv'}; runs: {out / '0'}, {out / '1'}")
 
 
 def _knowledge(answers: Mapping[str, Sequence[Answer]], labels: int) -> str:

@@ -8,6 +8,7 @@ demo       the embedded data set, distilled and checked
 figures    t-SNE and sheets of pictures
 making     sets, teachers and students of jobs, each once
 matrix     a table as a product of data sets, methods, teachers, students
+priors     which of two priors for these images
 scenes     digits on scenes, with the true box of every object
 study      the one `main` of all pipelines
 tables     ours beside the paper's, as Markdown, CSV and picture

@@ -159,21 +159,22 @@ def write_pages(study: Comparison, views: Sequence[Run], sets: Sequence[Path], o
     return "\n".join([as_table(rows), "", *told])
 
 
-HEADER = ("class", "prompts", "images", "places", "boxes", "order", "selection")
+def _header(of: str) -> tuple[str, ...]:
+    return ("class", of, "images", "places", "boxes", "order", "selection")
 
 
-def as_table(rows: Sequence[Agreement], limit: int = 60) -> str:
+def as_table(rows: Sequence[Agreement], limit: int = 60, of: str = "prompts") -> str:
     """Overall lines, and those of the classes where there are not too many."""
     shown = [row for row in rows if row.label is None or len(rows) <= limit]
-    text = table([[*_names(row), *(_text(value) for value in _values(row))] for row in shown], HEADER)
+    text = table([[*_names(row), *(_text(value) for value in _values(row))] for row in shown], _header(of))
     return text if len(shown) == len(rows) else f"{text}\n{len(rows) - len(shown)} lines of single classes: agreement.csv"
 
 
-def write_tables(rows: Sequence[Agreement], told: Sequence[str], out: Path) -> None:
-    """OUT/agreement.csv with every line, OUT/agreement.md with the table and what is ``told`` of the prompts."""
+def write_tables(rows: Sequence[Agreement], told: Sequence[str], out: Path, of: str = "prompts") -> None:
+    """OUT/agreement.csv with every line, OUT/agreement.md with the table and what is ``told`` of the prompts (or priors)."""
     listed = [[*_names(row), *(None if v is None else round(v, 6) for v in _values(row))] for row in rows]
-    write_atomically(out / "agreement.csv", as_csv(HEADER, listed))
-    lines = [" | ".join(["", *HEADER, ""]).strip(), "|" + "---|" * len(HEADER)]
+    write_atomically(out / "agreement.csv", as_csv(_header(of), listed))
+    lines = [" | ".join(["", *_header(of), ""]).strip(), "|" + "---|" * len(_header(of))]
     lines += ["| " + " | ".join(map(str, [*_names(row), *(_text(v) for v in _values(row))])) + " |" for row in rows]
     write_atomically(out / "agreement.md", "\n".join([*(f"- {line}" for line in told), "", *lines, ""]).encode())
 
