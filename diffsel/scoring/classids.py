@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-
-from ..data.classes import imagenet_names, imagenet_wnids
+from collections.abc import Mapping, Sequence
 
 
 class ClassIds:
-    """``names``: number -> names, parted by commas, as a pipeline's id2label has them, where it has; ``count`` classes, then
-    the null.  A thousand are ImageNet's."""
+    """``names``: number -> names, parted by commas, as a pipeline's id2label has them; ``count`` classes, then the null;
+    ``wnids`` in the order of the numbers, where the classes are ImageNet's."""
 
-    def __init__(self, names: Mapping[str, str], count: int):
+    def __init__(self, names: Mapping[str, str], count: int, wnids: Sequence[str] = ()):
         self.count = count
-        self.wnids = {wnid: n for n, wnid in enumerate(imagenet_wnids())} if count == 1000 else {}
+        self.wnids = {wnid: n for n, wnid in enumerate(wnids)}
         self.names: dict[str, set[int]] = {}
-        if self.wnids and not names:
-            names = {str(n): name for n, name in enumerate(imagenet_names())}
         for number, text in names.items():
             for name in {text, *text.split(",")}:
                 self.names.setdefault(_plain(name), set()).add(int(number))
@@ -25,7 +21,7 @@ class ClassIds:
     def find(self, text: str) -> int | None:
         """The number of a class, that of the null for an empty text, None where there is none or more than one.
 
-        >>> ids = ClassIds({"0": "tench, Tinca tinca", "1": "crane", "2": "crane"}, 1000)
+        >>> ids = ClassIds({"0": "tench, Tinca tinca", "1": "crane", "2": "crane"}, 1000, ["n01440764"])
         >>> [ids.find(text) for text in ("tinca_tinca", "n01440764", "7", "", "crane", "yeti")]
         [0, 0, 7, 1000, None, None]
         """

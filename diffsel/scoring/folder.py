@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.classes import imagenet_names, imagenet_wnids
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings, ModelSettings, ScoringSettings
 from .classids import ClassIds
@@ -176,8 +177,11 @@ class ModelFolder(Parts):
 
     @cached_property
     def classes(self) -> ClassIds:
-        """Of a class-conditional prior."""
-        return ClassIds(self.index.get("id2label") or {}, int(self.config("transformer")["num_embeds_ada_norm"]))
+        """Of a class-conditional prior; a thousand are ImageNet's."""
+        names, count = self.index.get("id2label"), int(self.config("transformer")["num_embeds_ada_norm"])
+        if count != 1000:
+            return ClassIds(names or {}, count)
+        return ClassIds(names or {str(n): name for n, name in enumerate(imagenet_names())}, count, imagenet_wnids())
 
     def class_number(self, text: str) -> int:
         """The class that is meant, or the null.  Raises ConfigError where the prior lacks it."""

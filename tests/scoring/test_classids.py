@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import shutil
+from pathlib import Path
 
+import pytest
+from families import saved
+
+from diffsel.data.classes import imagenet_wnids
 from diffsel.scoring.classids import ClassIds
+from diffsel.scoring.folder import ModelFolder
 
 NAMES = {"0": "tench, Tinca tinca", "134": "crane", "517": "crane", "207": "golden retriever"}
 
@@ -17,11 +24,15 @@ NAMES = {"0": "tench, Tinca tinca", "134": "crane", "517": "crane", "207": "gold
     ],
 )
 def test_a_class_is_found_in_many_ways(text: str, number: int | None) -> None:
-    assert ClassIds(NAMES, 1000).find(text) == number
+    assert ClassIds(NAMES, 1000, imagenet_wnids()).find(text) == number
 
 
-def test_a_thousand_classes_without_names_are_imagenets() -> None:
-    ids = ClassIds({}, 1000)
+def test_a_thousand_classes_without_names_are_imagenets(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved("dit"), tmp_path / "model"))
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["id2label"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    ids = ModelFolder(folder).classes
     assert (ids.find("golden retriever"), ids.find("n02099601")) == (207, 207)
 
 
