@@ -198,8 +198,7 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     precision = _precision(settings, workers)  # a device that cannot be used is refused first
     workers.check_tracker(settings.compute.tracker)
     folder = locate(settings.model)
-    settings = suited(settings, folder)
-    chosen_bins(settings.patches, settings.scoring)
+    chosen_bins(settings.patches, suited(settings, folder).scoring)
     folder.check()
     folder.point(settings.features)
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
