@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from ..machine.progress import be_verbose
 
 ORDER = {
-    "Begin": ("demo", "inspect", "probe", "configs"),
+    "Begin": ("demo", "inspect", "probe", "compare-priors", "configs"),
     "Make sets": ("distill", "score", "embed", "select"),
     "Look": ("report", "trace", "suspects", "prompts", "check"),
     "What a set is worth": ("teacher", "relabel", "evaluate", "experiment"),

@@ -28,7 +28,8 @@ Words = Annotated[Path | None, typer.Option("--words", metavar="YAML", help="A c
 
 def register(app: typer.Typer) -> None:
     app.command("inspect")(inspect_data)
-    for command in (probe, compare_priors, trace, check, report, suspects, prompts):
+    app.command("compare-priors")(compare_priors)
+    for command in (probe, trace, check, report, suspects, prompts):
         app.command()(command)
 
 
