@@ -16,7 +16,8 @@ from diffsel.cli.layout import ORDER
 def test_commands_stand_in_the_order_of_the_work(diffsel) -> None:
     out = diffsel("--help")[1]
     parts = re.split(r"^(\w.*):$", out.partition("Options:")[2], flags=re.M)
-    shown = {title: tuple(re.findall(r"^  ([\w-]+)  ", text, re.M)) for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+    titled = zip(parts[1::2], parts[2::2], strict=True)
+    shown = {title: tuple(re.findall(r"^  ([\w-]+)  ", text, re.M)) for title, text in titled}
     assert shown == ORDER
     assert "..." not in out.partition("Begin:")[2]  # whole sentences
     registered = {info.name or info.callback.__name__ for info in cli.app.registered_commands}
