@@ -117,7 +117,7 @@ class ModelFolder(Parts):
 
     def _tokenizer(self, part: str, encoder: str, kind: str) -> Any:
         """Raises ConfigError for one without a vocabulary, or with more words than the text encoder knows."""
-        from transformers import CLIPTokenizer, T5Tokenizer
+        from transformers import CLIPTokenizer, T5TokenizerFast
 
         there = {file.name for file in (self.path / part).iterdir()}
         own = {"vocab.json", "merges.txt"} if kind == CLIP else {"spiece.model"}
@@ -125,7 +125,7 @@ class ModelFolder(Parts):
             held = ", ".join(sorted(there)) or "nothing"
             wanted = f"tokenizer.json, or {' and '.join(sorted(own, reverse=True))}"
             raise ConfigError(f"model {self}: {part} holds {held}, but no vocabulary; wanted is {wanted}")
-        reader = CLIPTokenizer if kind == CLIP else T5Tokenizer
+        reader = CLIPTokenizer if kind == CLIP else T5TokenizerFast
         found = self.loaded(part, lambda: reader.from_pretrained(self.path, subfolder=part))
         known = int(self.config(encoder)["vocab_size"])
         if len(found) > known or found("cat", verbose=False)["input_ids"] == found("dog", verbose=False)["input_ids"]:
