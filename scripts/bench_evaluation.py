@@ -51,6 +51,7 @@ from diffsel.studies import scenes
 
 STUDENTS = 5  # that share stored labels
 CASES = (("conv3", 32, 10, 1), ("conv3", 64, 10, 1), ("conv3", 32, 10, 2))  # student, side, ipc, factor
+SMALL = (("conv3w8", 16, 1, 1),)  # to see that all goes through
 
 
 class Shuffle:
@@ -218,7 +219,7 @@ def measure_speed(args, device: torch.device) -> list[dict]:
     at_once = all_threads if device.type == "cpu" else 1
     kinds = {"usual": 1, **({"diffsel": at_once} if at_once > 1 else {}), "one": 1, "labels": 1, "stored": at_once}
     kinds |= {"compiled": 1} if args.compile else {}
-    for case in CASES:
+    for case in SMALL if args.small else CASES:
         with tempfile.TemporaryDirectory() as folder:
             ways = {}
             for name, processes in kinds.items():
@@ -304,6 +305,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each way; 0: no speed")
     parser.add_argument("--chunk", type=int, default=5, help="epochs a turn, rounded up to those labelled at once")
+    parser.add_argument("--small", action="store_true", help="one tiny student, to see that all goes through")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--accuracy", type=int, default=0, metavar="N", help="also train N students each way")
     parser.add_argument("--epochs", type=int, default=150, help="of --accuracy")

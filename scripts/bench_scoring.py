@@ -47,6 +47,7 @@ from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSet
 from diffsel.studies import scenes
 
 PROMPT = "An image of seven."
+PROFILED = 16  # images of --profile, at most
 UNITS = 64  # classes of the data set for --scaling
 LAUNCH = (
     "-m",
@@ -173,8 +174,6 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
                     seconds[way].append((synchronised(device) - begin) / count)
                 memory[way] = _peak(device)
                 stored[way] = sum(file.stat().st_size for file in out.iterdir()) / count
-        if args.profile:
-            profile(model, images, args, device)
     base = median(seconds["usual"])
     return [
         [
@@ -219,10 +218,15 @@ def read_jpegs(files: list[Path], size: int) -> list[np.ndarray]:
         return list(pool.map(one, files))
 
 
-def profile(model: Diffusion, images: list[np.ndarray], args: argparse.Namespace, device: torch.device) -> None:
-    """Time of decoding; of a pass that reads its files, on the host and on the device; by kernel; by part."""
+def profile(args: argparse.Namespace, device: torch.device, precision: str) -> None:
+    """Time of decoding; of a pass that reads its files, on the host and on the device; by kernel; by part.
+
+    Of a few images, and not compiled: the profiler is slow, and a compiled network has no parts.
+    """
     from torch.profiler import ProfilerActivity, record_function
 
+    model = Diffusion.load(locate(ModelSettings(model=args.model)), device, precision)
+    images = pictures(min(args.images, PROFILED), args.size, args.sizes)
     parts = {"vae": model.vae.encoder, "unet": model.unet, "mid": model.unet.mid_block}
     parts |= {f"down {i}": block for i, block in enumerate(model.unet.down_blocks)}
     parts |= {f"up {i}": block for i, block in enumerate(model.unet.up_blocks)}
@@ -333,19 +337,22 @@ def main() -> None:
     device = pick_device("auto")
     for precision in args.precision:
         pick_precision(precision, device)
+    header = ["precision", "way", "forwards/image", "images/s", "x usual", "share %", "bytes/image", "peak GiB"]
     if args.permuted:
         header = ["precision", "way", "batch", "equal bytes", "of images", "largest difference of D"]
-        rows = [permuted(args, device, precision) for precision in args.precision]
-    else:
-        header = ["precision", "way", "forwards/image", "images/s", "x usual", "share %", "bytes/image", "peak GiB"]
-        rows = [row for precision in args.precision for row in compare(args, device, precision)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    about = {"device": name, "torch": torch.__version__, "model": args.model, "size": args.size, "images": args.images}
+    rows: list[list[object]] = []
+    for precision in args.precision:
+        found = [permuted(args, device, precision)] if args.permuted else compare(args, device, precision)
+        rows += found
+        if args.json:  # at once: what follows may run out of its time
+            with args.json.open("a") as file:
+                file.writelines(json.dumps(about | dict(zip(header, row, strict=True))) + "\n" for row in found)
     print(f"{args.images} images of {args.size} px on {device} ({name}), torch {torch.__version__}")
-    print(table(rows, header))
-    if args.json:
-        about = {"device": name, "torch": torch.__version__, "model": args.model, "size": args.size, "images": args.images}
-        with args.json.open("a") as file:
-            file.writelines(json.dumps(about | dict(zip(header, row, strict=True))) + "\n" for row in rows)
+    print(table(rows, header), flush=True)
+    if args.profile:
+        profile(args, device, args.precision[0])
     return None
 
 

@@ -4,7 +4,7 @@
 #   scripts/measure_gpu.sh OUT PIECE ...
 #
 #   rates      the scoring pass of Stable Diffusion v1.5's architecture (random weights): images/s and share of the matrix rate
-#   compiled   the same with torch.compile (a minute to start), and a profile by part
+#   compiled   the same with torch.compile (a minute to start), and then a profile by part, of 16 images, not compiled
 #   bytes      the same images among other neighbours: equal bytes?
 #   students   student training against the usual loop
 #   prior      the CIFAR-10 prior, trained for PRIOR_SECONDS (CIFAR10=FOLDER with train/ and test/; VAE=FOLDER with its vae/)
@@ -42,7 +42,7 @@ piece_bytes() {
   if [ "$small" ]; then bench --permuted --images 4 --draws 3; return; fi
   bench --permuted --model "$(architecture)" --size 256 --images 8 --precision fp16 bf16 fp32 --batch-sizes 64
 }
-piece_students() { "$python" "$here/bench_evaluation.py" --rounds "${ROUNDS:-$([ "$small" ] && echo 1 || echo 4)}" ${small:+--chunk 20} | tee -a "$out/rows.jsonl"; }
+piece_students() { "$python" "$here/bench_evaluation.py" --rounds "${ROUNDS:-$([ "$small" ] && echo 1 || echo 4)}" ${small:+--small --chunk 1} | tee -a "$out/rows.jsonl"; }
 piece_prior() {
   local options=(${PRIOR_DROPOUT:+--set dropout=$PRIOR_DROPOUT} --set batch=${PRIOR_BATCH:-512} --set lr=0.0015 --set steps=200000 --seconds "${PRIOR_SECONDS:-420}" ${EAGER:---compile --graph} --log-every 4000 --save-every 4000 --probe 50)
   [ -z "$small" ] || options=(--set batch=8 --set steps=4 --set vae_steps=2 --set 'unet=[16,16,16]' --probe 1 --hold-out 2)

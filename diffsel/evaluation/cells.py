@@ -118,7 +118,7 @@ class Bench:
         size = judge_size(s)
         teacher = load_teacher(spec, infos, size, self.machine.device)
         each = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos)))
-        rows = [row for name in names for row in islice(readable(data, drawn(data, name, s.seed)), each)]
+        rows = [row for name in names for row, _ in islice(readable(data, drawn(data, name, s.seed)), each)]
         album = Album(data, tuple(rows), infos, size, validation_resize(size))
         self.check_teacher(teacher, album, images="of the images whose crops it judges")
         return teacher

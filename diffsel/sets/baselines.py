@@ -21,10 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.images import ImageData
+from ..data.pixels import Pixels
 from ..data.pool import copies, distinct, known_classes
 from ..data.rows import Row
 from ..data.views import Views, draw_crops, normalise, view
 from ..machine.progress import Progress, quiet
+from ..machine.threads import threaded
 from ..settings.errors import ConfigError, UnreadableImage
 from ..settings.sections import BaselineSettings
 from ..settings.settings import Settings, identity
@@ -79,7 +81,8 @@ def select_baseline(
     picks = {}
     for number, label in enumerate(names):
         if judge:
-            picks[label] = select_rded(data, label, number, ipc, factor, s.baseline, s.seed, judge, judge_size(s), progress)
+            rules, workers = (ipc, factor, s.baseline, s.seed, judge, judge_size(s)), s.compute.workers
+            picks[label] = select_rded(data, label, number, *rules, progress, workers)
         elif records:
             picks[label] = select_hard(data, label, ipc, factor, s, records)
         else:
@@ -137,12 +140,15 @@ def drawn(data: ImageData, label: str, seed: int) -> list[Row]:
     return sorted(distinct(data.of_class(label)), key=key)
 
 
-def readable(data: ImageData, rows: Iterable[Row]) -> Iterator[Row]:
-    """Those that can be decoded: an index knows only that an image's head can be read."""
-    for row in rows:
+def readable(data: ImageData, rows: Iterable[Row], workers: int = 1) -> Iterator[tuple[Row, Pixels]]:
+    """Those that can be decoded, with their pixels, read by threads: an index knows only that an image's head can be read."""
+
+    def look(row: Row) -> tuple[Row, Pixels] | None:
         with contextlib.suppress(UnreadableImage):
-            data.image(row)
-            yield row
+            return row, data.pixels(row)
+        return None
+
+    return filter(None, threaded(rows, look, workers))
 
 
 def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, count: int) -> Int[np.ndarray, "n 4"]:
@@ -158,7 +164,7 @@ def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, c
 def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: BaselineSettings, seed: int) -> list[Pick]:
     """``ipc * factor^2`` random boxes of a class, one of each image.  Raises SelectionError if it has fewer images."""
     need = ipc * factor**2
-    pool = list(islice(readable(data, drawn(data, label, seed)), need))
+    pool = [row for row, _ in islice(readable(data, drawn(data, label, seed)), need)]
     if len(pool) < need:
         raise too_few(label, len(pool), ipc, factor)
     boxes = [boxes_of(data, row, settings, seed, 1)[0] for row in pool]
@@ -167,7 +173,8 @@ def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: 
 
 def select_hard(data: ImageData, label: str, ipc: int, factor: int, s: Settings, records: Records) -> list[Pick]:
     """Whole images of a class as ``selection.method`` orders them.  Raises SelectionError if it has too few."""
-    rows, need, method = list(readable(data, drawn(data, label, s.seed))), ipc * factor**2, s.selection.method
+    rows = [row for row, _ in readable(data, drawn(data, label, s.seed), s.compute.workers)]
+    need, method = ipc * factor**2, s.selection.method
     if len(rows) < need:
         raise too_few(label, len(rows), ipc, factor)
     rng, b = np.random.default_rng([s.seed, *label.encode()]), s.baseline
@@ -188,25 +195,27 @@ def select_rded(
     judge: Judge,
     size: int,
     progress: Progress = quiet,
+    workers: int = 1,
 ) -> list[Pick]:
     """RDED's choice for a class: output ``target`` of ``judge`` is asked about crops of ``size // factor`` pixels, zero-padded.
 
     ``score`` of a pick is minus its cross-entropy.  Raises SelectionError where the pool is too small.
     """
-    need, pool = ipc * factor**2, list(islice(readable(data, drawn(data, label, seed)), settings.pool))
-    if len(pool) < need:
-        raise too_few(label, len(pool), ipc, factor)
-    boxes = [boxes_of(data, row, settings.model_copy(update={"whole": False}), seed, settings.crops) for row in pool]
-    device, losses = judge.device, []
-    with progress(total=len(pool), desc=f"RDED {label}", unit="image") as bar:
-        for start in range(0, len(pool), IMAGES_AT_ONCE):
-            part = slice(start, start + IMAGES_AT_ONCE)
-            crops = [
-                _crops(data.pixels(row), box, size // factor, device) for row, box in zip(pool[part], boxes[part], strict=True)
-            ]
+    need, listed = ipc * factor**2, drawn(data, label, seed)
+    total, cut = min(len(listed), settings.pool), settings.model_copy(update={"whole": False})
+    pool, boxes, losses = list[Row](), list[np.ndarray](), list[Tensor]()
+    with progress(total=total, desc=f"RDED {label}", unit="image") as bar:
+        found = islice(readable(data, listed, workers), settings.pool)
+        while part := list(islice(found, IMAGES_AT_ONCE)):
+            boxes += [boxes_of(data, row, cut, seed, settings.crops) for row, _ in part]
+            pool += [row for row, _ in part]
+            placed = zip(part, boxes[-len(part) :], strict=True)
+            crops = [_crops(pixels, box, size // factor, judge.device) for (_, pixels), box in placed]
             images = pad(normalise(torch.cat(crops)), size)
             losses.append(crop_losses(judge.logits(images), target).reshape(-1, settings.crops))
-            bar.update(len(crops))
+            bar.update(len(part))
+    if len(pool) < need:
+        raise too_few(label, len(pool), ipc, factor)
     best, loss = best_crops(torch.cat(losses))
     order = torch.argsort(loss, stable=True)[:need].tolist()
     return [_pick(label, rank, pool[i], boxes[i][int(best[i])], -float(loss[i]), "loss") for rank, i in enumerate(order)]

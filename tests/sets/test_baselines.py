@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw
+from pictures import encoded
 from PIL import Image
 from torch import nn
 
@@ -174,3 +175,17 @@ def test_images_that_do_not_decode_are_passed_over(method_: str, tmp_path: Path)
         teacher = Teacher("flat", "made here", flat, torch.tensor([0, 1]), None, "0")
         picks = select_rded(data, "cat", 0, 5, 1, s, 0, teacher, 32)
     assert {data.rows[pick.row].path for pick in picks} == {row.path for row in data.rows} - {cut}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rded_decodes_each_picture_once_with_any_number_of_threads(folder, monkeypatch, workers: int) -> None:
+    (folder(cat=7) / "cat" / "6.png").write_bytes(
+        encoded(Image.effect_noise((64, 64), 50), "PNG")[:-200]
+    )  # its head can be read
+    data = open_data(str(folder(cat=6)), DataSettings(image_size=48), 0)
+    alone = select_rded(data, "cat", 0, 2, 1, RULES, 0, teacher(), 32)
+    decoded: list[str] = []
+    image = type(data).image
+    monkeypatch.setattr(type(data), "image", lambda self, row: decoded.append(row.path) or image(self, row))
+    assert select_rded(data, "cat", 0, 2, 1, RULES, 0, teacher(), 32, workers=workers) == alone
+    assert len(decoded) == len(set(decoded)) <= 7
