@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.pool import copies_note, known_classes
+from .data.pool import LOOK, copies_note, known_classes, look
 from .data.rows import Skipped
 from .machine.claims import ahead
 from .machine.files import AsPath
@@ -28,7 +28,7 @@ from .runs.knowledge import what_it_knows
 from .runs.session import Session, keep_latents, open_features, start
 from .runs.units import Unit, columns
 from .sets.assembly import assemble
-from .sets.candidates import candidates, check_method, check_set, mosaic_factor, provenance
+from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_note, provenance
 from .sets.opening import DistilledSet, is_there, read_set
 from .sets.selection import select_all
 from .settings.errors import DataError
@@ -134,7 +134,8 @@ def embed(session: Session) -> None:
             vectors = dict(session.fitting(cut, make))
             stacked = np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32)
             means = run.means(unit, [row.row for row, _, _ in boxes], [box for _, box, _ in boxes])
-            found = {**columns(boxes), **means, "vector": stacked}
+            looks = np.stack([look(patch.pixels) for patch in cut]) if cut else np.zeros((0, LOOK**2), np.uint8)
+            found = {**columns(boxes), **means, "look": looks, "vector": stacked}
             write_unit(run.feature_file(unit), run.feature_mark, found, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))
@@ -146,7 +147,7 @@ def select(session: Session, ipc: int, out: AsPath, classes: Sequence[str] | Non
     s, run, out = session.settings, session.run, Path(out)
     names = known_classes(run.data, classes)
     factor, note = mosaic_factor(run, ipc, names)
-    for text in filter(None, (note, copies_note(run.data, names))):
+    for text in filter(None, (note, copies_note(run.data, names), near_note(run, names))):
         session.note(text)
     record = provenance(run, ipc, factor, names)
     if not session.workers.is_main or is_there(out, record):

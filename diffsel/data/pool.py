@@ -1,9 +1,13 @@
-"""Which images of a data set take part: classes by name, byte-identical copies once."""
+"""Which images of a data set take part: classes by name, copies once, byte-identical or nearly so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from ..settings.errors import DataError
 from .images import ImageData
@@ -45,3 +49,28 @@ def copies_note(data: ImageData, classes: Sequence[str]) -> str:
     if across:
         notes.append(f"{len(across)} images have the same bytes as images of other classes, such as {across[0]}: see to labels")
     return "; ".join(notes)
+
+
+# ---- near copies -----------------------------------------------------------------------------------------------------
+
+LOOK = 16  # side of the small grey picture that says how an image looks
+NEAR = 6.0  # grey levels of 255, root mean square: recompressed and rescaled photographs stay below 3, others above 20
+NEAR_SHARE = 0.12  # and this share of its contrast, below which all dark pictures look alike
+
+
+def look(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, " look"]:
+    """An image as 16 x 16 means of its grey levels."""
+    grey = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
+    return np.asarray(grey.resize((LOOK, LOOK), Image.Resampling.BOX)).ravel()
+
+
+def near_copies(looks: UInt8[np.ndarray, "n look"]) -> dict[int, int]:
+    """Of each image that looks like an earlier one: the place of that one, the first that is no near copy itself."""
+    values = looks.astype(np.float64)  # sums of whole numbers are exact in it, in any order
+    squares, limit = (values**2).sum(1), np.minimum(NEAR, NEAR_SHARE * values.std(1)) ** 2 * values.shape[1]
+    apart = squares[:, None] + squares - 2 * values @ values.T
+    found: dict[int, int] = {}
+    for i, j in np.argwhere(np.tril(apart <= limit[:, None], -1)).tolist():  # by image, the first like it first
+        if i not in found and j not in found:
+            found[i] = j
+    return found

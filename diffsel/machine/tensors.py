@@ -57,6 +57,15 @@ def read_column(file: Path, name: str) -> np.ndarray:
         raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
 
 
+def has_column(file: Path, name: str) -> bool:
+    """Raises StoreError where the file is damaged."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return name in opened.keys()  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
+
+
 def read_extra(path: Path) -> dict[str, Any]:
     """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file's head is damaged."""
     try:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..data.images import cap
-from ..data.pool import copies, distinct, known_classes
+from ..data.pool import copies, distinct, known_classes, near_copies
 from ..data.rows import Row
 from ..machine.files import existing
-from ..machine.tensors import read_column
+from ..machine.tensors import has_column, read_column
 from ..runs.run import Run
 from ..settings.errors import ConfigError
 from ..settings.sections import BASELINES
@@ -37,9 +37,33 @@ def patches_of(run: Run, label: str) -> Candidates:
 
 
 def kept_rows(run: Run, label: str) -> set[int]:
-    """Rows of the images that selection looks at, without label suspects as asked."""
+    """Rows of the images that selection looks at, without near copies, and without label suspects as asked."""
     drawn = {row.row for row in _drawn(run, label)}
+    drawn -= near(run, label).keys()
     return drawn - suspects.left_out(run, label, drawn)
+
+
+def near(run: Run, label: str) -> dict[int, int]:
+    """Row of each image of a class that looks like one before it -> row of that one.
+
+    Empty where the method stores no vectors, and for those of the first versions, which came without looks.
+    """
+    files = [run.feature_file(unit) for unit in run.of_class(label)] if run.settings.selection.clustered else []
+    files = [file for file in files if file.exists() and has_column(file, "look")]
+    if not files:
+        return {}
+    rows, looks = (np.concatenate([read_column(file, name) for file in files]) for name in ("row", "look"))
+    once = np.unique(rows, return_index=True)[1]  # several patches of an image have one look
+    return {int(rows[once[i]]): int(rows[once[j]]) for i, j in near_copies(looks[once]).items()}
+
+
+def near_note(run: Run, classes: Sequence[str]) -> str:
+    """What near copies there are among the images of these classes; empty where there are none."""
+    found = [(row, first) for label in classes for row, first in near(run, label).items()]
+    if not found:
+        return ""
+    row, first = (run.data.rows[k].path for k in found[0])
+    return f"{len(found)} images look nearly like others of their class and are left out, such as {row} (like {first})"
 
 
 def _drawn(run: Run, label: str) -> list[Row]:

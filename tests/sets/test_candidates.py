@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import small_values
+from PIL import Image
 
 from diffsel import method
 from diffsel.data.images import ImageData, open_data
-from diffsel.data.pool import copies, copies_note, distinct
+from diffsel.data.pool import LOOK, NEAR, NEAR_SHARE, copies, copies_note, distinct, look, near_copies
+from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.runs.session import Session, start
 from diffsel.sets.baselines import drawn, select_baseline
 from diffsel.sets.candidates import check_set, most_patches, provenance
@@ -120,3 +124,74 @@ def test_the_command_says_it_for_both(diffsel, source: Path, tmp_path: Path, ses
         code, out, err = diffsel("select", what, *options, "--ipc", 1, "--out", tmp_path / f"set-{what.name}", "-q")
         assert code == 0, err
         assert "note: 3 images have the same bytes as others of their class and are left out" in out
+
+
+# ---- near copies -----------------------------------------------------------------------------------------------------
+
+
+def scene(seed: int, side: int = 64) -> Image.Image:
+    """A smooth picture, as photographs are."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def recompressed(picture: Image.Image, quality: int) -> Image.Image:
+    blob = io.BytesIO()
+    picture.save(blob, "JPEG", quality=quality)
+    return Image.open(blob).convert("RGB")
+
+
+def test_recompressed_and_rescaled_pictures_look_alike_and_others_do_not() -> None:
+    pictures = [scene(seed) for seed in range(40)]
+    changed = [
+        recompressed(scene(3), 40),
+        scene(7).resize((50, 50)),
+        recompressed(scene(3), 70),
+        scene(11).point(lambda v: v + 2),
+    ]
+    looks = np.stack([look(np.asarray(picture)) for picture in pictures + changed])
+    assert near_copies(looks) == {40: 3, 41: 7, 42: 3, 43: 11}
+
+
+def test_near_copies_are_those_of_the_definition() -> None:
+    """The loop written out: each image against all kept ones before it; dark pictures of little contrast are not alike."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (20, LOOK**2))
+    looks = np.clip(
+        base[rng.integers(0, 20, 150)] + rng.normal(0, rng.uniform(0, 12, (150, 1)), (150, LOOK**2)), 0, 255
+    ).astype(np.uint8)
+    looks[::17] = rng.integers(0, 4, (len(looks[::17]), LOOK**2))
+    expected: dict[int, int] = {}
+    for i, own in enumerate(looks.astype(int)):
+        limit = min(NEAR, NEAR_SHARE * own.std())
+        for j in (j for j in range(i) if j not in expected):
+            if ((own - looks[j].astype(int)) ** 2).sum() <= limit**2 * LOOK**2:
+                expected[i] = j
+                break
+    assert near_copies(looks) == expected
+    assert 20 < len(expected) < 130
+
+
+def test_a_near_copy_fills_no_set_and_is_told(folder: Callable[..., Path], tmp_path: Path) -> None:
+    path = folder(cat=1, dog=1)
+    for seed in range(4):
+        scene(seed).save(path / "cat" / f"a{seed}.png")
+        scene(10 + seed).save(path / "dog" / f"a{seed}.png")
+    for seed, quality in ((1, 50), (2, 80)):
+        scene(seed).save(path / "cat" / f"b{seed}.jpg", quality=quality)
+    opened = start(str(path), tmp_path / "run", settings())
+    method.score(opened)
+    method.embed(opened)
+    assert most_patches(opened.run, ["cat", "dog"]) == {"cat": 5, "dog": 5}
+    method.select(opened, 5, tmp_path / "set")
+    assert [name for name, _ in sources(tmp_path / "set", "cat")] == ["cat/0.png", *(f"cat/a{seed}.png" for seed in range(4))]
+    assert any(
+        "2 images look nearly like others of their class and are left out, such as cat/b1.jpg (like cat/a1.png)" in note
+        for note in opened.notes
+    )
+    for unit in opened.run.units:  # as the first versions stored their vectors
+        tensors, extra = read_unit(opened.run.feature_file(unit), opened.run.feature_mark)
+        write_unit(
+            opened.run.feature_file(unit), opened.run.feature_mark, {k: v for k, v in tensors.items() if k != "look"}, extra
+        )
+    assert most_patches(opened.run, ["cat"]) == {"cat": 7}
