@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.pool import LOOK, copies_note, known_classes, look
+from .data.pool import copies_note, known_classes, looks
 from .data.rows import Skipped
 from .machine.claims import ahead
 from .machine.files import AsPath
@@ -134,8 +134,7 @@ def embed(session: Session) -> None:
             vectors = dict(session.fitting(cut, make))
             stacked = np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32)
             means = run.means(unit, [row.row for row, _, _ in boxes], [box for _, box, _ in boxes])
-            looks = np.stack([look(patch.pixels) for patch in cut]) if cut else np.zeros((0, LOOK**2), np.uint8)
-            found = {**columns(boxes), **means, "look": looks, "vector": stacked}
+            found = {**columns(boxes), **means, "look": looks(patch.pixels for patch in cut), "vector": stacked}
             write_unit(run.feature_file(unit), run.feature_mark, found, {"label": unit.label})
             session.count("patches embedded", len(boxes))
             bar.update(len(unit.rows))

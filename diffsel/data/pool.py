@@ -58,15 +58,16 @@ NEAR = 6.0  # grey levels of 255, root mean square: recompressed and rescaled ph
 NEAR_SHARE = 0.12  # and this share of its contrast, below which all dark pictures look alike
 
 
-def look(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, " look"]:
-    """An image as 16 x 16 means of its grey levels."""
-    grey = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
-    return np.asarray(grey.resize((LOOK, LOOK), Image.Resampling.BOX)).ravel()
+def looks(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "n look"]:
+    """Images as 16 x 16 means of their grey levels."""
+    grey = (Image.fromarray(np.ascontiguousarray(pixels)).convert("L") for pixels in images)
+    found = [np.asarray(picture.resize((LOOK, LOOK), Image.Resampling.BOX)).ravel() for picture in grey]
+    return np.array(found, np.uint8).reshape(-1, LOOK**2)
 
 
-def near_copies(looks: UInt8[np.ndarray, "n look"]) -> dict[int, int]:
+def near_copies(seen: UInt8[np.ndarray, "n look"]) -> dict[int, int]:
     """Of each image that looks like an earlier one: the place of that one, the first that is no near copy itself."""
-    values = looks.astype(np.float64)  # sums of whole numbers are exact in it, in any order
+    values = seen.astype(np.float64)  # sums of whole numbers are exact in it, in any order
     squares, limit = (values**2).sum(1), np.minimum(NEAR, NEAR_SHARE * values.std(1)) ** 2 * values.shape[1]
     apart = squares[:, None] + squares - 2 * values @ values.T
     found: dict[int, int] = {}

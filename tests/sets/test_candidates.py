@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffsel import method
 from diffsel.data.images import ImageData, open_data
-from diffsel.data.pool import LOOK, NEAR, NEAR_SHARE, copies, copies_note, distinct, look, near_copies
+from diffsel.data.pool import LOOK, NEAR, NEAR_SHARE, copies, copies_note, distinct, looks, near_copies
 from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.runs.session import Session, start
 from diffsel.sets.baselines import drawn, select_baseline
@@ -149,26 +149,26 @@ def test_recompressed_and_rescaled_pictures_look_alike_and_others_do_not() -> No
         recompressed(scene(3), 70),
         scene(11).point(lambda v: v + 2),
     ]
-    looks = np.stack([look(np.asarray(picture)) for picture in pictures + changed])
-    assert near_copies(looks) == {40: 3, 41: 7, 42: 3, 43: 11}
+    seen = looks(np.asarray(picture) for picture in pictures + changed)
+    assert near_copies(seen) == {40: 3, 41: 7, 42: 3, 43: 11}
 
 
 def test_near_copies_are_those_of_the_definition() -> None:
     """The loop written out: each image against all kept ones before it; dark pictures of little contrast are not alike."""
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (20, LOOK**2))
-    looks = np.clip(
-        base[rng.integers(0, 20, 150)] + rng.normal(0, rng.uniform(0, 12, (150, 1)), (150, LOOK**2)), 0, 255
-    ).astype(np.uint8)
-    looks[::17] = rng.integers(0, 4, (len(looks[::17]), LOOK**2))
+    seen = np.clip(base[rng.integers(0, 20, 150)] + rng.normal(0, rng.uniform(0, 12, (150, 1)), (150, LOOK**2)), 0, 255).astype(
+        np.uint8
+    )
+    seen[::17] = rng.integers(0, 4, (len(seen[::17]), LOOK**2))
     expected: dict[int, int] = {}
-    for i, own in enumerate(looks.astype(int)):
+    for i, own in enumerate(seen.astype(int)):
         limit = min(NEAR, NEAR_SHARE * own.std())
         for j in (j for j in range(i) if j not in expected):
-            if ((own - looks[j].astype(int)) ** 2).sum() <= limit**2 * LOOK**2:
+            if ((own - seen[j].astype(int)) ** 2).sum() <= limit**2 * LOOK**2:
                 expected[i] = j
                 break
-    assert near_copies(looks) == expected
+    assert near_copies(seen) == expected
     assert 20 < len(expected) < 130
 
 
