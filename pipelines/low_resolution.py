@@ -1,4 +1,4 @@
-"""Table 2: low-resolution data sets, whole images; ConvNet and ResNet-18, the teacher of the student's kind.
+"""Table 2: low-resolution data sets, whole images (RDED: one crop of each); ConvNet and ResNet-18, the teacher of their kind.
 
     accelerate launch pipelines/low_resolution.py --scale paper --out study
 

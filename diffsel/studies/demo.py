@@ -255,7 +255,7 @@ def _as_text(summary: dict, out: Path) -> str:
     selected = ", ".join(f"ipc {n}: {100 * rate:.1f} %" for n, rate in summary["hit_rate_selected"].items())
     return (
         f"\nBest {PATCH} x {PATCH} patches that hold at least {HELD:.0%} of the labelled digit's box, in percent\n"
-        f"(diffsel: the default estimator, {summary['estimator']})\n\n"
+        f"(diffsel: the default estimator, {summary['estimator']}; the digits are the model's training glyphs)\n\n"
         + table(rows, ["chosen by", "one digit", "two digits"])
         + f"\n\nOf the patches in the distilled sets: {selected}\n\n"
         f"Accuracy on the test scenes of {STUDENTS} students ({STUDENT}, same protocol and teacher) in percent, mean ± 95%\n"

@@ -16,8 +16,20 @@ def test_agreement_counts_pairs_in_rows_and_columns() -> None:
     text = agreement(values, expected)
     assert "of 4 pairs" in text
     assert "2 stand as in the paper" in text
-    assert "of 3 pairs are apart, and 1 of those" in text
+    assert "of 3 are apart, 1 of these as in the paper" in text
     assert agreement({}, expected) == ""
+
+
+def test_pairs_across_ipcs_do_not_count_as_order() -> None:
+    """More images teach more, whatever selects them."""
+    places = {(f"set, IPC {ipc}", method): (ipc, method) for ipc in (10, 100) for method in ("RDED", "ours")}
+    expected = {place: ipc + 5.0 * (method == "ours") for place, (ipc, method) in places.items()}
+    values = {place: Value(ipc - 5.0 * (method == "ours"), 0, 0.1, 3) for place, (ipc, method) in places.items()}
+    assert agreement(values, expected) == (
+        "Order: of 2 pairs in a row or column within one IPC, 0 stand as in the paper (the intervals of 2 are apart, 0 of "
+        "these as in the paper); of 2 pairs in a row or column across IPCs, 2 stand as in the paper (the intervals of 2 are "
+        "apart, 2 of these as in the paper)."
+    )
 
 
 def test_markdown_escapes_and_sets_ours_beside_the_paper() -> None:
