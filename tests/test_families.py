@@ -64,6 +64,8 @@ def test_the_whole_way_and_what_was_left_open_is_recorded(done: tuple[str, Sessi
     scoring = session.run.record["settings"]["scoring"]
     assert scoring["log_snr"] == pytest.approx(WINDOW)
     assert scoring["null_prompt"] == ""
+    elements = (16 if name == "sd3" else 4) / 64  # of a latent, a pixel
+    assert session.run.nats == pytest.approx(elements * (WINDOW[0] - WINDOW[1]) / 2, rel=1e-5)
     assert scoring["prompts"] == (["{folder}"] if name == "dit" else ["An image of {label}."])
     for unit in session.run.units:
         tensors, _ = session.run.maps(unit)
@@ -144,3 +146,18 @@ def test_classes_that_a_prior_lacks_are_refused_by_name(folder: Callable[..., Pa
         start(str(data), tmp_path / "run2", settings("dit"))
     with pytest.raises(ConfigError, match="has no class 'a photo of tench'"):
         start(str(data), tmp_path / "run3", settings("dit", scoring={"prompts": ["a photo of {label}"]}))
+
+
+@pytest.mark.parametrize("name", ["dit", "sd3"])
+def test_inspect_probe_and_the_plan_ask_a_prior_in_its_own_words(name: str, source: Path, diffsel) -> None:
+    words = (source, "--model", saved(name), "--image-size", 64, "--device", "cpu")
+    code, out, _ = diffsel("inspect", *words[:3], "--image-size", 64, "-q")
+    assert code == 0
+    assert ("golden_retriever" if name == "dit" else "An image of golden retriever.") in out
+    assert "null prompt: ''" in out
+    code, out, err = diffsel("probe", *words, "--draws", 3, "--images", 2, "-q")
+    assert (code, err) == (0, "")
+    assert "golden_retriever" in out
+    code, out, _ = diffsel("score", *words, "--draws", 3, "--out", source.parent / "none", "--dry-run", "-q")
+    assert code == 0
+    assert "U-Net forwards" in out

@@ -35,7 +35,7 @@ CLIP, T5 = "CLIPTextModel", "T5EncoderModel"
 FAMILIES = (
     Family(
         "sd",
-        ("StableDiffusionPipeline",),
+        ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),  # the same weights
         "unet",
         ("UNet2DConditionModel",),
         {"text_encoder": (CLIP, 77)},
@@ -73,12 +73,11 @@ SERVED = "Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, PixArt, DiT (docs/priors.md)
 UNFIT = {  # what a pipeline's name says -> why it is no prior, and what to take instead
     r"Inpaint": "an inpainting model is told of a masked picture too; take the text-to-image model that it came from",
     r"Upscale|SuperRes": "an upscaling model is told of a small picture too; take a text-to-image model",
-    r"Img2Img|ImageVariation|unCLIP|InstructPix2Pix|Kontext|Edit": "it is told of a picture too; take a text-to-image model",
+    r"Img2Img|ImageVariation|unCLIP|Pix2Pix|Kontext|Edit": "it is told of a picture too; take a text-to-image model",
     r"ControlNet|Adapter|T2IAdapter": "it is told of a picture too; take the model that it steers",
     r"LatentConsistency": "it is step-distilled, which predicts no posterior mean; take the model that it was distilled from",
-    r"^Flux(Pipeline)?$|^FluxPipeline": "FLUX.1 is guidance-distilled (dev) or step-distilled (schnell) and has no null; "
+    r"^FluxPipeline": "FLUX.1 is guidance-distilled (dev) or step-distilled (schnell) and has no null; "
     "take Stable Diffusion 3.5 or another undistilled flow model",
-    r"Refiner": "a refiner knows only the last steps; take its base model",
 }
 DISTILLED = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm|schnell|dmd|tcd)(?![a-z])", re.I)  # in the names of such models
 STEPS = "is step-distilled, which predicts no posterior mean; take the model that it was distilled from"

@@ -31,6 +31,7 @@ def changed(source: Path, target: Path, file: str, **values: object) -> Path:
         ("LatentConsistencyModelPipeline", "step-distilled"),
         ("FluxPipeline", "guidance-distilled .* take Stable Diffusion 3.5"),
         ("StableDiffusionXLControlNetPipeline", "told of a picture too"),
+        ("StableDiffusionXLImg2ImgPipeline", "told of a picture too"),
         ("WanPipeline", "which diffsel does not know; it knows Stable Diffusion 1.x"),
     ],
 )

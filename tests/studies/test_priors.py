@@ -44,6 +44,7 @@ def test_a_prior_agrees_with_a_copy_of_itself(folder: Callable[..., Path], tmp_p
     both, rows = compare_priors([str(saved("sd3")), str(twin)], str(folder(cat=3, dog=3)), tmp_path / "out", settings, 1)
     assert (rows[0].boxes, rows[0].selection) == (1, 1)
     assert rows[0].places == pytest.approx(1)
+    assert both[0].nats is not None
     assert both[0].nats == both[1].nats
     assert both[0].calibration == both[1].calibration
 
