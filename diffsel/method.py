@@ -151,10 +151,10 @@ def select(session: Session, ipc: int, out: AsPath, classes: Sequence[str] | Non
     record = provenance(run, ipc, factor, names)
     if not session.workers.is_main or is_there(out, record):
         return False
-    pool = (candidates(run, name) for name in names)  # class by class: all vectors together may not fit into memory
-    told = session.progress(pool, total=len(names), desc=f"selecting ipc {ipc}", unit="class")
-    jobs = 1 if len(run.data.rows) < 20_000 else -1
-    picks = select_all(told, ipc, factor, s.selection, s.seed, jobs)
-    assemble(out, picks, run.data, s.assembly, record, session.progress, s.compute.workers * session.workers.count)
+    with session.workers.awaited(out):  # others may wait for it
+        pool = (candidates(run, name) for name in names)  # class by class: all vectors together may not fit into memory
+        told = session.progress(pool, total=len(names), desc=f"selecting ipc {ipc}", unit="class")
+        picks = select_all(told, ipc, factor, s.selection, s.seed, jobs=1 if len(run.data.rows) < 20_000 else -1)
+        assemble(out, picks, run.data, s.assembly, record, session.progress, s.compute.workers * session.workers.count)
     session.count("distilled images", ipc * len(names))
     return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from ..machine.progress import Progress, quiet
+from ..machine.threads import threaded
 from ..settings.errors import DataError
 from ..settings.sections import DataSettings
 from ..settings.settings import Settings, fingerprint, identity
@@ -90,8 +90,8 @@ class Album:
         def one(item: tuple[int, Row]) -> None:
             pixels[item[0]] = np.asarray(middle(self.data.image(item[1]), self.size, self.resize))
 
-        with ThreadPoolExecutor(workers) as pool, progress(total=len(self.rows), desc="reading images", unit="image") as bar:
-            for _ in pool.map(one, enumerate(self.rows)):
+        with progress(total=len(self.rows), desc="reading images", unit="image") as bar:
+            for _ in threaded(enumerate(self.rows), one, workers):
                 bar.update()
         labels = torch.tensor([self.places[row.label] for row in self.rows])
         return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, self.classes, self.digest)

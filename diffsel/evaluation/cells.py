@@ -57,13 +57,15 @@ class Bench:
     accuracies: dict[tuple[str, str], float] = field(default_factory=dict)  # (teacher, validation images) -> top-1
     loaded: dict[str, Pictures] = field(default_factory=dict)
     images: Opener = field(default_factory=Opener)  # data sets, each opened once
+    threads: int = 4  # that read pictures
 
     @classmethod
     def of(cls, settings: Settings, progress: Progress = quiet) -> Bench:
         """As ``settings.compute`` has it.  Raises ConfigError where the device or the precision cannot be used."""
         workers = Workers()
         tell: Callable[[str], None] = print if workers.is_main else lambda text: None
-        return cls(machine_of(settings.compute, workers.local), workers, progress, tell, images=Opener(progress, tell))
+        opener, compute = Opener(progress, tell), settings.compute
+        return cls(machine_of(compute, workers.local), workers, progress, tell, images=opener, threads=compute.workers)
 
     def teacher(self, spec: str, album: Album) -> Teacher:
         key = (spec, album.size, tuple(info.folder for info in album.classes))
@@ -83,7 +85,7 @@ class Bench:
                 self.loaded.pop(next(iter(self.loaded)))
             if note := album.note():
                 self.tell(note)
-            self.loaded[album.digest] = album.load(self.progress).to(self.machine.device)
+            self.loaded[album.digest] = album.load(self.progress, self.threads).to(self.machine.device)
         return self.loaded[album.digest]
 
     def check_teacher(self, teacher: Teacher, album: Album, recorded: bool = True, images: str = "validation images") -> float:

@@ -52,7 +52,8 @@ def train_teacher(
             bench.tell(note) if note else None
     bench.track = bench.workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json"))
     loaders = min(settings.compute.workers, os.cpu_count() or 1)  # more is slower, and torch warns
-    pictures = album.load(progress) if album else None
+    # one process measures; the others know the pictures by their digest
+    pictures = album.load(progress, settings.compute.workers) if album and bench.workers.is_main else album
     return train(images, pictures, out, t, settings.seed, bench, loaders)
 
 

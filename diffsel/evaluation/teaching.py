@@ -56,7 +56,7 @@ def rate(t: TrainingSettings, epoch: int) -> float:
 
 def train(
     data: ImageData,
-    validation: Pictures | None,
+    validation: Pictures | Album | None,
     out: Path,
     t: TrainingSettings,
     seed: int,
@@ -99,7 +99,7 @@ def train(
             line = {"epoch": epoch, "rate": rate(t, epoch), "loss": round(loss, 5), "train_top1": round(top1, 3)}
             if workers.is_main:
                 plain = accelerator.unwrap_model(network)
-                if validation:
+                if isinstance(validation, Pictures):
                     score = measure(plain, validation, Machine(accelerator.device, machine.precision), epoch)
                     line |= {"top1": score.top1, "top5": score.top5}
                 line["seconds"] = round(time.monotonic() - start, 2)

@@ -89,7 +89,7 @@ class Workers:
 
     @contextmanager
     def awaited(self, file: Path) -> Iterator[None]:
-        """Within: the main process makes ``file``, for which others wait; a claim beside it tells them that it lives."""
+        """Within: the main process makes ``file`` (or a folder), for which others wait; a claim beside it tells: it lives."""
         if self.count == 1 or not self.is_main or file.exists():
             yield
             return
@@ -107,7 +107,7 @@ class Workers:
             if self.count == 1:
                 raise StoreError(f"{missing[0]} is missing and no other process is there to write it")
             for file in missing:
-                beat, now = claimed_at(file), time.monotonic()
+                beat, now = claimed_at(file) or claimed_at(file.parent), time.monotonic()  # which may come as a whole folder
                 if beat is not None or file in seen:
                     before, since = seen.setdefault(file, (beat, now))
                     if beat != before:

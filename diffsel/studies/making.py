@@ -114,7 +114,7 @@ def _train(folder: Path, job: Job, bench: Bench) -> None:
     album = validation_pictures(images.validation(job.source.val, s), data.classes, t.size, resize)
     with _advised(folder):
         if not is_trained(folder, data, album, t, s.seed, bench.machine):
-            train(data, album.load(bench.progress), folder, t, s.seed, bench)
+            train(data, album.load(bench.progress, bench.threads), folder, t, s.seed, bench)
 
 
 @contextmanager

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import draw
 from students import CPU, QUICK, Trusting
 
-from diffsel.data.albums import Opener, match_classes, open_validation, validation_pictures
+from diffsel.data.albums import Album, Opener, match_classes, open_validation, validation_pictures
 from diffsel.data.classes import ClassInfo
-from diffsel.data.images import open_data
+from diffsel.data.images import ImageData, open_data
+from diffsel.data.rows import Row
 from diffsel.evaluation import cells as experiment
 from diffsel.evaluation.cells import make_cell
 from diffsel.settings.errors import DataError
@@ -89,3 +93,22 @@ def test_what_was_not_taken_for_an_image_is_told_of_training_and_validation_imag
         opener.training(str(root), resolve({}))
         opener.validation(str(root.parent / "val"), resolve({}))
     assert [note.split(";")[0] for note in told] == ["note: files beside them that are not taken for images: 1 .heic"] * 2
+
+
+def test_pictures_are_read_by_as_many_threads_as_asked(folder) -> None:
+    album = Album(data := open_data(str(folder(cat=9)), DataSettings(), 0), tuple(data.rows), data.classes, 16, 16)
+    inside, most, lock, image = [0], [0], threading.Lock(), type(data).image
+
+    def watched(self: ImageData, row: Row):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        with lock:
+            inside[0] -= 1
+        return image(self, row)
+
+    with patch.object(type(data), "image", watched):
+        found = {workers: album.load(workers=workers) for workers in (1, 3)}
+        assert most[0] <= 3
+    assert torch.equal(found[1].pixels, found[3].pixels)

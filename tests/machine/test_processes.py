@@ -137,6 +137,16 @@ def test_who_waits_for_the_main_process_goes_on_when_the_file_is_there(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["run.yaml"]
 
 
+def test_who_waits_for_a_file_of_a_folder_that_comes_as_a_whole_is_told_too(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("diffsel.machine.processes.STALE", 0.5)
+    (tmp_path / ".set.claim").write_text("{}")
+    with pytest.raises(StoreError, match="has gone"):
+        of_two(1, monkeypatch).wait_for([tmp_path / "set" / "set.yaml"])
+    (tmp_path / ".set.claim").unlink()
+    with of_two(0, monkeypatch).awaited(tmp_path / "set"):
+        assert [file.name for file in tmp_path.iterdir()] == [".set.claim"]
+
+
 def test_who_waits_is_told_when_a_claim_stands_still(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("diffsel.machine.processes.STALE", 0.5)
     (tmp_path / ".run.yaml.claim").write_text("{}")
