@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from diffsel import method
 from diffsel.machine.tensors import read_unit
+from diffsel.report.text import trace_image
 from diffsel.runs.index import read_skipped
 from diffsel.runs.session import Session, resume, start
 from diffsel.scoring import features
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.sets.candidates import check_set, mosaic_factor, most_patches
+from diffsel.sets.opening import read_set
 from diffsel.settings.errors import ConfigError, DataError, SelectionError, SettingsDiffer, StoreError
 from diffsel.settings.settings import Settings, resolve
 
@@ -129,6 +131,20 @@ def test_units_may_be_computed_in_any_order(folder, tmp_path, small, monkeypatch
     monkeypatch.setattr(Workers, "share", lambda self, items, *rest: share(self, list(items)[::-1], *rest))
     distill(source, tmp_path / "run2", small)
     assert contents(tmp_path / "run1") == contents(tmp_path / "run2")
+
+
+def test_a_run_of_a_gpus_precision_is_selected_from_and_traced_without_one(folder, tmp_path, small, monkeypatch) -> None:
+    asked = with_(small, compute={"precision": "tf32", "device": "cpu"})
+    with monkeypatch.context() as gpu:
+        gpu.setattr("diffsel.machine.device.pick_precision", lambda name, device: name)  # as if it were one
+        whole = distill(folder(cat=6, dog=5), tmp_path / "run", asked)
+    assert whole.run.precision == "tf32"
+    session = resume(tmp_path / "run", asked)
+    method.select(session, 2, tmp_path / "set")
+    assert len(read_set(tmp_path / "set").pictures) == 4
+    assert "class 'cat'" in trace_image(session.run, "cat/0.png", [read_set(tmp_path / "set")])
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        distill(folder(cat=6, dog=5), tmp_path / "run", asked)
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
