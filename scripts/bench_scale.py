@@ -86,7 +86,7 @@ def tensors_of(run: Run) -> Callable[..., tuple[dict[str, np.ndarray], dict[str,
 
     def read(file: Path, *_: object) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         unit = units[file.stem]
-        rows = [row.row for row in unit.rows]
+        rows = list(range(unit.rows.start, unit.rows.stop))  # type: ignore[attr-defined]
         rng = np.random.default_rng(rows[0])
         gap = rng.uniform(1e-4, 5e-4, (1, BINS, CELLS, CELLS)).astype(np.float16)
         null = np.zeros((BINS, CELLS, CELLS), np.float32)
@@ -146,6 +146,7 @@ def select(out: Path) -> None:
     session = resume(out / "run", settings())
     runs.read_unit = tensors_of(session.run)
     choosing.read_column = lambda file, name: runs.read_unit(file)[0][name]
+    choosing.has_column = lambda *_: False  # no look of an image is stored
     choosing.check_set(session.run, 1, out / "run" / "ipc1")
     method.select(session, 1, out / "run" / "ipc1")
 
@@ -155,7 +156,7 @@ def report(out: Path) -> None:
     found = open_target(out / "run")
     print(f"          opening the report: {time.process_time() - begin:.1f} s")
     assert found.run
-    runs.read_unit = tensors_of(found.run)
+    runs.read_unit, choosing.has_column = tensors_of(found.run), lambda *_: False
     Run.map_file = Run.feature_file  # type: ignore[method-assign]  # there is one file a unit
     for number in range(min(3, len(found.classes))):
         begin = time.process_time()

@@ -139,7 +139,12 @@ def test_the_benchmark_of_scale_goes_through_all_stages(tmp_path: Path, capsys, 
     monkeypatch.setenv("RANK", "0")  # which stage "second" changes
     monkeypatch.setenv("WORLD_SIZE", "1")
     patched = [(script.images, "_list"), (script.images, "_look"), (script.ImageData, "image"), (script.assembly, "_render")]
-    patched += [(script.runs, "read_unit"), (script.choosing, "read_column"), (script.Run, "map_file")]
+    patched += [
+        (script.runs, "read_unit"),
+        (script.choosing, "read_column"),
+        (script.choosing, "has_column"),
+        (script.Run, "map_file"),
+    ]
     for module, name in patched:
         monkeypatch.setattr(module, name, getattr(module, name))  # so that they come back
     script.no_pixels((600, 2))

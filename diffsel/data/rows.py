@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 BLOCK = 1 << 14  # rows that are objects at a time, where all are gone through
 SCHEMA = pa.schema(
@@ -171,10 +171,19 @@ class Rows(Sequence[Row]):
 
     def copies(self) -> list[tuple[Row, Row]]:
         """Images with the bytes of an earlier one, and the first of those."""
-        codes = self.column("digest").dictionary_encode().combine_chunks().indices.to_numpy()  # counted as they appear
-        new = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
+        codes, new = self._contents()
         firsts = np.flatnonzero(new)
         return [(self[int(i)], self[int(firsts[codes[i]])]) for i in np.flatnonzero(~new)]
+
+    def firsts(self) -> list[int]:
+        """Numbers of the images that have not the bytes of an earlier one."""
+        places = np.flatnonzero(self._contents()[1]) + self.start
+        return (places if self._numbers is None else self._numbers[places]).tolist()
+
+    def _contents(self) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """Digests counted as they appear, and where one is new."""
+        codes = self.column("digest").dictionary_encode().combine_chunks().indices.to_numpy()
+        return codes, np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
 
 
 def _columns(rows: Sequence[Row]) -> Rows:

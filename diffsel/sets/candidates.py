@@ -38,7 +38,8 @@ def patches_of(run: Run, label: str) -> Candidates:
 
 def kept_rows(run: Run, label: str) -> set[int]:
     """Rows of the images that selection looks at, without near copies, and without label suspects as asked."""
-    drawn = {row.row for row in _drawn(run, label)}
+    every = run.settings.selection.images is None
+    drawn = set(run.data.of_class(label).firsts() if every else (row.row for row in _drawn(run, label)))
     drawn -= near(run, label).keys()
     return drawn - suspects.left_out(run, label, drawn)
 

@@ -87,3 +87,7 @@ def test_copies_are_those_of_a_search_by_hand() -> None:
     expected = [(row, first[row.digest]) for row in truth if first.setdefault(row.digest, row) is not row]
     assert expected
     assert Rows.of([truth]).copies() == expected
+    assert Rows.of([truth]).firsts() == [row.row for row in truth if first[row.digest] is row]
+    chosen = Rows.listed([row for row in truth if row.row % 3])[5:]
+    once = {row.digest: row.row for row in reversed(chosen)}
+    assert chosen.firsts() == sorted(once.values())
