@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+DOCS := .venv-docs
 OUT ?= demo
 
-.PHONY: demo test lowest check format clean
+.PHONY: demo test lowest docs check format clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,15 +20,22 @@ demo: $(VENV)/.ready  ## distil the embedded data set, and look at demo/demo.png
 test: $(VENV)/.ready  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Everything but what is slow, or knows one version by heart.
 lowest: $(LOWEST)/.ready  ## the tests with the lowest versions that pyproject.toml allows; warnings are no errors there
-	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -W ignore -k "not slow" \
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -W ignore \
 		tests/settings tests/data tests/scoring tests/test_golden.py tests/cli/test_app.py
 
 $(LOWEST)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	touch $@
+
+docs: $(DOCS)/.ready  ## the site, into site/; a link that leads nowhere is an error
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
+$(DOCS)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet 'mkdocs-material>=9.6' 'mkdocstrings-python>=2.0'
 	touch $@
 
 check: $(VENV)/.ready  ## lint, format and types
@@ -40,4 +48,4 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(OUT)
+	rm -rf $(VENV) $(LOWEST) $(DOCS) site $(OUT)
