@@ -49,7 +49,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Session]:
     """A family's name, and its finished run with a set."""
     run = tmp_path_factory.mktemp(request.param) / "run"
-    return request.param, method.distill(str(source), run, {2: run / "ipc2"}, settings(request.param))
+    return request.param, method.make_sets(str(source), run, {2: run / "ipc2"}, settings(request.param))
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -78,7 +78,7 @@ def test_a_run_that_lost_files_is_made_again_byte_for_byte(done: tuple[str, Sess
     before = contents(session.run.path)
     for kind in ("maps", "features/*"):
         next(iter(sorted(session.run.path.glob(f"{kind}/*.safetensors")))).unlink()
-    again = method.distill(str(source), session.run.path, {2: session.run.path / "ipc2"}, settings(name))
+    again = method.make_sets(str(source), session.run.path, {2: session.run.path / "ipc2"}, settings(name))
     assert again.counts["images scored"] == 3
     assert contents(session.run.path) == before
     assert resume(session.run.path, settings(name)).run.mark == session.run.mark  # settings that leave it open suit it
@@ -122,7 +122,7 @@ def test_adaptive_draws_prompts_suspects_and_the_report(done: tuple[str, Session
 
 @pytest.mark.parametrize("name", ["sd3"])
 def test_two_processes_write_the_same_bytes_as_one(name: str, source: Path, tmp_path: Path) -> None:
-    one = method.distill(str(source), tmp_path / "one", {1: tmp_path / "one" / "ipc1"}, settings(name))
+    one = method.make_sets(str(source), tmp_path / "one", {1: tmp_path / "one" / "ipc1"}, settings(name))
     config = tmp_path / "settings.yaml"
     config.write_text(yaml.safe_dump(values(name)))
     words = ("distill", source, "--out", tmp_path / "two", "--ipc", 1, "--config", config, "-q")
