@@ -12,7 +12,7 @@ from ..machine.progress import on_main, progress
 from ..settings.settings import Settings
 from .flags import NETWORKS, STUDENTS, DataArg, Quiet, settings_flags
 
-SETS = "Distilled sets, folders of several (`select --sets`), or any folders of class folders."
+SETS = "Distilled sets, folders of several (`select --sets`), any folders of class folders, or hub:OWNER/NAME."
 SetArg = Annotated[Path, typer.Argument(metavar="SET", help="A distilled set, or any folder of class folders.")]
 Val = Annotated[str, typer.Option("--val", metavar="VAL", help="Validation images: folder of class folders, or data set id.")]
 TeacherOpt = Annotated[
@@ -93,7 +93,7 @@ def evaluate(
     """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
     from ..evaluation import tasks
     from ..report.text import accuracy_table, over_random
-    from ..sets.opening import members, open_set
+    from ..sets.opening import home, members, open_set
     from ..studies.budgets import columns, read_budgets, write_curves
 
     shares = read_budgets(budgets or "1")
@@ -106,7 +106,7 @@ def evaluate(
     print(accuracy_table(lines, columns(lines, of) if budgets else None))
     if text := over_random(lines, [one.method == "random" for one in of]):
         print(text)
-    places = [out] if out else [beside(one, "results") for path in sets for one in members(path)]
+    places = [out] if out else [beside(home(one), "results") for path in sets for one in members(path)]
     if budgets:
         print(write_curves(lines, places[0]))
     print(f"results: {', '.join(map(str, dict.fromkeys(places)))}")

@@ -12,7 +12,7 @@ from ..data.albums import open_validation, validation_pictures
 from ..data.images import open_data
 from ..machine.files import AsPath, beside, named
 from ..machine.progress import Progress, quiet
-from ..sets.opening import members, open_set
+from ..sets.opening import home, members, open_set
 from ..settings.errors import ConfigError
 from ..settings.settings import DEFAULT, Settings
 from ..settings.training import ProtocolSettings
@@ -93,7 +93,7 @@ def relabel(
         bench.check_teacher(loaded, validation_pictures(images, album.classes, album.size, recipe.val_resize))
     else:
         bench.check_teacher(loaded, album, recorded=False, images="images of the set itself")
-    target = Path(out or beside(found.path, "labels"))
+    target = Path(out or beside(home(found.path), "labels"))
     if p.labels == "fixed":
         new = write_fixed(target, bench.pictures(album), loaded)
         bench.tell(f"one label each of {len(album.rows)} images {'written' if new else 'was there'}: {target}")
@@ -152,7 +152,7 @@ def evaluate(
             for one in group:
                 own = name if len(group) == 1 else f"{name}/{one.name}"
                 cells.append(make_cell(own, one, images, student, protocol, judge, bench, ipc, kept))
-                targets.append(Path(out or beside(one.path, "results")))
+                targets.append(Path(out or beside(home(one.path), "results")))
     track, seeds = settings.compute.tracker, range(settings.seed, settings.seed + count)
     bench.track = bench.workers.tracker(track, targets[0] / "logs", settings.protocol.model_dump(mode="json"))
     run_cells(cells, seeds, targets, bench)

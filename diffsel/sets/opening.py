@@ -27,6 +27,8 @@ from ..settings.errors import DataError, StoreError
 from ..settings.sections import DataSettings
 from .record import LISTED, SUMS, Picture, read_listing, read_sums
 
+HUB = "hub:"  # before the name of a repository of the `datasets` library, in a path's place
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DistilledSet:
@@ -104,7 +106,7 @@ class DistilledSet:
     def data(self) -> ImageData:
         """Its pictures as a data set, read and hashed.  Raises DataError where one cannot be read."""
         order = tuple(self.folders[name] for name in self.record["classes"]) if self.record else None
-        data = open_data(str(self.path), DataSettings(classes=order), 0, progress=self.progress)
+        data = open_data(str(self.path).removeprefix(HUB), DataSettings(classes=order), 0, progress=self.progress)
         if data.skipped:
             first = data.skipped[0]
             raise DataError(f"{self.path}: {first.path} cannot be read ({first.reason}); the set is damaged")
@@ -163,13 +165,14 @@ def open_set(path: AsPath, factor: int | None = None, progress: Progress = quiet
     >>> open_set("run/ipc1").names
     ('cat', 'dog')
 
-    ``factor`` is read from it, or told where another tool made it (default 1).
+    ``factor`` is read from it, or told where another tool made it (default 1).  ``hub:OWNER/NAME`` is a repository of the
+    `datasets` library with images and labels, its split `train`.
 
     Raises DataError for a folder that is none, or has a class without images, and as ``read_set`` and ``check_whole``.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such distilled set (a folder of class folders)")
+    if not path.is_dir() and not str(path).startswith(HUB):
+        raise DataError(f"{path}: no such distilled set (a folder of class folders, or hub:OWNER/NAME)")
     ours = (path / "set.yaml").exists()
     read = read_set(path) if ours else DistilledSet(path, {}, ())
     found = replace(read, told=factor, progress=progress)
@@ -177,6 +180,12 @@ def open_set(path: AsPath, factor: int | None = None, progress: Progress = quiet
         check_whole(found)
     _ = found.data
     return found
+
+
+def home(path: Path) -> Path:
+    """Beside which a set's results lie: itself, and NAME in this folder for hub:OWNER/NAME."""
+    told = Path(str(path).removeprefix(HUB))
+    return told if told.is_dir() or told == path else Path(told.name)
 
 
 def members(path: Path) -> list[Path]:

@@ -246,3 +246,25 @@ def test_students_are_spread_over_processes(diffsel: Callable, pictures: Path) -
     assert one.keys() == two.keys()
     for file, result in one.items():
         assert {**result, "seconds": 0} == {**two[file], "seconds": 0}
+
+
+def test_a_repository_of_the_datasets_library_is_evaluated_as_the_folder_it_came_from(
+    diffsel: Callable, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout that repositories of the hub have, here on the disk: parquet files of images and labels."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(pictures / "cache"))
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(pictures / "train"), split="train", cache_dir=str(pictures / "cache")
+    )
+    (pictures / "owner" / "data").mkdir(parents=True)
+    found.to_parquet(str(pictures / "owner" / "data" / "train-00000-of-00001.parquet"))
+    words = ["--val", pictures / "val", "--student", "conv3w8", "--epochs", 2, "--students", 1, "--config", "hard", "-q"]
+    code, out, err = diffsel("evaluate", pictures / "train", f"hub:{pictures / 'owner'}", *words)
+    assert code == 0, err
+    one, other = (next((pictures / f"{name}-results").rglob("seed-0.json")) for name in ("train", "owner"))
+    one, other = (json.loads(file.read_text()) for file in (one, other))
+    assert (one["loss"], one["last"]) == (other["loss"], other["last"])  # the same images in the same order
+    assert any(line.startswith("owner  ") for line in out.splitlines())
+    code, _, err = diffsel("evaluate", "owner/name", *words)
+    assert (code, "no such distilled set (a folder of class folders, or hub:OWNER/NAME)" in err) == (2, True)
