@@ -11,22 +11,18 @@ stopped at any moment and started again, by any number of processes.  runs/sessi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from .data.pool import copies_note, known_classes, looks
 from .data.rows import Skipped
 from .machine.claims import ahead
 from .machine.files import AsPath
 from .machine.progress import Progress, bars, quiet
-from .machine.tensors import read_extra, write_unit
+from .machine.tensors import read_extra
 from .runs.index import read_skipped, write_skipped
 from .runs.knowledge import what_it_knows
-from .runs.session import Session, keep_latents, open_features, start
-from .runs.units import Unit, columns
+from .runs.session import Session, keep_latents, open_features, start, write_maps, write_vectors
+from .runs.units import Placed, Unit, unit_by_unit
 from .sets.assembly import assemble
 from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_note, provenance
 from .sets.opening import DistilledSet, is_there, read_set
@@ -72,31 +68,20 @@ def make_sets(source: AsPath, run: AsPath, sets: Mapping[int, Path], settings: S
 
 def score(session: Session) -> None:
     """Images -> RUN/maps (paper 3.1)."""
-    from .scoring.maps import score_class  # brings torch, which selection does without
+    from .scoring.maps import Asked, score_all  # brings torch, which selection does without
 
     s, run = session.settings, session.run
     before = {unit.name for unit in run.units if run.map_file(unit).exists()}
     with session.left(run.map_file, "scoring images") as (units, bar):
-        for unit, (pictures, skipped) in ahead(units, lambda unit: session.read(unit.rows)):
-            prompts = [run.infos[unit.label].prompt(template) for template in s.scoring.prompts]
-            keyed = [(row.digest, pixels) for row, pixels in pictures]
-            tensors: dict[str, np.ndarray] = {}
-            latents: dict[str, np.ndarray] = {}
-            draws = [0] * len(pictures)
-            for place, maps in session.fitting(keyed, partial(score_class, prompts=prompts, patches=s.patches)):
-                row = pictures[place][0]
-                tensors |= maps.tensors(row, run.precision)
-                draws[place] = maps.draws
-                if s.compute.keep_latents:
-                    latents[str(row.row)] = maps.latent.float().cpu().numpy()
-                bar.update()
-            bar.update(len(skipped))
-            extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": draws}
-            extra["skipped"] = [asdict(item) for item in skipped]
-            if s.compute.keep_latents:
-                write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
-            write_unit(run.map_file(unit), run.mark, tensors, extra)
-            session.log("images_scored", len(pictures))
+        for group, read in ahead(units, lambda group: session.read_units([unit.rows for unit in group])):
+            asked = []
+            for unit, (pictures, _) in zip(group, read, strict=True):
+                prompts = tuple(run.infos[unit.label].prompt(template) for template in s.scoring.prompts)
+                asked += [Asked(row.digest, pixels, prompts, unit.name) for row, pixels in pictures]
+            found = score_all(session.scorer, asked, s.patches)
+            for number, maps in unit_by_unit([len(pictures) for pictures, _ in read], found, bar.update):
+                write_maps(session, group[number], read[number], maps)
+                bar.update(len(read[number][1]))
     if s.compute.keep_latents:
         keep_latents(session)  # of units that were scored without
     if session.workers.is_main:
@@ -120,25 +105,22 @@ def embed(session: Session) -> None:
 
     open_features(run, clip_digest(s.features.clip_model) if clip else None)
 
-    def patches(unit: Unit) -> tuple[list, list[Patch]]:
-        boxes = run.boxes(unit)
-        pictures, lost = session.read(list(dict.fromkeys(row for row, _, _ in boxes)))
-        if lost:
+    def cut(group: list[Unit]) -> tuple[list[list[Placed]], list[Patch]]:
+        placed = [run.boxes(unit) for unit in group]
+        read = session.read_units([list(dict.fromkeys(row for row, _, _ in boxes)) for boxes in placed])
+        if lost := [skipped for _, part in read for skipped in part]:
             raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
-        pixels = {row.row: image for row, image in pictures}
-        return boxes, [Patch(row.digest, pixels[row.row], box) for row, box, _ in boxes]
+        pixels = {row.row: image for pictures, _ in read for row, image in pictures}
+        return placed, [Patch(row.digest, pixels[row.row], box) for boxes in placed for row, box, _ in boxes]
 
     with session.left(run.feature_file, "embedding patches") as (units, bar):
-        for unit, (boxes, cut) in ahead(units, patches):
-            make = partial(embed_patches, prompt=run.prompt(unit.label), settings=s.features)
-            vectors = dict(session.fitting(cut, make))
-            stacked = np.stack([vectors[i] for i in range(len(boxes))]) if boxes else np.zeros((0, 0), np.float32)
-            means = run.means(unit, [row.row for row, _, _ in boxes], [box for _, box, _ in boxes])
-            found = {**columns(boxes), **means, "look": looks(patch.pixels for patch in cut), "vector": stacked}
-            write_unit(run.feature_file(unit), run.feature_mark, found, {"label": unit.label})
-            session.count("patches embedded", len(boxes))
-            bar.update(len(unit.rows))
-            session.log("patches_embedded", len(boxes))
+        for group, (placed, patches) in ahead(units, cut):
+            prompts = [run.prompt(unit.label) for unit, boxes in zip(group, placed, strict=True) for _ in boxes]
+            found = embed_patches(session.scorer, patches, prompts, s.features)
+            for number, vectors in unit_by_unit(list(map(len, placed)), found):
+                mine = patches[sum(map(len, placed[:number])) :][: len(vectors)]
+                write_vectors(session, group[number], placed[number], vectors, looks(patch.pixels for patch in mine))
+                bar.update(len(group[number].rows))
 
 
 def select(session: Session, ipc: int, out: AsPath, classes: Sequence[str] | None = None) -> bool:

@@ -20,7 +20,7 @@ from diffsel.machine.device import pick_device
 from diffsel.report.text import table
 from diffsel.scoring.adaptive import undecided
 from diffsel.scoring.diffusion import Diffusion
-from diffsel.scoring.draws import Scorer
+from diffsel.scoring.draws import Bucket, Scorer
 from diffsel.scoring.features import Patch, embed_patches
 from diffsel.scoring.folder import locate
 from diffsel.scoring.patches import Box, best_boxes, estimate
@@ -30,10 +30,12 @@ from diffsel.studies import scenes
 from diffsel.studies.demo import PATCH, held
 
 
-def chosen(model: Diffusion, images, maps: Sequence[np.ndarray], prompt: str, count: int, method: str) -> dict[int, Box]:
+def chosen(
+    model: Diffusion, images, maps: Sequence[np.ndarray], counts: Sequence[int], prompt: str, count: int, method: str
+) -> dict[int, Box]:
     """Source image -> box of the ``count`` selected patches."""
     patches, scoring = PatchSettings(patch_size=PATCH), ScoringSettings(bins=1, draws=1)
-    cells = [estimate(d[None], g[None], patches, scoring) for d, g in maps]
+    cells = [estimate(d[None], g[None], patches, scoring, null[None], n) for (d, g, null), n in zip(maps, counts, strict=True)]
     found = [best_boxes(each, scenes.SIZE, scenes.SIZE, patches)[0] for each in cells]
     vectors = np.zeros((len(images), 1), np.float32)
     if method == "diffsel":
@@ -48,14 +50,13 @@ def chosen(model: Diffusion, images, maps: Sequence[np.ndarray], prompt: str, co
 
 
 def every_draw(model: Diffusion, images, prompt: str, settings: ScoringSettings, batch_size: int) -> np.ndarray:
-    """(images, draws, 2, h, w): D and G of each draw."""
+    """(images, draws, 3, h, w): D, G and the null prompt's loss of each draw."""
     words = model.embed_prompts([settings.null_prompt, prompt])
     with torch.inference_mode():
         scorer = Scorer(model, settings, 0, batch_size)
-        latents = scorer.encode(images)
+        bucket = Bucket(scorer.encode(images), [key for key, _ in images], words[None], [0] * len(images))
         items = [(i, d) for i in range(len(images)) for d in range(settings.draws)]
-        found = scorer.losses(latents, [key for key, _ in images], items, words)
-        rows = np.stack([rows[:2] for _, rows in found])
+        rows = np.stack([rows for _, rows in scorer.losses(bucket, items)])
     return rows.reshape(len(images), settings.draws, *rows.shape[1:])
 
 
@@ -103,7 +104,8 @@ def main() -> None:
                 some = [each[:n].mean(0) for each, n in zip(draws, counts, strict=True)]
                 line = [sum(counts) / len(counts)]
                 for method in ("diffsel-noclusters", "diffsel"):
-                    a, b = (chosen(model, images, maps, prompt, count, method) for maps in (full, some))
+                    a = chosen(model, images, full, [args.draws] * len(full), prompt, count, method)
+                    b = chosen(model, images, some, counts, prompt, count, method)
                     both = a.keys() & b.keys()
                     line += [100 * len(both) / count, 100 * float(np.mean([held(a[i], b[i]) >= 0.9 for i in both]))]
                 sums.setdefault(key, []).append(line)

@@ -112,7 +112,9 @@ def make_pool(model: Diffusion, items: list[Item], count: int) -> dict[str, np.n
                     t = torch.tensor([t for t, _ in found], device=model.device)
                     noise = torch.stack([eps for _, eps in found]).to(model.device)
                     noisy = model.add_noise(latent.expand(len(t), -1, -1, -1), noise, t)
-                    null, right, *wrong = predict_all(model, noisy, t, words, 16 * len(words))
+                    null, right, *wrong = predict_all(
+                        model, noisy, t, words[:, None].expand(-1, len(t), -1, -1), 16 * len(words)
+                    )
                     d, g = differential_and_gap(noise, null, right)
                     last = differential_and_gap(noise, null, wrong[0])[0] if wrong else torch.zeros_like(d)
                     parts.append(torch.stack([d, g, last], 1).half().cpu().numpy())

@@ -30,7 +30,6 @@ from diffsel.machine.files import PART
 from diffsel.runs.index import read_skipped
 from diffsel.runs.record import FORMAT
 from diffsel.runs.session import resume, start
-from diffsel.scoring import maps
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
 from diffsel.settings.settings import resolve
@@ -311,31 +310,31 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_unit(folder, tmp_path, sma
 
     monkeypatch.setattr(Diffusion, "predict_noise", predict)
     session = distill(source, tmp_path / "run", values)
-    assert sizes[:3] == [32, 16, 8]
-    assert set(sizes[3:]) == {8}
-    assert "out of memory: compute.batch_size was lowered to 8" in session.notes
+    assert sizes[0] == 24  # 36 samples in two batches
+    assert set(sizes[1:]) == {8}
+    assert "out of memory: batches of latents of 8 x 8 were lowered to 8" in session.notes
     assert contents(tmp_path / "run") == contents(tmp_path / "alone")
 
 
-def test_out_of_memory_in_the_middle_makes_only_the_rest_again(folder, tmp_path, small, monkeypatch) -> None:
+def test_out_of_memory_in_the_middle_makes_only_the_rest_again_and_halves_that_shape_alone(
+    folder, tmp_path, small, monkeypatch
+) -> None:
     source = folder(cat=8)
-    seen: list[str] = []
-    original, score_images = Diffusion.predict_noise, maps.score_images
+    for i in range(4):
+        draw(source / "cat" / f"wide{i}.png", i, 96, 64)
+    made: dict[tuple[int, ...], list[int]] = {}
+    original = Diffusion.predict_noise
 
     def predict(self, noisy, *rest):
-        if len(noisy) == 16 and seen:
+        sizes = made.setdefault(tuple(noisy.shape[2:]), [])
+        if noisy.shape[3] == 8 and len(noisy) == 16 and len(sizes) == 2:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        sizes.append(len(noisy))
         return original(self, noisy, *rest)
 
-    def score(scorer, images, *rest):
-        for place, found in score_images(scorer, images, *rest):
-            seen.append(images[place][0])
-            yield place, found
-
     monkeypatch.setattr(Diffusion, "predict_noise", predict)
-    monkeypatch.setattr(maps, "score_images", score)
     distill(source, tmp_path / "run", with_(small, compute={"batch_size": 16}))
-    assert len(seen) == len(set(seen)) == 8
+    assert made == {(8, 8): [16, 16, *[8] * 4], (8, 12): [8] * 3}  # one of two batches had not arrived and is made again
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(folder, tmp_path, small, monkeypatch) -> None:

@@ -128,7 +128,7 @@ def test_units_may_be_computed_in_any_order(folder, tmp_path, small, monkeypatch
     from diffsel.machine.processes import Workers
 
     share = Workers.share
-    monkeypatch.setattr(Workers, "share", lambda self, items, *rest: share(self, list(items)[::-1], *rest))
+    monkeypatch.setattr(Workers, "share", lambda self, items, *rest, **how: share(self, list(items)[::-1], *rest, **how))
     distill(source, tmp_path / "run2", small)
     assert contents(tmp_path / "run1") == contents(tmp_path / "run2")
 
@@ -328,8 +328,8 @@ def test_another_model_is_refused_for_a_stored_run(folder, tmp_path, small) -> N
 
 
 def test_a_file_that_vanishes_mid_run_stops_the_run_and_loses_nothing(folder, tmp_path, small) -> None:
-    source, run = folder(cat=4, dog=4), tmp_path / "run"
-    session = start(str(source), run, small)
+    source, run = folder(cat=16, dog=4), tmp_path / "run"
+    session = start(str(source), run, with_(small, compute={"batch_size": 1}))  # a group is 16 images
     blob = (source / "dog" / "1.png").read_bytes()
     (source / "dog" / "1.png").unlink()
     with pytest.raises(DataError, match=r"dog/1.png: No such file"):
@@ -370,12 +370,23 @@ def test_maps_that_are_not_finite_are_refused(folder, tmp_path, small, monkeypat
         distill(folder(cat=4), tmp_path / "run", with_(small, compute={"precision": precision}))
 
 
-def test_an_absurd_batch_size_fills_no_more_than_a_unit_needs(folder, tmp_path, small, monkeypatch) -> None:
+def test_batches_are_filled_across_units_and_sizes_and_hold_no_more_than_is_needed(
+    folder, tmp_path, small, monkeypatch
+) -> None:
+    """12 squares are 36 draws, of the upright ones there are 6; each with 2 prompts, and in multiples of eight."""
+    source = folder(cat=7, dog=5)
+    for name in ("cat", "dog"):
+        draw(source / name / "upright.png", 7, 64, 90)
     sizes: list[int] = []
     original = Diffusion.predict_noise
     monkeypatch.setattr(Diffusion, "predict_noise", lambda self, x, *a: sizes.append(len(x)) or original(self, x, *a))
-    distill(folder(cat=4, dog=3), tmp_path / "run", with_(small, compute={"batch_size": 10**6}))
-    assert set(sizes) == {32}  # 4 images, 3 draws, 2 prompts: 24
+    session = distill(source, tmp_path / "run", with_(small, compute={"batch_size": 10**6}))
+    assert sorted(sizes) == [16, 72]
+    for unit in session.run.units:  # alone, in batches that are mostly filling
+        before = session.run.map_file(unit).read_bytes()
+        session.run.map_file(unit).unlink()
+        distill(source, tmp_path / "run", with_(small, compute={"batch_size": 10**6}))
+        assert session.run.map_file(unit).read_bytes() == before
 
 
 def test_hostile_class_names_stay_inside_the_run(tmp_path, small) -> None:

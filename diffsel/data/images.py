@@ -64,7 +64,7 @@ class ImageData:
 
     def size(self, row: Row) -> tuple[int, int]:
         """(width, height) of the resized image, pixels."""
-        return resized_size(row.width, row.height, self.settings.image_size)
+        return resized_size(row.width, row.height, self.settings.image_size, self.settings.step)
 
     def image(self, row: Row) -> Image.Image:
         """The upright RGB picture at its original size.
@@ -85,7 +85,7 @@ class ImageData:
 
     def pixels(self, row: Row) -> Pixels:
         """uint8 (H, W, 3), shortest side ``image_size``; errors as for ``image``."""
-        return np.asarray(resize(self.image(row), self.settings.image_size))
+        return np.asarray(resize(self.image(row), self.settings.image_size, self.settings.step))
 
 
 # ---- opening -------------------------------------------------------------------------------------------------------

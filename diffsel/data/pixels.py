@@ -271,14 +271,16 @@ def _reason(blob: bytes, error: Exception) -> str:
     return f"unreadable image ({type(error).__name__}: {str(error).replace(chr(10), ' ')[:120]})"
 
 
-def resized_size(width: int, height: int, shortest: int) -> tuple[int, int]:
-    """(width, height) after the shortest side is brought to ``shortest`` and the other follows, rounded down."""
-    if width <= height:
-        return shortest, max(shortest, shortest * height // width)
-    return max(shortest, shortest * width // height), shortest
+def resized_size(width: int, height: int, shortest: int, step: int = 1) -> tuple[int, int]:
+    """(width, height) after the shortest side is brought to ``shortest`` and the other follows, rounded down; with a ``step``
+    it is longer by the nearest multiple of so many pixels, so that few sizes are left."""
+    if width > height:
+        return resized_size(height, width, shortest, step)[::-1]
+    longest = shortest * height // width
+    return shortest, longest if step == 1 else shortest + (longest - shortest + step // 2) // step * step
 
 
-def resize(picture: Image.Image, shortest: int) -> Image.Image:
-    """Shortest side to ``shortest`` pixels, aspect kept, antialiased bicubic (paper A.1)."""
-    size = resized_size(picture.width, picture.height, shortest)
+def resize(picture: Image.Image, shortest: int, step: int = 1) -> Image.Image:
+    """Shortest side to ``shortest`` pixels, aspect kept (to ``step``, as ``resized_size``), antialiased bicubic (paper A.1)."""
+    size = resized_size(picture.width, picture.height, shortest, step)
     return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)

@@ -106,6 +106,12 @@ class Rows(Sequence[Row]):
         number = at if self._numbers is None else int(self._numbers[at])
         return Row(number, *(column[at].as_py() for column in self.table.columns))
 
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """How many images have each (width, height)."""
+        part = self.table.slice(self.start, len(self)).group_by(["width", "height"]).aggregate([([], "count_all")])
+        columns = (part[name].to_pylist() for name in ("width", "height", "count_all"))
+        return {(width, height): count for width, height, count in zip(*columns, strict=True)}
+
     def numbered(self, number: int) -> Row:
         """The row that bears this number."""
         return self[(number if self._numbers is None else int(np.searchsorted(self._numbers, number))) - self.start]

@@ -24,9 +24,10 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
@@ -46,7 +47,8 @@ U = TypeVar("U")
 
 
 class Shared(Generic[T]):
-    """Items, of which each makes one file.  Iterating gives those to be made here, until every file is there.
+    """Items, of which each makes one file.  Iterating gives those to be made here, until every file is there; ``groups``
+    gives several at a time.
 
     ``finished`` is told of each item that was there already or that another process made.  Use it in a ``with`` block:
     claims are renewed by a thread, and given back at its end.
@@ -59,7 +61,9 @@ class Shared(Generic[T]):
         finished: Callable[[T], object] = lambda item: None,
         first: int = 0,
         patience: float | None = None,
+        enough: Callable[[list[T], int], bool] = lambda group, left: True,
     ):
+        self._enough = enough
         turned = [*items[first:], *items[:first]]  # processes begin at different places and so seldom meet
         self._open = {file_of(item): item for item in turned}
         self._finished = finished
@@ -87,17 +91,26 @@ class Shared(Generic[T]):
             self._drop(file)
 
     def __iter__(self) -> Iterator[T]:
+        return chain.from_iterable(self._groups(lambda group, left: True))
+
+    def groups(self) -> Iterator[list[T]]:
+        """Items to be made here together: as many as are ``enough(items, how many files are missing)``, or all there are."""
+        return self._groups(self._enough)
+
+    def _groups(self, enough: Callable[[list[T], int], bool]) -> Iterator[list[T]]:
         waiting_since = time.monotonic()
         queue = deque(self._open)
         while self._open:
             self._settle()
-            while queue:
+            group: list[T] = []
+            while queue and not (group and enough(group, len(self._open))):
                 file = queue.popleft()
                 if file in self._open and file not in self._mine and self._take(file, waiting_since):
                     waiting_since = time.monotonic()
-                    yield self._open[file]
-                    self._settle()
-            if self._open:
+                    group.append(self._open[file])
+            if group:
+                yield group
+            elif self._open:
                 if self._mine.keys() >= self._open.keys():
                     return  # what is left is in work here: the caller reads ahead
                 if self._stop.wait(0.1):
@@ -192,12 +205,12 @@ class Shared(Generic[T]):
                     os.utime(_claim(file), follow_symlinks=False)
 
 
-def ahead(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
-    """Each item with what ``load`` makes of it, in a thread and one item ahead of whoever iterates."""
-    waiting = iter(items)
+def ahead(items: Shared[T], load: Callable[[list[T]], U]) -> Iterator[tuple[list[T], U]]:
+    """Each group of items with what ``load`` makes of it, in a thread and one group ahead of whoever iterates."""
+    waiting = items.groups()
 
-    def step() -> tuple[T, U] | None:
-        return next(((item, load(item)) for item in waiting), None)
+    def step() -> tuple[list[T], U] | None:
+        return next(((group, load(group)) for group in waiting), None)
 
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -206,8 +219,12 @@ def ahead(items: Iterable[T], load: Callable[[T], U]) -> Iterator[tuple[T, U]]:
                 future = pool.submit(step)
                 yield found
         finally:
-            if isinstance(items, Shared):  # after an error the step that is under way may be waiting for another process
-                items.give_up()
+            items.give_up()  # after an error the step that is under way may be waiting for another process
+
+
+def give_back(file: Path) -> None:
+    """The claim of a file that is there, while others of its group are still in work."""
+    _remove(_claim(file))
 
 
 def claimed_at(file: Path) -> int | None:

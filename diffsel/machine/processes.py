@@ -46,12 +46,18 @@ class Workers:
         file_of: Callable[[T], Path],
         finished: Callable[[T], object] = lambda item: None,
         patience: float | None = None,
+        enough: Callable[[list[T]], bool] = lambda group: True,
     ) -> Shared[T]:
         """Items that make a file each, one process at a time, among all processes of all launches (``with`` block).
 
-        ``patience`` infinite: an item is taken over only from a process that is gone.
+        ``patience`` infinite: an item is taken over only from a process that is gone.  ``enough`` are the items of a group;
+        among several processes groups become smaller towards the end, so that all end together.
         """
-        return Shared(items, file_of, finished, len(items) * self.index // self.count, patience)
+
+        def full(group: list[T], left: int) -> bool:
+            return enough(group) or (self.count > 1 and len(group) * 2 * self.count >= left)
+
+        return Shared(items, file_of, finished, len(items) * self.index // self.count, patience, full)
 
     def accelerator(self, precision: str, cpu: bool) -> Any:
         """accelerate's Accelerator, for a training that all processes share (one batch split among them)."""

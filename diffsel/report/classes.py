@@ -215,6 +215,7 @@ def _mosaic(
     for number, tile in enumerate(picture.tiles):
         key = (int(tile["row"]), _box(tile["box"]))
         source = sources.get(key) or _source(key, tile["source"], part, len(sources), painter, pool)
+        source.size = painter.size(key[0], as_it_is="run" not in shown.record)
         sources[key] = source
         if source.score is None and tile["reason"] != "random":
             source.score, source.judge = tile["score"], "teacher's score" if tile["reason"] == "loss" else "score"

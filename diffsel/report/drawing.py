@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.pixels import Pixels
+from ..data.pixels import Pixels, resized_size
 from ..data.rows import Row
 from ..runs.run import Run
 from ..scoring.patches import Box
@@ -101,8 +101,12 @@ class Painter:
         picture, (top, left, height, width) = self._pictures.get(row), box
         return as_uri(picture.crop((left, top, left + width, top + height)), PATCH, 78) if picture else ""
 
-    def size(self, row: int) -> tuple[int, int]:
-        return self.run.data.size(self.rows[row]) if self.run and row in self.rows else (0, 0)
+    def size(self, row: int, as_it_is: bool = False) -> tuple[int, int]:
+        """(width, height) in whose pixels boxes are; ``as_it_is``: of a baseline, which keeps an image's shape."""
+        if not self.run or row not in self.rows:
+            return 0, 0
+        s, found = self.run.data.settings, self.rows[row]
+        return resized_size(found.width, found.height, s.image_size, 1 if as_it_is else s.step)
 
     def heat(self, row: int) -> str:
         """The image's map in colours, enlarged only as far as a browser needs for a smooth picture."""

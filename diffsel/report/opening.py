@@ -113,7 +113,8 @@ def belongs(record: Mapping[str, Any], run: Run) -> bool:
 def _differs(record: Mapping[str, Any], run: Run) -> str:
     """In which setting, or in what else, a set's run was another one."""
     own = run.record["identity"]
-    known = {key: own[key] for key in ("seed", "image_size", "model", "scoring") if key in record and key in own}
+    parts = ("seed", "image_size", "side_multiple", "model", "scoring")
+    known = {key: own[key] for key in parts if key in record and key in own}
     found = differences({key: record[key] for key in known}, known)
     told = [f"{key} was {short(old)}, is {short(new)}" for key, (old, new) in found.items()]
     return f" ({'; '.join(told) or 'its images or classes were others'})"

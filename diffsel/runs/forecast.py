@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +15,9 @@ from ..data.images import ImageData, count_images, open_data
 from ..data.pixels import Pixels
 from ..scoring.diffusion import Diffusion
 from ..scoring.draws import Scorer, as_images, keyed_generator, latent_shape, latent_size
-from ..scoring.maps import filled_forwards, forwards
+from ..scoring.maps import GROUP, batch_sizes, filled_forwards, forwards
 from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
-from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
 from .run import UNIT_ROWS
 
@@ -77,8 +78,7 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     steps = torch.full((batch_size,), model.steps // 2, device=model.device)
     unet_flop, unet_seconds = _probe(lambda: model.predict_noise(noisy, steps, words), model)
     total = forwards(images, prompts, s)
-    useful = forwards(sum(counts[label] for label in samples), prompts, s)
-    filled = round(total * sum(_filled(each, counts[label], s, model, batch_size) for label, each in samples.items()) / useful)
+    filled = round(total * _filling(list(samples.values()), images, settings, model, batch_size))
     flop = images * vae_flop + total * unet_flop / batch_size
     cells = shape[1] * shape[2] * s.bins
     return Plan(
@@ -113,11 +113,16 @@ def _first(sample: ImageData) -> Pixels | None:
     return None
 
 
-def _filled(sample: ImageData, count: int, settings: ScoringSettings, model: Diffusion, batch_size: int) -> int:
-    """U-Net samples of a class of ``count`` images, unit by unit, if all its units have the sizes of the sample."""
-    sizes = [latent_size(model, *sample.size(row)[::-1]) for row in sample.rows]
-    units = [UNIT_ROWS] * (count // UNIT_ROWS) + [count % UNIT_ROWS]
-    return sum(filled_forwards(sizes[:unit], len(settings.prompts), settings, batch_size) for unit in units)
+def _filling(samples: Sequence[ImageData], images: int, settings: Settings, model: Diffusion, batch_size: int) -> float:
+    """U-Net samples that run for each that is needed, if all ``images`` have the sizes of the samples: group by group."""
+    s, side, group = settings.scoring, settings.data.image_size, GROUP * batch_size
+    shapes = [latent_size(model, *sample.size(row)[::-1]) for sample in samples for row in sample.rows]
+    shapes *= -(-min(images, group) // len(shapes))
+    shapes, prompts = shapes[:images], len(s.prompts)
+    whole: dict[tuple[int, ...], float] = {shape: count * images / len(shapes) for shape, count in Counter(shapes).items()}
+    sizes = batch_sizes(whole, latent_size(model, side, side), prompts, s, batch_size)
+    groups = (shapes[i : i + group] for i in range(0, len(shapes), group))
+    return sum(filled_forwards(each, prompts, s, sizes) for each in groups) / forwards(len(shapes), prompts, s)
 
 
 def _probe(run, model: Diffusion) -> tuple[float, float]:

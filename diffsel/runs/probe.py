@@ -14,7 +14,7 @@ from ..data.classes import ClassInfo
 from ..data.images import ImageData
 from ..data.pixels import Pixels
 from ..machine.progress import Progress, quiet
-from ..scoring.draws import Scorer, differential_and_gap, latent_shape
+from ..scoring.draws import Bucket, Scorer, differential_and_gap, latent_shape
 from ..scoring.nats import nats_per_unit
 from ..settings.errors import ConfigError, UnreadableImage
 from .knowledge import Answer
@@ -59,9 +59,9 @@ def _labels(own: int, classes: int, seed: int) -> Int[np.ndarray, " labels"]:
 
 
 def _ask(scorer: Scorer, key: str, pixels: Pixels, words: Tensor, labels: np.ndarray, label: str) -> Answer:
-    latents, shape, s = scorer.encode([(key, pixels)]), latent_shape(scorer.model, pixels), scorer.settings
-    items, chosen = [(0, draw) for draw in range(s.draws)], words[[0, *(1 + labels)]]
-    rows = [row for _, row in scorer.losses(latents, [key], items, chosen, _differences)]
+    shape, s = latent_shape(scorer.model, pixels), scorer.settings
+    bucket = Bucket(scorer.encode([(key, pixels)]), [key], words[[0, *(1 + labels)]][None], [0])
+    rows = [row for _, row in scorer.losses(bucket, [(0, draw) for draw in range(s.draws)], _differences)]
     mean = np.stack(rows).mean((0, 2, 3), dtype=np.float64)
     window = s.log_snr or (scorer.model.levels.log_snr(s.t_min), scorer.model.levels.log_snr(s.t_max))
     return Answer(label, mean[:-1], float(mean[-1]), nats_per_unit(window, math.prod(shape)))

@@ -20,7 +20,7 @@ import numpy as np
 from ..data.classes import ClassInfo, read_class_file, spelled
 from ..data.rows import Row
 from ..machine.tensors import read_unit
-from ..scoring.draws import Picture, Scorer
+from ..scoring.draws import Picture
 from ..scoring.folder import locate
 from ..scoring.maps import label_losses, overflow, score_images
 from ..settings.errors import ConfigError, DataError, StoreError
@@ -162,11 +162,8 @@ def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[Part, dict[str,
     null = study.null_part.null[unit.label]
 
     def make(scoring: Callable[..., Any], **how: Any) -> Iterator[tuple[Row, Any]]:
-        def one(scorer: Scorer, items: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Any]]:
-            asked = replace(scorer, settings=scorer.settings.model_copy(update={"null_prompt": null}))
-            return scoring(asked, items, texts, **how)
-
-        for place, value in session.fitting(keyed, one):
+        asked = replace(session.scorer, settings=session.scorer.settings.model_copy(update={"null_prompt": null}))
+        for place, value in scoring(asked, keyed, texts, **how):
             yield pictures[place][0], value
             bar.update()
 

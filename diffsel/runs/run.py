@@ -31,7 +31,7 @@ from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve
 from .index import read_index, read_skipped, remake
 from .record import as_scored, nats_per_pixel, read_record, recorded_settings
-from .units import Means, Unit, check_unit, columns, damage, image_means, rows_of
+from .units import Means, Placed, Unit, check_unit, columns, damage, image_means, rows_of
 
 UNIT_ROWS = 256  # images per unit of work, at most
 Texts = Mapping[str, str]  # class folder -> prompt
@@ -182,7 +182,7 @@ class Run:
         s = self.settings
         return image_means(*self.maps(unit), unit, s.patches.prompt, chosen_bins(s.patches, s.scoring))
 
-    def boxes(self, unit: Unit) -> list[tuple[Row, Box, float]]:
+    def boxes(self, unit: Unit) -> list[Placed]:
         """The best patches of every scored image of a unit, with their scores."""
         tensors, extra = self.maps(unit)
         scored, found = set(extra["rows"]), []
@@ -307,13 +307,14 @@ def check_asked(path: Path, record: Mapping[str, Any], settings: Settings) -> No
             raise ConfigError(f"data.{key}: the images and classes of {path} were fixed when it was scored; use {instead}")
     chosen_bins(settings.patches, settings.scoring)
     wanted = pass_identity(settings)
-    if found := differences({key: record["identity"][key] for key in wanted}, wanted):
+    decided = {key: value for key, value in record["identity"].items() if key in {*wanted, "side_multiple"}}
+    if found := differences(decided, wanted):
         raise SettingsDiffer(path, found)
 
 
 def pass_identity(settings: Settings) -> dict[str, Any]:
     """The settings that decide the bytes of a scoring pass, apart from its images, classes, model and precision."""
-    return {"seed": settings.seed, "image_size": settings.data.image_size, "scoring": identity(settings.scoring)}
+    return {"seed": settings.seed, **settings.data.sizes, "scoring": identity(settings.scoring)}
 
 
 def image_identity(data: ImageData) -> dict[str, Any]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, open_data
-from ..data.pixels import Pixels
+from ..data.pixels import Pixels, resized_size
 from ..data.rows import Row, Skipped
-from ..machine.claims import Shared
+from ..machine.claims import Shared, give_back
 from ..machine.files import AsPath, existing, sweep, write_atomically, write_new
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
-from ..machine.processes import Track, Workers, out_of_memory
+from ..machine.processes import Track, Workers
 from ..machine.progress import Progress, quiet
 from ..machine.tensors import write_unit
 from ..scoring.patches import chosen_bins
@@ -29,13 +32,13 @@ from ..settings.settings import DEFAULT, Settings, identity
 from .index import known_images, mend_index, taken_over, write_index, write_skipped
 from .record import FORMAT, read_record, versions
 from .run import Run, image_identity, open_run, pass_identity
-from .units import Unit
+from .units import Placed, Unit, columns
 
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.draws import Scorer
+    from ..scoring.maps import Maps
 
-T = TypeVar("T")
-V = TypeVar("V")
+Read = tuple[list[tuple[Row, Pixels]], list[Skipped]]  # of a unit
 
 
 @dataclass
@@ -77,10 +80,19 @@ class Session:
         return self.filled(open_scorer(s, self.workers.local))
 
     def filled(self, scorer: Scorer) -> Scorer:
-        """With batches no larger than the run's largest unit can fill: every batch is filled up, whatever it costs."""
-        s = self.settings.scoring
-        most = max(len(unit.rows) for unit in self.run.units) * s.rounds()[-1] * (1 + len(s.prompts))
-        return replace(scorer, batch_size=min(scorer.batch_size, 1 << (most - 1).bit_length()))
+        """With as many samples in a forward of each latent shape as the run's images fill, a group of units at a time."""
+        from ..scoring.draws import evenly, latent_size
+        from ..scoring.maps import batch_sizes
+
+        s, model, images = self.settings, scorer.model, Counter[tuple[int, ...]]()
+        for size, count in self.data.rows.sizes().items():
+            width, height = resized_size(*size, s.data.image_size, s.data.step)
+            images[latent_size(model, height, width)] += count
+        square = latent_size(model, s.data.image_size, s.data.image_size)
+        sizes = batch_sizes(images, square, len(s.scoring.prompts), s.scoring, scorer.batch_size)
+        if side := s.patches.patch_size:
+            sizes.setdefault(latent_size(model, side, side), evenly(images.total() * s.patches.per_image, scorer.batch_size))
+        return replace(scorer, sizes=sizes, note=self.note)
 
     def seen(self, run: Run) -> Session:
         """The same work on another sight of the run; the model, the summary and the notes are shared."""
@@ -104,7 +116,11 @@ class Session:
     def count(self, what: str, number: int) -> None:
         self.counts[what] = self.counts.get(what, 0) + number
 
-    def read(self, rows: Sequence[Row]) -> tuple[list[tuple[Row, Pixels]], list[Skipped]]:
+    def read(self, rows: Sequence[Row]) -> Read:
+        """As ``read_units``, of one unit or a part of it."""
+        return self.read_units([rows])[0]
+
+    def read_units(self, units: Sequence[Sequence[Row]]) -> list[Read]:
         """Pixels of rows, decoded in threads; what does not decode is passed over with its reason.
 
         Threads, not processes: Pillow releases the interpreter while it decodes and resizes, so they scale as processes do
@@ -114,23 +130,28 @@ class Session:
         passing over it would be final.
         """
 
-        def one(row: Row) -> Pixels | UnreadableImage:
+        def one(row: Row) -> tuple[Row, Pixels] | Skipped:
             try:
-                return self.data.pixels(row)
+                return row, self.data.pixels(row)
             except UnreadableImage as error:
-                return error
+                return Skipped(row.path, row.label, str(error).removeprefix(f"{row.path}: "))
 
         with ThreadPoolExecutor(self.settings.compute.workers) as pool:
-            results = list(zip(rows, pool.map(one, rows), strict=True))
-        lost = [
-            Skipped(r.path, r.label, str(e).removeprefix(f"{r.path}: ")) for r, e in results if isinstance(e, UnreadableImage)
-        ]
-        self.count("images passed over", len(lost))
-        return [(row, pixels) for row, pixels in results if not isinstance(pixels, UnreadableImage)], lost
+            results = list(pool.map(one, chain.from_iterable(units)))
+        self.count("images passed over", sum(isinstance(each, Skipped) for each in results))
+        found, every = [], iter(results)
+        for rows in units:
+            part = list(islice(every, len(rows)))
+            pictures = [each for each in part if not isinstance(each, Skipped)]
+            found.append((pictures, [each for each in part if isinstance(each, Skipped)]))
+        return found
 
     @contextmanager
     def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:
-        """The units whose file is missing, one process each, and the bar of the whole job, whoever does it."""
+        """The units whose file is missing, one process each, and the bar of the whole job, whoever does it.
+
+        In groups of as many images as fill batches well.
+        """
         _ = self._track  # a tracker that does not open (wandb: nobody is logged in) is told before the first unit
         there = existing(map(file_of, self.run.units))
         missing = [unit for unit in self.run.units if file_of(unit) not in there]
@@ -139,32 +160,43 @@ class Session:
         def finished(unit: Unit) -> None:
             bar.update(len(unit.rows))
 
-        with (
-            self.progress(total=total, initial=total - todo, desc=what, unit="image") as bar,
-            self.workers.share(missing, file_of, finished) as shared,
-        ):
-            yield shared, bar
+        def enough(group: list[Unit]) -> bool:
+            return sum(len(unit.rows) for unit in group) >= most
 
-    def fitting(
-        self, items: Sequence[T], make: Callable[[Scorer, list[T]], Iterator[tuple[int, V]]]
-    ) -> Iterator[tuple[int, V]]:
-        """(place, value) of each item, as ``make(scorer, items)`` gives them.
+        with self.progress(total=total, initial=total - todo, desc=what, unit="image") as bar:
+            from ..scoring.maps import GROUP
 
-        Where memory runs out the batch is halved for the rest of the run, and only what is not made yet is made again.
-        """
-        left = list(range(len(items)))
-        while left:
-            made = set()
-            try:
-                for place, value in make(self.scorer, [items[i] for i in left]):
-                    made.add(left[place])
-                    yield left[place], value
-            except RuntimeError as error:
-                if self.scorer.batch_size == 1 or not out_of_memory(error):
-                    raise
-                self.scorer = self.scorer.halved()
-                self.note(f"out of memory: compute.batch_size was lowered to {self.scorer.batch_size}")
-            left = [i for i in left if i not in made]
+            most = GROUP * self.scorer.batch_size if missing else 0  # loaded here: a thread would have another current device
+            with self.workers.share(missing, file_of, finished, enough=enough) as shared:
+                yield shared, bar
+
+
+def write_maps(session: Session, unit: Unit, read: Read, found: Sequence[Maps]) -> None:
+    """The maps of a unit's pictures -> RUN/maps, and their latents where they are kept."""
+    run, keep, (pictures, skipped) = session.run, session.settings.compute.keep_latents, read
+    tensors, latents = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for (row, _), maps in zip(pictures, found, strict=True):
+        tensors |= maps.tensors(row, run.precision)
+        if keep:
+            latents[str(row.row)] = maps.latent.float().cpu().numpy()
+    if keep:
+        write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
+    extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": [maps.draws for maps in found]}
+    write_unit(run.map_file(unit), run.mark, tensors, extra | {"skipped": [asdict(item) for item in skipped]})
+    give_back(run.map_file(unit))
+    session.log("images_scored", len(pictures))
+
+
+def write_vectors(session: Session, unit: Unit, placed: Sequence[Placed], vectors: Sequence[np.ndarray], look: np.ndarray
+) -> None:
+    """The vectors of a unit's best patches -> RUN/features/KEY, with their boxes, scores, means and looks."""
+    run = session.run
+    means = run.means(unit, [row.row for row, _, _ in placed], [box for _, box, _ in placed])
+    stacked = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
+    write_unit(run.feature_file(unit), run.feature_mark, {**columns(placed), **means, "look": look, "vector": stacked}, {"label": unit.label})
+    give_back(run.feature_file(unit))
+    session.count("patches embedded", len(placed))
+    session.log("patches_embedded", len(placed))
 
 
 def keep_latents(session: Session) -> None:
@@ -177,7 +209,7 @@ def keep_latents(session: Session) -> None:
             scored = set(run.maps(unit)[1]["rows"])
             pictures, _ = session.read([row for row in unit.rows if row.row in scored])
             keyed = [(row.digest, pixels) for row, pixels in pictures]
-            made = {str(pictures[place][0].row): latent for place, latent in session.fitting(keyed, encode_images)}
+            made = {str(pictures[place][0].row): latent for place, latent in encode_images(session.scorer, keyed)}
             write_unit(run.latent_file(unit), run.mark, made, {"label": unit.label})
             bar.update(len(unit.rows))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from ..scoring.patches import Box
 from ..settings.errors import StoreError
 
 Means = tuple[Row, float, float]  # an image, its mean of D, its mean of G
+Placed = tuple[Row, Box, float]  # a patch: its image, where it lies in it, and its score
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,27 @@ def image_means(
     return [(row, mean(row, "differential"), mean(row, "gap")) for row in unit.rows if row.row in scored]
 
 
-def columns(boxes: Sequence[tuple[Any, Box, float]]) -> dict[str, np.ndarray]:
+def columns(boxes: Sequence[Placed]) -> dict[str, np.ndarray]:
     """Boxes as they are stored: ``row``, ``box`` and ``score``."""
     return {
         "row": np.array([row.row for row, _, _ in boxes], np.int64),
         "box": np.array([box for _, box, _ in boxes], np.int64).reshape(-1, 4),
         "score": np.array([score for _, _, score in boxes], np.float64),
     }
+
+
+def unit_by_unit(
+    counts: Sequence[int], found: Iterable[tuple[int, T]], told: Callable[[], object] = lambda: None
+) -> Iterator[tuple[int, list[T]]]:
+    """Of units with so many items, laid end to end: (number, values) of each, once ``found`` has given all its values, each
+    with its place; ``told`` of each value."""
+    yield from ((number, []) for number, count in enumerate(counts) if not count)
+    where = [(number, i) for number, count in enumerate(counts) for i in range(count)]
+    parts: list[dict[int, T]] = [{} for _ in counts]
+    for place, value in found:
+        number, i = where[place]
+        parts[number][i] = value
+        told()
+        if len(parts[number]) == counts[number]:
+            yield number, [parts[number][i] for i in range(counts[number])]
+            parts[number].clear()

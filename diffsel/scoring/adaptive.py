@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..settings.sections import PatchSettings, ScoringSettings
 from .patches import estimate, patch_scores
 
-DrawMaps = Float[np.ndarray, "n 2 h w"]  # D and G of each draw of an image
+DrawMaps = Float[np.ndarray, "n 3 h w"]  # D, G and the null prompt's loss of each draw of an image
 
 
 def undecided(
@@ -42,19 +42,22 @@ def undecided(
 def _draw_scores(
     maps: DrawMaps, size: tuple[int, int], patches: PatchSettings, scoring: ScoringSettings
 ) -> Float[np.ndarray, "n rows cols"]:
-    """Patch scores of each draw alone; estimates are linear in the maps, so their mean is the score of the mean map.
+    """What each draw gives to the patch scores: n T - (n - 1) T', with T the scores of all n draws and T' of the others.
 
-    The gated estimator is not: there the combined one stands for it.
-
-    Neighbouring patches differ little: a coarse stride is enough to see whether another place competes.
+    These pseudo-values (Tukey's jackknife) are the draw's own scores where an estimator is linear in the maps, and tell the
+    scatter of T where it is not, as the gated one.  Neighbouring patches differ little: a coarse stride is enough to see
+    whether another place competes.
     """
-    single = scoring.model_copy(update={"bins": 1, "draws": 1})
-    linear = "combined" if patches.estimator == "gated" else patches.estimator
-    every = patches.model_copy(update={"t_range": None, "estimator": linear})
-    stride = max(patches.stride, min(size) // 32)
-    return np.stack(
-        [patch_scores(estimate(d[None], g[None], every, single), *size, patches.patch_size or 0, stride)[0] for d, g in maps]
-    )
+    single = scoring.model_copy(update={"bins": 1})
+    every, stride, n = patches.model_copy(update={"t_range": None}), max(patches.stride, min(size) // 32), len(maps)
+
+    def scores(mean: Float[np.ndarray, "3 h w"], draws: int) -> Float[np.ndarray, "rows cols"]:
+        d, g, null = mean[:, None]
+        return patch_scores(estimate(d, g, every, single, null, draws), *size, patches.patch_size or 0, stride)[0]
+
+    total = maps.sum(0, dtype=np.float64)
+    whole = scores(total / n, n)
+    return np.stack([n * whole - (n - 1) * scores((total - each) / (n - 1), n - 1) for each in maps]) if n > 1 else whole[None]
 
 
 def _leader(scores: Float[np.ndarray, "n rows cols"], size: tuple[int, int], patches: PatchSettings) -> tuple[float, ...]:

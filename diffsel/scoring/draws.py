@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from ..data.pixels import Pixels
 from ..machine.device import device_name, machine_of, one_behind, to_device, to_host
+from ..machine.processes import out_of_memory
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
 from .diffusion import Diffusion
@@ -27,7 +31,21 @@ from .suiting import suited
 
 LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
+Shape = tuple[int, ...]  # of a latent: channels, h, w
+Launched = tuple[Tensor, Callable[[], object]]  # what a batch gives, a line an item, and what waits for its arrival
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
+EIGHT = 8  # samples, of which a forward has a multiple where it can
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Images of one latent shape, ready for draws: what they are keyed by, and which prompts each is asked about."""
+
+    latents: Float[Tensor, "images 4 h w"]
+    keys: Sequence[str]
+    words: Float[Tensor, "kinds prompts tokens width"]
+    kinds: Sequence[int]  # of each image, its line of ``words``
 
 
 @dataclass(frozen=True)
@@ -38,57 +56,80 @@ class Scorer:
     settings: ScoringSettings
     seed: int
     batch_size: int
-
-    def halved(self) -> Scorer:
-        return replace(self, batch_size=self.batch_size // 2)
+    sizes: dict[Shape, int] = field(default_factory=dict)  # samples in a forward of a latent shape, if not ``batch_size``
+    note: Callable[[str], object] = lambda text: None  # is told where memory ran out
 
     def encode(self, bucket: Sequence[tuple[str, Picture]]) -> Float[Tensor, "b 4 h w"]:
         """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
-        # Photographs come in many sizes: larger batches would mostly be filling, where a batch costs more than its overhead.
-        model, size = self.model, min(self.batch_size, 2 if self.model.device.type == "cpu" else 8)
+        model = self.model
         kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
         found = {i: torch.from_numpy(latent).to(model.device) for i, latent in kept.items()}
-        for shape in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
-            same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == shape]
-            for chunk in padded(same, size):
-                noise = None
-                if self.settings.posterior == "sample":
-                    cells = latent_shape(model, bucket[chunk[0]][1])
-                    keyed = [keyed_generator(self.seed, bucket[i][0], "posterior") for i in chunk]
-                    noise = torch.stack([torch.randn(cells, generator=generator) for generator in keyed])
-                latents = model.encode(as_images([bucket[i][1] for i in chunk], model.device), noise)
-                found |= dict(zip(chunk, latents, strict=True))
+        for size in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
+            same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == size]
+            shape = latent_shape(model, bucket[same[0]][1])
+            most = 2 if model.device.type == "cpu" else 4  # more would be filling, which costs more than a call
+            for chunk, latents in self.batches(same, shape, 1, partial(self._encode, bucket, shape), most):
+                found[chunk] = latents
         return torch.stack([found[i] for i in range(len(bucket))])
+
+    def _encode(self, bucket: Sequence[tuple[str, Picture]], shape: Shape, chunk: Sequence[int]) -> Launched:
+        noise = None
+        if self.settings.posterior == "sample":
+            keyed = [keyed_generator(self.seed, bucket[i][0], "posterior") for i in chunk]
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in keyed])
+        latents = self.model.encode(as_images([bucket[i][1] for i in chunk], self.model.device), noise)
+        return latents, lambda: None
 
     def losses(
         self,
-        latents: Float[Tensor, "images 4 h w"],
-        keys: Sequence[str],
+        bucket: Bucket,
         items: Sequence[tuple[int, int]],
-        words: Float[Tensor, "prompts tokens width"],
         rows_of: LossRows | None = None,
         apart: bool = False,
     ) -> Iterator[tuple[tuple[int, int], Float[np.ndarray, "rows h w"]]]:
-        """``rows_of`` (by default ``all_losses``) of each (image, draw) in ``items``, in their order, in float32.
+        """``rows_of`` (by default ``all_losses``) of each (image, draw) in ``items``, in their order, in float32."""
+        shape, samples = tuple(bucket.latents.shape[1:]), 1 if apart else bucket.words.shape[1]
+        for item, rows in self.batches(items, shape, samples, partial(self._draw, bucket, rows_of or all_losses, shape)):
+            yield item, rows.numpy()
 
-        One batch is under way on the device while the one before is taken in.
+    def _draw(self, bucket: Bucket, rows_of: LossRows, shape: Shape, chunk: Sequence[tuple[int, int]]) -> Launched:
+        model, device = self.model, self.model.device
+        levels = model.levels if self.settings.log_snr else None
+        drawn = [draw_noise(bucket.keys[i], d, shape, self.settings, self.seed, model.steps, levels) for i, d in chunk]
+        noise = to_device(torch.stack([eps for _, eps in drawn]), device)
+        t = to_device(torch.tensor([t for t, _ in drawn]), device)
+        which, kind = to_device(torch.tensor([(i, bucket.kinds[i]) for i, _ in chunk]).T.contiguous(), device)
+        noisy = model.add_noise(bucket.latents[which], noise, t)
+        predicted = predict_all(model, noisy, t, bucket.words[kind].transpose(0, 1), self.size(shape))
+        return to_host(torch.stack(rows_of(noise, predicted), 1))
+
+    def size(self, shape: Shape) -> int:
+        """Samples in a forward of latents of this ``shape``."""
+        return self.sizes.get(shape, self.batch_size)
+
+    def batches(
+        self, items: Sequence[T], shape: Shape, samples: int, launch: Callable[[Sequence[T]], Launched], most: int | None = None
+    ) -> Iterator[tuple[T, Tensor]]:
+        """Each item with what ``launch`` makes of it in a batch of ``size`` samples, of which an item takes ``samples``.
+
+        One batch is under way on the device while the one before is taken in.  Where memory runs out, batches of this
+        ``shape`` are halved from then on, and what is not made yet is made again.
         """
-        model, rows_of, shape = self.model, rows_of or all_losses, tuple(latents.shape[1:])
-
-        def launch(chunk: Sequence[tuple[int, int]]) -> tuple[Sequence[tuple[int, int]], Tensor, Callable[[], None]]:
-            levels = model.levels if self.settings.log_snr else None
-            drawn = [draw_noise(keys[i], d, shape, self.settings, self.seed, model.steps, levels) for i, d in chunk]
-            noise = to_device(torch.stack([eps for _, eps in drawn]), model.device)
-            t = to_device(torch.tensor([t for t, _ in drawn]), model.device)
-            which = to_device(torch.tensor([i for i, _ in chunk]), model.device)
-            noisy = model.add_noise(latents[which], noise, t)
-            predicted = predict_all(model, noisy, t, words, self.batch_size)
-            return chunk, *to_host(torch.stack(rows_of(noise, predicted), 1))
-
-        size = self.batch_size if apart else max(1, self.batch_size // len(words))
-        for chunk, rows, arrived in one_behind(launch(part) for part in padded(items, size)):
-            arrived()
-            yield from dict(zip(chunk, rows.numpy(), strict=True)).items()  # without the filling
+        left = list(items)
+        while left:
+            count = min(max(1, self.size(shape) // samples), most or self.size(shape))
+            try:
+                for chunk, (made, arrived) in one_behind((part, launch(part)) for part in padded(left, count)):
+                    arrived()
+                    found = dict(zip(chunk, made, strict=True))  # without the filling
+                    left = left[len(found) :]
+                    yield from found.items()
+            except RuntimeError as error:
+                half, whole = min(self.size(shape), count * samples) // 2, math.lcm(EIGHT, samples)
+                if not half or not out_of_memory(error):
+                    raise
+                self.sizes[shape] = half // whole * whole or half // samples * samples or half
+                self.note(f"out of memory: batches of latents of {shape[1]} x {shape[2]} were lowered to {self.sizes[shape]}")
 
 
 def open_scorer(settings: Settings, local: int = 0) -> Scorer:
@@ -100,7 +141,6 @@ def open_scorer(settings: Settings, local: int = 0) -> Scorer:
     folder = locate(settings.model)
     settings = suited(settings, folder)
     model = Diffusion.load(folder, machine.device, machine.precision, machine.compile)
-    # Each latent shape of a unit ends in a batch that is filled up: of photographs, larger batches would be mostly filling.
     LOG.info("loaded %s on %s, %s", model.folder, device_name(machine.device), machine.precision)
     batch_size = settings.compute.batch_size or (16 if machine.device.type == "cpu" else 64)
     return Scorer(model, settings.scoring, settings.seed, batch_size)
@@ -145,14 +185,14 @@ def differential_and_gap(
 
 
 def predict_all(
-    model: Diffusion, noisy: Float[Tensor, "b 4 h w"], t: Tensor, words: Float[Tensor, "p tokens width"], batch_size: int
+    model: Diffusion, noisy: Float[Tensor, "b 4 h w"], t: Tensor, words: Float[Tensor, "p b tokens width"], batch_size: int
 ) -> tuple[Float[Tensor, "b 4 h w"], ...]:
     """Noise predicted with each prompt, null and label prompts in the same forward."""
-    b, p = len(noisy), len(words)
+    p, b = words.shape[:2]
     parts = zip(
         noisy.repeat(p, 1, 1, 1).split(batch_size),
         t.repeat(p).split(batch_size),
-        words.repeat_interleave(b, 0).split(batch_size),
+        words.flatten(0, 1).split(batch_size),
         strict=True,
     )
     return torch.cat([model.predict_noise(*part) for part in parts]).split(b)
@@ -203,6 +243,18 @@ def keyed_generator(*key: object) -> torch.Generator:
 def as_images(pixels: Sequence[Pixels], device: torch.device) -> Float[Tensor, "b 3 height width"]:
     """uint8 HWC to float [-1, 1] BCHW."""
     return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def evenly(items: float, most: int, samples: int = 1) -> int:
+    """Items of so many ``samples`` in a batch, at most ``most``, so that ``items`` fill equal batches: 33 fill three of 12,
+    where 32 and 1 would leave 31 places.  A batch more costs as much as two items.
+
+    Batches hold a multiple of eight samples where they can: of other numbers, a sample's bytes depend on its neighbours (a CPU
+    multiplies the last rows of a matrix another way).
+    """
+    step = EIGHT // math.gcd(EIGHT, samples)
+    sizes = range(step, most + 1, step) or range(most, most + 1)
+    return min(sizes, key=lambda size: (math.ceil(items / size) * (size + 2), -size))
 
 
 def padded(items: Sequence, size: int) -> Iterator[list]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.pixels import Pixels
+from ..machine.device import to_host
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings
 from .diffusion import Diffusion
-from .draws import Scorer, as_images, keyed_generator, padded
+from .draws import Launched, Scorer, as_images, keyed_generator, latent_size
 from .patches import Box
 
 Vector = NDArray[np.float32]
+CLIP = (3, 224, 224)  # what its batches are counted by, though some see other sizes
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,33 @@ class Patch:
 
 
 def embed_patches(
-    scorer: Scorer, patches: Sequence[Patch], prompt: str, settings: FeatureSettings
+    scorer: Scorer, patches: Sequence[Patch], prompts: str | Sequence[str], settings: FeatureSettings
 ) -> Iterator[tuple[int, Vector]]:
     """The vector of each patch, unit length, float32, as (position in ``patches``, vector), size by size.
 
-    ``prompt`` is the class's label prompt.  A patch's noise is keyed by its image and box.  Raises ConfigError.
+    ``prompts``: each patch's class's label prompt, or that of all.  A patch's noise is keyed by its image and box.
+    Raises ConfigError.
     """
-    model, batch_size = scorer.model, scorer.batch_size
     if settings.kind == "clip":
-        yield from _embed_clip(patches, settings, model.device, batch_size)
+        places = list(range(len(patches)))
+        for i, vector in scorer.batches(places, CLIP, 1, partial(_embed_clip, patches, settings, scorer.model.device)):
+            yield i, vector.numpy()
         return
-    whole = settings.pooling == "box"
-    words = model.embed_prompts([prompt])
-    for shape in sorted({_view(p, whole).shape[:2] for p in patches}):
-        places = [i for i, p in enumerate(patches) if _view(p, whole).shape[:2] == shape]
-        for chunk in padded(places, batch_size):
-            feature = _dift(model, [patches[i] for i in chunk], words, settings, scorer.seed)
-            vectors = unit([pool(f, patches[i], whole) for f, i in zip(feature, chunk, strict=True)])
-            yield from dict(zip(chunk, vectors, strict=True)).items()
+    whole, texts = settings.pooling == "box", [prompts] * len(patches) if isinstance(prompts, str) else list(prompts)
+    words = {text: scorer.model.embed_prompts([text])[0] for text in dict.fromkeys(texts)}
+    for size in sorted({_view(p, whole).shape[:2] for p in patches}):
+        places = [i for i, p in enumerate(patches) if _view(p, whole).shape[:2] == size]
+        make = partial(_embed_dift, scorer, patches, [words[text] for text in texts], settings)
+        for i, vector in scorer.batches(places, latent_size(scorer.model, *size), 1, make):
+            yield i, vector.numpy()
+
+
+def _embed_dift(
+    scorer: Scorer, patches: Sequence[Patch], words: Sequence[Tensor], settings: FeatureSettings, chunk: Sequence[int]
+) -> Launched:
+    asked, whole = [patches[i] for i in chunk], settings.pooling == "box"
+    feature = _dift(scorer.model, asked, torch.stack([words[i] for i in chunk]), settings, scorer.seed)
+    return to_host(unit([pool(f, patch, whole) for f, patch in zip(feature, asked, strict=True)]))
 
 
 def _view(patch: Patch, whole: bool) -> Pixels:
@@ -61,7 +72,7 @@ def _view(patch: Patch, whole: bool) -> Pixels:
 
 @torch.inference_mode()
 def _dift(
-    model: Diffusion, patches: Sequence[Patch], words: Float[Tensor, "1 tokens width"], settings: FeatureSettings, seed: int
+    model: Diffusion, patches: Sequence[Patch], words: Float[Tensor, "b tokens width"], settings: FeatureSettings, seed: int
 ) -> Float[Tensor, "b channels fh fw"]:
     """Activations at the DIFT step, averaged over the ensemble of noises."""
     whole = settings.pooling == "box"
@@ -76,7 +87,7 @@ def _dift(
             ]
         )
         noisy = model.add_noise(latents, noise.to(model.device), t)
-        feature = model.features(noisy, t, words.expand(len(patches), -1, -1), model.point(settings))
+        feature = model.features(noisy, t, words, model.point(settings))
         total = feature if total is None else total + feature
     assert total is not None  # ensemble >= 1
     return total / settings.ensemble
@@ -92,9 +103,9 @@ def pool(feature: Float[Tensor, "channels fh fw"], patch: Patch, whole: bool) ->
     return feature.mean((1, 2))
 
 
-def unit(vectors: Sequence[Float[Tensor, " channels"]]) -> Float[np.ndarray, "b channels"]:
+def unit(vectors: Sequence[Float[Tensor, " channels"]]) -> Float[Tensor, "b channels"]:
     """L2-normalised, float32."""
-    return torch.nn.functional.normalize(torch.stack(list(vectors)).float(), dim=1).cpu().numpy()
+    return torch.nn.functional.normalize(torch.stack(list(vectors)).float(), dim=1)
 
 
 # ---- CLIP, the ablation's alternative (paper Tab. 5) -----------------------------------------------------------------
@@ -121,14 +132,11 @@ def clip_digest(name: str) -> str:
 
 
 @torch.inference_mode()
-def _embed_clip(
-    patches: Sequence[Patch], settings: FeatureSettings, device: torch.device, batch_size: int
-) -> Iterator[tuple[int, Vector]]:
+def _embed_clip(patches: Sequence[Patch], settings: FeatureSettings, device: torch.device, chunk: Sequence[int]) -> Launched:
     clip, prepare = _load_clip(settings.clip_model, device)
-    for chunk in padded(range(len(patches)), batch_size):
-        views = [np.ascontiguousarray(_view(patches[i], whole=False)) for i in chunk]
-        inputs = prepare(images=views, return_tensors="pt", input_data_format="channels_last").to(device)
-        yield from dict(zip(chunk, unit(list(clip(**inputs).image_embeds)), strict=True)).items()
+    views = [np.ascontiguousarray(_view(patches[i], whole=False)) for i in chunk]
+    inputs = prepare(images=views, return_tensors="pt", input_data_format="channels_last").to(device)
+    return to_host(unit(list(clip(**inputs).image_embeds)))
 
 
 def random_clip(folder: Path) -> None:

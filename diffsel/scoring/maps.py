@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.pixels import Pixels
 from ..data.rows import Row
 from ..settings.errors import ConfigError
 from ..settings.sections import PatchSettings, ScoringSettings
 from .adaptive import undecided
 from .diffusion import Diffusion
-from .draws import LossRows, Picture, Scorer, all_losses, latent_shape, plain_losses
+from .draws import Bucket, LossRows, Picture, Scorer, Shape, all_losses, evenly, latent_shape, plain_losses
+
+GROUP = 16  # images that are scored together, for each sample of a forward: then filling costs about 2 %
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ def overflow(precision: str) -> str:
     return f"its loss maps overflow; the model does not work in {precision}: {way}"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """An image and what it is asked: its noise is named by ``key``, whatever batch it falls in."""
+
+    key: str
+    picture: Picture
+    prompts: tuple[str, ...]
+    among: str = ""  # with which images it competes for more draws: its unit
+
+
 def score_images(
     scorer: Scorer, images: Sequence[tuple[str, Picture]], prompts: Sequence[str], apart: bool = False
 ) -> Iterator[tuple[int, Maps]]:
@@ -67,11 +78,20 @@ def score_images(
     (1, 3, 16, 16)
 
     ``images`` are (key, uint8 (H, W, 3)) or (key, latent); the key names the image's noise, whatever batch it falls in.
-    Every forward has the same number of samples (the last is filled up), so that an image's bytes do not depend on its
-    neighbours; ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
+    Every forward of a latent shape has the same number of samples (the last is filled up), so that an image's bytes do not
+    depend on its neighbours; ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
     """
-    words = _embed(scorer.model, [scorer.settings.null_prompt, *prompts], apart)
-    for place, sums in _add_up(scorer, images, words, all_losses, apart):
+    return _score([Asked(key, picture, tuple(prompts)) for key, picture in images], scorer, apart)
+
+
+def score_all(scorer: Scorer, images: Sequence[Asked], patches: PatchSettings) -> Iterator[tuple[int, Maps]]:
+    """As ``score_images``, of images of any classes, in common batches: all with as many draws, or adaptively, as the
+    settings say."""
+    return score_adaptively(scorer, images, patches) if scorer.settings.adaptive_draws else _score(images, scorer)
+
+
+def _score(images: Sequence[Asked], scorer: Scorer, apart: bool = False) -> Iterator[tuple[int, Maps]]:
+    for place, sums in _add_up(scorer, images, (scorer.settings.null_prompt,), all_losses, apart):
         yield place, sums.maps()
 
 
@@ -81,31 +101,32 @@ def label_losses(
     """Losses E[mean_c (b - eps)^2] of each image under ``prompts`` alone, in float32: with a null loss that was kept,
     their difference is D, without the null prompt's forwards.  Arguments, noise and order as for ``score_images`` with
     its prompts ``apart``."""
-    words = _embed(scorer.model, prompts, apart=True)
-    for place, sums in _add_up(scorer, images, words, plain_losses, apart=True):
+    asked = [Asked(key, picture, tuple(prompts)) for key, picture in images]
+    for place, sums in _add_up(scorer, asked, (), plain_losses, apart=True):
         yield place, sums.mean()
 
 
 def encode_images(scorer: Scorer, images: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Float[np.ndarray, "4 h w"]]]:
     """The latent of each image, float32, as scoring has it."""
-    cells = [latent_shape(scorer.model, pixels) for _, pixels in images]
-    for shape in sorted(set(cells)):
-        places = [place for place, cell in enumerate(cells) if cell == shape]
+    for places in _by_shape(scorer.model, [picture for _, picture in images]):
         latents = scorer.encode([images[place] for place in places]).float().cpu().numpy()
         yield from zip(places, latents, strict=True)
 
 
-def _embed(model: Diffusion, prompts: Sequence[str], apart: bool) -> Float[Tensor, "prompts tokens width"]:
-    return torch.cat([model.embed_prompts([prompt]) for prompt in prompts]) if apart else model.embed_prompts(list(prompts))
+def _by_shape(model: Diffusion, pictures: Sequence[Picture]) -> list[list[int]]:
+    """Places of the pictures of each latent shape."""
+    cells = [latent_shape(model, picture) for picture in pictures]
+    return [[place for place, cell in enumerate(cells) if cell == shape] for shape in sorted(set(cells))]
 
 
-def score_class(
-    scorer: Scorer, images: Sequence[tuple[str, Pixels]], prompts: Sequence[str], patches: PatchSettings
-) -> Iterator[tuple[int, Maps]]:
-    """Maps of images of one class: all with as many draws, or adaptively, as the settings say."""
-    if scorer.settings.adaptive_draws:
-        return score_adaptively(scorer, images, prompts, patches)
-    return score_images(scorer, images, prompts)
+def _bucket(scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], apart: bool = False) -> Bucket:
+    """Images of one latent shape, each to be asked ``first`` and then its own prompts; ``apart``: embedded one by one."""
+    texts = list(dict.fromkeys((*first, *image.prompts) for image in images))
+    embed = scorer.model.embed_prompts
+    words = [torch.cat([embed([text]) for text in each]) if apart else embed(list(each)) for each in texts]
+    latents = scorer.encode([(image.key, image.picture) for image in images])
+    kinds = [texts.index((*first, *image.prompts)) for image in images]
+    return Bucket(latents, [image.key for image in images], torch.stack(words), kinds)
 
 
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
@@ -113,11 +134,29 @@ def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
     return images * settings.draws * (1 + prompts)
 
 
-def filled_forwards(shapes: Iterable[tuple[int, ...]], prompts: int, settings: ScoringSettings, batch_size: int) -> int:
-    """As ``forwards``, of a unit whose latents have these ``shapes``, with what fills up the last batch of each shape."""
-    size = max(1, batch_size // (1 + prompts))  # draws in a batch, as in Scorer.losses
-    batches = sum(math.ceil(images * settings.draws / size) for images in Counter(shapes).values())
-    return batches * size * (1 + prompts)
+def batch_sizes(
+    images: Mapping[Shape, float], square: Shape, prompts: int, settings: ScoringSettings, batch_size: int
+) -> dict[Shape, int]:
+    """Samples in a forward of each latent shape, for a run that has so many ``images`` of them.
+
+    No more latent cells than ``batch_size`` samples of a ``square`` have, so that memory is for all shapes alike; and the
+    batches of a shape are equally full (``evenly``), as far as its images in a group can be foreseen.
+    """
+    share, found = min(1.0, GROUP * batch_size / sum(images.values())), {}
+    for shape, count in images.items():
+        most = max(1, batch_size * math.prod(square) // math.prod(shape) // (1 + prompts))  # draws, as in Scorer.losses
+        found[shape] = evenly(max(1.0, count * share) * settings.rounds()[-1], most, 1 + prompts) * (1 + prompts)
+    return found
+
+
+def filled_forwards(shapes: Iterable[Shape], prompts: int, settings: ScoringSettings, sizes: Mapping[Shape, int]) -> int:
+    """As ``forwards``, of images scored together whose latents have these ``shapes``, with what fills up the last batch of
+    each shape, in batches of ``sizes`` samples."""
+    total = 0
+    for shape, images in Counter(shapes).items():
+        size = max(1, sizes[shape] // (1 + prompts))
+        total += math.ceil(images * settings.draws / size) * size * (1 + prompts)
+    return total
 
 
 class _Sums:
@@ -147,54 +186,55 @@ class _Sums:
 
 @torch.inference_mode()
 def _add_up(
-    scorer: Scorer,
-    images: Sequence[tuple[str, Picture]],
-    words: Float[Tensor, "prompts tokens width"],
-    rows_of: LossRows,
-    apart: bool,
+    scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], rows_of: LossRows, apart: bool
 ) -> Iterator[tuple[int, _Sums]]:
     """All draws of each image, latent shape by latent shape.  Draws run through images in turn: few are unfinished."""
-    settings, cells = scorer.settings, [latent_shape(scorer.model, pixels) for _, pixels in images]
-    for shape in sorted(set(cells)):
-        places = [place for place, cell in enumerate(cells) if cell == shape]
-        bucket = [images[place] for place in places]
-        latents = scorer.encode(bucket)
-        items = [(image, draw) for image in range(len(bucket)) for draw in range(settings.draws)]
-        keys = [key for key, _ in bucket]
+    settings = scorer.settings
+    for places in _by_shape(scorer.model, [image.picture for image in images]):
+        bucket = _bucket(scorer, [images[place] for place in places], first, apart)
+        items = [(image, draw) for image in range(len(places)) for draw in range(settings.draws)]
         sums: dict[int, _Sums] = {}
-        for (i, d), part in scorer.losses(latents, keys, items, words, rows_of, apart):
-            sums.setdefault(i, _Sums(settings, latents[i])).add(part)
+        for (i, d), part in scorer.losses(bucket, items, rows_of, apart):
+            sums.setdefault(i, _Sums(settings, bucket.latents[i])).add(part)
             if d == settings.draws - 1:
                 yield places[i], sums.pop(i)
 
 
 @torch.inference_mode()
-def score_adaptively(
-    scorer: Scorer, images: Sequence[tuple[str, Pixels]], prompts: Sequence[str], patches: PatchSettings
-) -> Iterator[tuple[int, Maps]]:
-    """As ``score_images``, of images of one class: round after round the undecided ones (adaptive.py) get twice the draws.
+def score_adaptively(scorer: Scorer, images: Sequence[Asked], patches: PatchSettings) -> Iterator[tuple[int, Maps]]:
+    """As ``score_all``: round after round the undecided images (adaptive.py) of each unit get twice the draws.
 
     Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
     """
-    model, settings = scorer.model, scorer.settings
-    words = model.embed_prompts([settings.null_prompt, *prompts])
-    cells = [latent_shape(model, pixels) for _, pixels in images]
-    buckets = {shape: [i for i, cell in enumerate(cells) if cell == shape] for shape in sorted(set(cells))}
-    latents = {shape: scorer.encode([images[i] for i in b]) for shape, b in buckets.items()}
-    sums = [_Sums(settings, latents[cell][buckets[cell].index(i)]) for i, cell in enumerate(cells)]
+    settings = scorer.settings
+    shapes = _by_shape(scorer.model, [image.picture for image in images])
+    buckets = [_bucket(scorer, [images[i] for i in places], (settings.null_prompt,)) for places in shapes]
+    sums = {i: _Sums(settings, b.latents[j]) for b, places in zip(buckets, shapes, strict=True) for j, i in enumerate(places)}
     seen: list[list[np.ndarray]] = [[] for _ in images]
-    left = list(range(len(images)))
+    left = set(range(len(images)))
     for count in settings.rounds():
-        for shape, bucket in buckets.items():
-            items = [(j, d) for j, i in enumerate(bucket) if i in set(left) for d in range(sums[i].draws, count)]
-            keys = [images[i][0] for i in bucket]
-            found = scorer.losses(latents[shape], keys, items, words)
-            for (j, _), losses in found:
-                sums[bucket[j]].add(losses)
-                seen[bucket[j]].append(losses[[patches.prompt, len(prompts) + patches.prompt]])
+        for bucket, places in zip(buckets, shapes, strict=True):
+            items = [(j, d) for j, i in enumerate(places) if i in left for d in range(sums[i].draws, count)]
+            for (j, _), losses in scorer.losses(bucket, items):
+                sums[places[j]].add(losses)
+                seen[places[j]].append(losses[[patches.prompt, len(losses) // 2 + patches.prompt, -1]])
         if count < settings.rounds()[-1]:
-            maps = [np.stack(draws) for draws in seen]
-            more = undecided(maps, [pixels.shape[:2] for _, pixels in images], patches, settings)
-            yield from ((i, sums[i].maps()) for i in left if not more[i])
-            left = [i for i in left if more[i]]
-    yield from ((i, sums[i].maps()) for i in left)
+            settled = left - _undecided(images, seen, patches, settings)
+            yield from ((i, sums[i].maps()) for i in sorted(settled))
+            left -= settled
+    yield from ((i, sums[i].maps()) for i in sorted(left))
+
+
+def _undecided(
+    images: Sequence[Asked], seen: Sequence[Sequence[np.ndarray]], patches: PatchSettings, settings: ScoringSettings
+) -> set[int]:
+    """Of all images, unit by unit."""
+    units: dict[str, list[int]] = {}
+    for i, image in enumerate(images):
+        units.setdefault(image.among, []).append(i)
+    found = set()
+    for members in units.values():
+        maps, sizes = [np.stack(seen[i]) for i in members], [images[i].picture.shape[:2] for i in members]
+        more = undecided(maps, sizes, patches, settings)
+        found |= {i for i, again in zip(members, more, strict=True) if again}
+    return found

@@ -27,7 +27,7 @@ from ..machine.files import APPEARED, apart, folded, safe_name, whole_folder, wr
 from ..machine.formats import dump_yaml
 from ..machine.progress import Progress, quiet
 from ..machine.threads import threaded
-from ..settings.sections import AssemblySettings
+from ..settings.sections import AssemblySettings, DataSettings
 from .card import card
 from .opening import is_there
 from .record import LISTED, SUMS
@@ -66,33 +66,33 @@ def tile_sides(size: int, factor: int) -> list[int]:
     return [size // factor + (i < size % factor) for i in range(factor)]
 
 
-def cut(picture: Image.Image, pick: Pick, shortest: int, height: int, width: int) -> Image.Image:
+def cut(picture: Image.Image, pick: Pick, data: DataSettings, height: int, width: int) -> Image.Image:
     """A pick's box out of the original picture, resampled once (antialiased bicubic) to ``height`` x ``width``.
 
     The box is in pixels of the resized image; resizing first and cropping then gives the same up to rounding, but a
     second resampling for a smaller tile would blur.
     """
-    box = _in_original(picture, pick, shortest)
+    box = _in_original(picture, pick, data)
     if box == (0, 0, width, height) == (0, 0, *picture.size):
         return picture
     return picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
-def cut_as_rded(picture: Image.Image, pick: Pick, shortest: int, side: int, height: int, width: int) -> Image.Image:
+def cut_as_rded(picture: Image.Image, pick: Pick, data: DataSettings, side: int, height: int, width: int) -> Image.Image:
     """As RDED makes a tile: antialiased bilinear crop to ``side`` pixels, nearest to ``height`` x ``width``, bytes cut off.
 
     Its normalisation and back costs a rounding, after which cutting off loses a whole step of brightness here and there.
     """
-    box = _in_original(picture, pick, shortest)
+    box = _in_original(picture, pick, data)
     bands = [band.convert("F").resize((side, side), Image.Resampling.BILINEAR, box=box) for band in picture.split()]
     values = np.stack([np.asarray(band, np.float32) / np.float32(255) for band in bands])
     tile = values[:, nearest(side, height)][:, :, nearest(side, width)]
     return Image.fromarray(rded_bytes((tile - RDED_MEAN) / RDED_STD))
 
 
-def _in_original(picture: Image.Image, pick: Pick, shortest: int) -> tuple[float, float, float, float]:
+def _in_original(picture: Image.Image, pick: Pick, data: DataSettings) -> tuple[float, float, float, float]:
     """A pick's box (left, top, right, bottom) in pixels of the picture before it was resized."""
-    full_width, full_height = resized_size(picture.width, picture.height, shortest)
+    full_width, full_height = resized_size(picture.width, picture.height, data.image_size, data.step)
     across, down = picture.width / full_width, picture.height / full_height
     top, left, height, width = pick.box
     return left * across, top * down, min((left + width) * across, picture.width), min((top + height) * down, picture.height)
@@ -191,11 +191,11 @@ def _render(picks: Sequence[Pick], data: ImageData, settings: AssemblySettings, 
     tiles = []
     for number, pick in enumerate(picks):
         row, col = divmod(number, factor)
-        picture, shortest = data.image(data.rows.numbered(pick.row)), data.settings.image_size
+        picture = data.image(data.rows.numbered(pick.row))
         if settings.resample == "rded":
-            tiles.append(cut_as_rded(picture, pick, shortest, settings.size // factor, sides[row], sides[col]))
+            tiles.append(cut_as_rded(picture, pick, data.settings, settings.size // factor, sides[row], sides[col]))
         else:
-            tiles.append(cut(picture, pick, shortest, sides[row], sides[col]))
+            tiles.append(cut(picture, pick, data.settings, sides[row], sides[col]))
     buffer = io.BytesIO()
     subsampling = 2 if settings.resample == "rded" else 0
     options = {"quality": settings.quality, "subsampling": subsampling} if settings.format == "jpeg" else {}

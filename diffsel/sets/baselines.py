@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +71,7 @@ def select_baseline(
     ``judge``, for rded, knows the classes in the order asked for; ``records`` are for el2n, forgetting and ccs.
     Raises SelectionError, DataError, StoreError.
     """
+    data = replace(data, settings=data.settings.model_copy(update={"side_multiple": 1}))  # crops of images as they are
     names = known_classes(data, classes)
     limit = {label: min(len(distinct(data.of_class(label))), s.baseline.pool if judge else len(data.rows)) for label in names}
     factor = s.assembly.factor_at(ipc, s.selection.method)

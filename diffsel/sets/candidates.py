@@ -154,7 +154,7 @@ def provenance(run: Run, ipc: int, factor: int, classes: Sequence[str]) -> Mappi
         "run": run.mark,
         "seed": s.seed,
         "classes": list(classes),
-        "image_size": s.data.image_size,
+        **s.data.sizes,
         "model": run.record["identity"]["model"],
         "scoring": identity(s.scoring),
         **run.feature_identity,

@@ -45,11 +45,13 @@ def rebuild(found: DistilledSet, data: str, settings: DataSettings, out: Path, p
     """
     record = found.record
     try:
-        assembly, size = AssemblySettings(**record["assembly"]), DataSettings(image_size=record["image_size"]).image_size
+        assembly, sides = AssemblySettings(**record["assembly"]), {"side_multiple": 1, "image_size": record["image_size"]}
+        sides |= {key: record[key] for key in sides if key in record}
+        DataSettings(**sides)
     except (KeyError, ValidationError) as error:
         raise StoreError(f"{found.path / 'set.yaml'} does not tell how its pictures were made ({error})") from None
     if not is_there(out, record):
-        images = sources(found, data, settings.model_copy(update={"image_size": size}))
+        images = sources(found, data, settings.model_copy(update=sides))
         picks = {label: _picks(found, label) for label in found.names}
         assemble(out, picks, images, assembly, record, progress)
     told, made = read_sums(found.path), read_sums(out)

@@ -39,6 +39,13 @@ class DataSettings(Section):
     """Which images take part, and at what size the model sees them."""
 
     image_size: int = Field(256, ge=8, description="Shortest side after resizing, pixels; aspect is kept (paper A.1).")
+    side_multiple: int | None = Field(
+        None,
+        ge=1,
+        description="The longer side grows in such steps, pixels, so that there are few shapes; default image_size / 8 "
+        "(32 of 256: shapes change by 6 % at most); 1: aspect kept.",
+        json_schema_extra=added(1),
+    )
     classes: tuple[str, ...] | None = Field(None, description="Only these classes, in this order (folder names).")
     classes_sha256: str | None = Field(None, description="Hash of the class list, checked where given (presets).")
     class_file: str | None = Field(None, description="classes.yaml: folder -> name, wnid, words. Default: DATA's own.")
@@ -58,6 +65,16 @@ class DataSettings(Section):
     )
     max_pixels: int = Field(178_956_970, ge=1, description="Larger images are passed over and listed, pixels.")
     max_aspect: float = Field(8.0, ge=1, description="Images with longer side / shorter side above this are passed over.")
+
+    @property
+    def step(self) -> int:
+        """``side_multiple`` in pixels."""
+        return self.side_multiple or self.image_size // 8
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What decides the size of every image, as identities hold it; ``side_multiple`` came later."""
+        return {"image_size": self.image_size} | ({"side_multiple": self.step} if self.step > 1 else {})
 
     @model_validator(mode="after")
     def _same_list(self) -> Self:

@@ -62,6 +62,30 @@ def test_tiny_images_are_enlarged_and_sizes_round_down() -> None:
     assert resized_size(1000, 999, 256) == (256, 256)
 
 
+@pytest.mark.parametrize(
+    ("size", "step", "expected"),
+    [
+        ((500, 375), 64, (320, 256)),
+        ((500, 375), 32, (352, 256)),
+        ((375, 500), 32, (256, 352)),
+        ((510, 500), 64, (256, 256)),
+        ((100, 800), 64, (256, 2048)),
+        ((7, 5), 1, (358, 256)),
+    ],
+)
+def test_the_longer_side_goes_to_the_nearest_step(size: tuple[int, int], step: int, expected: tuple[int, int]) -> None:
+    assert resized_size(*size, 256, step) == expected
+
+
+def test_steps_of_an_eighth_change_no_shape_by_more_than_one_part_in_sixteen() -> None:
+    for image_size in (32, 64, 256, 300):
+        step = DataSettings(image_size=image_size).step
+        for longer in range(1000, 8000, 7):
+            width, height = resized_size(longer, 1000, image_size, step)
+            assert height == image_size
+            assert abs(width / height / (longer / 1000) - 1) <= 1 / 16 + 1 / image_size  # and a pixel that was rounded down
+
+
 # ---- what a file says of its picture ---------------------------------------------------------------------------------
 
 WIDE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))

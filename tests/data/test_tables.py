@@ -39,7 +39,7 @@ def test_datasets_of_the_datasets_library(form: str, hub_set, tmp_path: Path, mo
     data = open_data(str(where), SETTINGS, 0)
     assert [c.folder for c in data.classes] == ["zebra", "a/../b"]  # the data set's own order
     assert [r.path for r in data.rows] == [f"train/{i:09d}" for i in (0, 2, 4, 1, 3, 5)]
-    assert data.pixels(data.rows[0]).shape == (32, 42, 3)
+    assert data.pixels(data.rows[0]).shape == (32, 44, 3)  # 42, to the nearest multiple of 4
     again = reopen(str(where), data.classes, data.rows, (), SETTINGS)
     assert np.array_equal(again.pixels(data.rows[3]), data.pixels(data.rows[3]))
     assert open_validation(str(where), Settings()).rows == data.rows  # its only split

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -285,7 +286,7 @@ def test_one_that_has_made_nothing_does_not_call_another_slow(tmp_path, monkeypa
 def test_a_failure_gives_its_claims_back(tmp_path) -> None:
     def fail() -> None:
         with shared(tmp_path) as left:
-            for _name, _ in ahead(left, str.upper):
+            for _ in ahead(left, "".join):
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -293,18 +294,35 @@ def test_a_failure_gives_its_claims_back(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
-    assert list(ahead("abc", str.upper)) == [("a", "A"), ("b", "B"), ("c", "C")]
-    failing = ahead("abc", {"a": 1, "b": 2}.__getitem__)
+def test_reading_ahead_keeps_order_and_passes_errors_on(tmp_path) -> None:
+    def loading(load: Callable[[str], object], names: str = "abc") -> Iterator[tuple[str, object]]:
+        with shared(tmp_path, names) as left:
+            yield from ((name, value) for (name,), value in ahead(left, lambda group: load(group[0])))
+
+    assert list(loading(str.upper)) == [("a", "A"), ("b", "B"), ("c", "C")]
+    failing = loading({"a": 1, "b": 2}.__getitem__)
     assert [next(failing), next(failing)] == [("a", 1), ("b", 2)]
     with pytest.raises(KeyError):
         next(failing)
     begun: list[str] = []
-    items = ahead("abcdef", lambda name: begun.append(name) or name)
+    items = loading(lambda name: begun.append(name) or name, "abcdef")
     assert next(items)[0] == "a"
     time.sleep(0.2)
     assert begun == ["a", "b"]  # one ahead, no more
     items.close()
+
+
+def test_items_are_claimed_in_groups_and_alone_where_few_are_left(tmp_path) -> None:
+    (tmp_path / "b").touch()
+    claim_of(tmp_path / "d", 1, host="elsewhere")
+    with shared(tmp_path, "abcdefg", enough=lambda group, left: len(group) == 2 or left <= 4) as left:
+        groups = left.groups()
+        assert next(groups) == ["a", "c"]  # b is there, d is another's
+        assert all((tmp_path / f".{name}.claim").exists() for name in "ac")
+        assert next(groups) == ["e", "f"]
+        for name in "acef":
+            (tmp_path / name).touch()
+        assert next(groups) == ["g"]
 
 
 def test_an_error_is_not_held_up_by_what_another_process_has_in_work(tmp_path) -> None:

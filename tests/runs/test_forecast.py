@@ -50,8 +50,9 @@ def test_the_plan_counts_what_fills_up_the_batches(folder, tmp_path, small, monk
 
     monkeypatch.setattr(Diffusion, "predict_noise", predict)
     method.score(start(str(source), tmp_path / "run", values))
-    assert (told.forwards, told.filled) == (7 * 3 * 2, 4 * 32) == (7 * 3 * 2, sum(run))
-    assert "42 (128 with filling of batches)" in str(told)
+    assert run == [24, 16, 8, 8]  # of the square, and of the others as many draws as there are, in eights, not 32 samples
+    assert (told.forwards, told.filled) == (7 * 3 * 2, sum(run)) == (42, 56)
+    assert "42 (56 with filling of batches)" in str(told)
 
 
 def test_images_are_counted_without_being_read(folder, small) -> None:

@@ -9,7 +9,7 @@ from pictures import PROMPTS, picture, score
 from diffsel.scoring.adaptive import undecided
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
-from diffsel.scoring.maps import score_adaptively
+from diffsel.scoring.maps import Asked, score_adaptively
 from diffsel.settings.sections import PatchSettings, ScoringSettings
 
 WHOLE = PatchSettings(patch_size=0, estimator="gap")
@@ -17,11 +17,15 @@ SETTINGS = ScoringSettings(draws=2, bins=1, adaptive_draws=8, adaptive_keep=0.25
 
 
 def image(mean: float, spread: float, draws: int = 16, seed: int = 0) -> np.ndarray:
-    """D and G of an image whose whole-image scores scatter by ``spread`` around exactly ``mean``."""
+    """D, G and the null loss of an image whose whole-image scores scatter by ``spread`` around exactly ``mean``."""
     scatter = np.random.default_rng(seed).normal(size=draws)
     scatter = (scatter - scatter.mean()) / scatter.std(ddof=1) * spread
     gap = np.broadcast_to((mean + scatter)[:, None, None], (draws, 4, 4))
-    return np.stack([np.zeros_like(gap), gap], 1)
+    return np.stack([np.zeros_like(gap), gap, np.ones_like(gap)], 1)
+
+
+def asked(images: list[tuple[str, np.ndarray]], unit: str = "") -> list[Asked]:
+    return [Asked(key, pixels, PROMPTS, unit) for key, pixels in images]
 
 
 def race(images: list[np.ndarray], keep: float, z: float = 2.0, patches: PatchSettings = WHOLE) -> list[bool]:
@@ -49,7 +53,7 @@ def test_one_that_all_want_is_raced_for_its_box_alone() -> None:
         gap = np.zeros((16, 8, 8))
         gap[:, 1:3, 1:3] = 1 + lead + rng.normal(size=(16, 1, 1)) * 0.1
         gap[:, 5:7, 5:7] = 1 + rng.normal(size=(16, 1, 1)) * 0.1
-        return np.stack([np.zeros_like(gap), gap], 1)
+        return np.stack([np.zeros_like(gap), gap, np.ones_like(gap)], 1)
 
     assert race([places(0.0), places(1.0)], 1.0, patches=patches) == [True, False]
 
@@ -68,7 +72,7 @@ def test_adaptive_maps_are_those_of_a_pass_with_as_many_draws(tiny: Diffusion, m
     images = [(str(i), picture(i, 64, 64 + 24 * (i % 2))) for i in range(6)]
     rounds = [np.array([True, True, True, False, False, True]), np.array([True, False, True, False, False, False])]
     monkeypatch.setattr("diffsel.scoring.maps.undecided", lambda *_: rounds.pop(0))
-    found = {images[i][0]: maps for i, maps in score_adaptively(Scorer(tiny, SETTINGS, 0, 8), images, PROMPTS, WHOLE)}
+    found = {images[i][0]: maps for i, maps in score_adaptively(Scorer(tiny, SETTINGS, 0, 8), asked(images), WHOLE)}
     assert {key: maps.draws for key, maps in found.items()} == {"0": 8, "1": 4, "2": 8, "3": 2, "4": 2, "5": 4}
     for draws in (2, 4, 8):
         fixed = score(tiny, images, settings=SETTINGS.model_copy(update={"draws": draws, "adaptive_draws": None}))
@@ -82,6 +86,6 @@ def test_adaptive_scoring_does_not_depend_on_the_order_of_images(tiny: Diffusion
     patches = PatchSettings(patch_size=32)
     runs = []
     for order in (images, images[::-1]):
-        found = {order[i][0]: maps for i, maps in score_adaptively(Scorer(tiny, SETTINGS, 0, 8), order, PROMPTS, patches)}
+        found = {order[i][0]: maps for i, maps in score_adaptively(Scorer(tiny, SETTINGS, 0, 8), asked(order), patches)}
         runs.append({key: (maps.draws, maps.gap.tobytes()) for key, maps in found.items()})
     assert runs[0] == runs[1]

@@ -8,8 +8,8 @@ import torch
 from pictures import SETTINGS, picture, score
 
 from diffsel.scoring.diffusion import Diffusion
-from diffsel.scoring.draws import Scorer, differential_and_gap, draw_noise, padded
-from diffsel.scoring.maps import Maps, forwards, label_losses
+from diffsel.scoring.draws import Scorer, differential_and_gap, draw_noise, evenly, padded
+from diffsel.scoring.maps import Maps, batch_sizes, filled_forwards, forwards, label_losses
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ScoringSettings
 
@@ -175,6 +175,32 @@ def test_forwards_counts_calls(tiny: Diffusion, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Diffusion, "predict_noise", lambda self, z, t, w: seen.append(len(z)) or original(self, z, t, w))
     score(tiny, [("0", picture(0)), ("1", picture(1)), ("2", picture(2))])  # 3 images x 4 draws x 2 prompts
     assert sum(seen) == forwards(3, 1, SETTINGS) == 24
+
+
+def test_batches_of_a_shape_are_equally_full_and_hold_no_more_cells_than_squares_do() -> None:
+    """A panorama of four squares has a quarter of the samples; of a shape that comes once, there are its own draws."""
+    settings, square, wide = ScoringSettings(draws=6), (4, 32, 32), (4, 32, 128)
+    sizes = batch_sizes({square: 8, wide: 4}, square, 1, settings, 64)
+    assert sizes == {square: 48, wide: 16}  # 48 draws in 2 batches, 24 in 3
+    assert filled_forwards([square] * 8 + [wide] * 4, 1, settings, sizes) == forwards(12, 1, settings)
+    assert batch_sizes({square: 10**6, wide: 1}, square, 1, settings, 64) == {square: 64, wide: 16}
+
+
+@pytest.mark.parametrize(
+    ("items", "most", "samples", "expected"),
+    [
+        (33, 32, 2, 12),
+        (42, 32, 2, 24),
+        (32, 32, 2, 32),
+        (6, 32, 2, 8),
+        (6, 32, 3, 8),
+        (6, 5, 3, 5),
+        (33, 33, 8, 33),
+        (10**6, 70, 1, 64),
+    ],
+)
+def test_items_are_spread_over_equal_batches_of_eights(items: int, most: int, samples: int, expected: int) -> None:
+    assert evenly(items, most, samples) == expected
 
 
 def test_padding_repeats_the_last_item() -> None:

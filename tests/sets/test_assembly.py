@@ -29,6 +29,9 @@ def opened(path: Path) -> ImageData:
     return open_data(str(path), DataSettings(image_size=64), 0)
 
 
+SHAPE = DataSettings(image_size=64, side_multiple=1)  # the image's own
+
+
 def write(data: ImageData, out: Path, ipc: int = 1, **settings) -> Path:
     chosen = AssemblySettings(**{"size": 64, **settings})
     need = ipc * chosen.factor_at(ipc) ** 2
@@ -57,16 +60,22 @@ def test_cutting_equals_resizing_first_and_then_cropping() -> None:
     for box in ((0, 0, 64, 64), (0, 21, 64, 64), (10, 5, 40, 40)):
         top, left, height, width = box
         expected = np.asarray(resized)[top : top + height, left : left + width].astype(int)
-        ours = np.asarray(cut(picture, pick("", 0, 0, box), 64, height, width)).astype(int)
+        ours = np.asarray(cut(picture, pick("", 0, 0, box), SHAPE, height, width)).astype(int)
         assert np.abs(ours - expected).mean() < 6  # the width 85 is rounded from 85.5, so columns shift by less than a pixel
     exact = Image.fromarray(rng.integers(0, 256, (128, 192, 3), dtype=np.uint8))
-    ours = np.asarray(cut(exact, pick("", 0, 0, (8, 20, 32, 32)), 64, 32, 32)).astype(int)
-    assert np.abs(ours - np.asarray(resize(exact, 64))[8:40, 20:52]).max() <= 1
+    squeezed = DataSettings(image_size=64, side_multiple=64)  # to 64 x 128, from 128 x 192
+    for shape, width in ((SHAPE, 96), (squeezed, 128)):
+        ours = np.asarray(cut(exact, pick("", 0, 0, (8, 20, 32, 32)), shape, 32, 32)).astype(int)
+        resized = resize(exact, 64, shape.step)
+        assert resized.size == (width, 64)
+        assert np.abs(ours - np.asarray(resized)[8:40, 20:52]).max() <= 1
 
 
 def test_a_whole_image_at_its_own_size_keeps_every_byte() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    assert np.array_equal(np.asarray(cut(picture, pick("", 0, 0, (0, 0, 256, 256)), 256, 32, 32)), np.asarray(picture))
+    assert np.array_equal(
+        np.asarray(cut(picture, pick("", 0, 0, (0, 0, 256, 256)), DataSettings(), 32, 32)), np.asarray(picture)
+    )
 
 
 def test_the_set_loads_in_torchvision_and_datasets_with_the_same_labels(folder: Callable[..., Path], tmp_path: Path) -> None:
