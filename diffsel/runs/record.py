@@ -70,6 +70,14 @@ def as_scored(settings: Settings, record: Mapping[str, Any]) -> Settings:
     return settings.model_copy(update={"scoring": ScoringSettings.model_validate(filled)})
 
 
+def in_its_precision(settings: Settings, record: Mapping[str, Any]) -> Settings:
+    """Where the precision is ``auto``: the one that RUN was scored in, since another version or device may choose another."""
+    if settings.compute.precision != "auto":
+        return settings
+    compute = settings.compute.model_copy(update={"precision": record["identity"].get("precision", "auto")})
+    return settings.model_copy(update={"compute": compute})
+
+
 def versions() -> dict[str, str]:
     """Of what decides the bytes of a run."""
     names = ("diffsel", "torch", "diffusers", "transformers", "scikit-learn", "numpy", "pillow")

@@ -30,7 +30,7 @@ from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import DEFAULT, Settings, identity
 from .index import known_images, mend_index, taken_over, write_index, write_skipped
-from .record import FORMAT, read_record, versions
+from .record import FORMAT, in_its_precision, read_record, versions
 from .run import Run, image_identity, open_run, pass_identity
 from .units import Placed, Unit, columns
 
@@ -72,7 +72,7 @@ class Session:
         from ..scoring.draws import open_scorer
         from ..scoring.folder import locate
 
-        s, folder = self.settings, locate(self.settings.model)
+        s, folder = in_its_precision(self.settings, self.run.record), locate(self.settings.model)
         if not self.model_checked and folder.digest != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
         if found := differences({"precision": self.run.precision}, _precision(s, self.workers)):
@@ -227,6 +227,8 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     from ..scoring.suiting import suited
 
     source, out, workers = str(source), Path(out), Workers()
+    if (out / "run.yaml").exists():
+        settings = in_its_precision(settings, read_record(out))
     precision = _precision(settings, workers)  # a device that cannot be used is refused first
     workers.check_tracker(settings.compute.tracker)
     folder = locate(settings.model)
@@ -290,7 +292,7 @@ def _precision(settings: Settings, workers: Workers) -> dict[str, str]:
     """The precision that decides a pass's bytes.  Raises ConfigError where the device or the precision cannot be used."""
     from ..machine.device import machine_of
 
-    return {"precision": machine_of(settings.compute, workers.local).precision}
+    return {"precision": machine_of(settings.compute, workers.local, scoring=True).precision}
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def open_scorer(settings: Settings, local: int = 0) -> Scorer:
 
     Raises ConfigError for a model that does not load, or a device or precision that cannot be used.
     """
-    machine = machine_of(settings.compute, local)
+    machine = machine_of(settings.compute, local, scoring=True)
     folder = locate(settings.model)
     settings = suited(settings, folder)
     model = Diffusion.load(folder, machine.device, machine.precision, machine.compile)

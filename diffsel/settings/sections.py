@@ -100,7 +100,9 @@ class ComputeSettings(Section):
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...", json_schema_extra=EXECUTION)
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = Field(
-        "auto", description="Of the networks; auto: fp32, on a GPU without TF32. Losses are always subtracted in fp32."
+        "auto",
+        description="Of the networks; auto: fp16 to score on CUDA, else fp32 (without TF32); a RUN keeps its own. "
+        "Losses are always subtracted in fp32.",
     )
     batch_size: int | None = Field(
         None,

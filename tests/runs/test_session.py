@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import ROOT, TINY
 from PIL import Image
+from test_method import with_
 from torch import nn
 
 from diffsel.data.images import open_data
@@ -24,10 +25,12 @@ from diffsel.evaluation.cells import Bench, make_cell
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine
 from diffsel.runs.run import open_run
+from diffsel.runs.session import start
 from diffsel.sets.baselines import baseline_provenance
 from diffsel.sets.candidates import provenance
 from diffsel.sets.opening import open_set
-from diffsel.settings.settings import fingerprint, resolve
+from diffsel.settings.errors import SettingsDiffer
+from diffsel.settings.settings import Settings, fingerprint, resolve
 
 MADE = ROOT / "tests" / "assets" / "format-1"
 
@@ -81,3 +84,14 @@ def test_a_run_of_an_earlier_version_opens_and_gives_the_same_set(
         assert Image.open(again / name).tobytes() == Image.open(before / name).tobytes(), name
     code, out, _ = diffsel("check", made / "run", "-q")
     assert (code, out) == (0, "6 files, 0 damaged\n")
+
+
+def test_a_run_keeps_its_precision_where_none_is_asked_for(
+    folder: Callable[..., Path], tmp_path: Path, small: Settings
+) -> None:
+    source = folder(cat=4)
+    start(str(source), tmp_path / "run", with_(small, compute={"precision": "bf16"}))
+    again = start(str(source), tmp_path / "run", small)
+    assert (again.run.precision, again.scorer.model.dtype) == ("bf16", torch.bfloat16)
+    with pytest.raises(SettingsDiffer, match="precision"):
+        start(str(source), tmp_path / "run", with_(small, compute={"precision": "fp32"}))

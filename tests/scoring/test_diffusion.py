@@ -98,6 +98,8 @@ def test_fp32_is_float32_in_convolutions_too_and_tf32_is_asked_for() -> None:
         )
         assert flags() == (allowed, allowed)
     assert pick_precision("tf32", torch.device("cuda")) == "tf32"
+    assert [pick_precision("auto", torch.device(kind), scoring=True) for kind in ("cuda", "cpu")] == ["fp16", "fp32"]
+    assert pick_precision("auto", torch.device("cuda")) == "fp32"  # of students and teachers
     assert resolve({"compute": {"precision": "tf32"}}).compute.precision == "tf32"
 
 
