@@ -21,8 +21,9 @@ from .machine.progress import Progress, bars, quiet
 from .machine.tensors import read_extra
 from .runs.index import read_skipped, write_skipped
 from .runs.knowledge import what_it_knows
-from .runs.session import Session, keep_latents, open_features, start, write_maps, write_vectors
+from .runs.session import Session, open_features, start
 from .runs.units import Placed, Unit, unit_by_unit
+from .runs.writing import keep_latents, write_maps, write_vectors
 from .sets.assembly import assemble
 from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_note, provenance
 from .sets.opening import DistilledSet, is_there, read_set

@@ -9,4 +9,5 @@ record     what a run was made with: run.yaml
 run        a run that is read: maps, boxes, vectors; no torch, no device
 session    a run that is worked on: opening, model, units that are left
 units      a unit of work: at most 256 images of one class; is a file that unit's?
+writing    what a stage makes of a unit -> its file
 """

@@ -307,8 +307,7 @@ def check_asked(path: Path, record: Mapping[str, Any], settings: Settings) -> No
             raise ConfigError(f"data.{key}: the images and classes of {path} were fixed when it was scored; use {instead}")
     chosen_bins(settings.patches, settings.scoring)
     wanted = pass_identity(settings)
-    decided = {key: value for key, value in record["identity"].items() if key in {*wanted, "side_multiple"}}
-    if found := differences(decided, wanted):
+    if found := differences({key: record["identity"].get(key) for key in (*wanted, "side_multiple")}, wanted):
         raise SettingsDiffer(path, found)
 
 

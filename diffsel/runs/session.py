@@ -13,30 +13,27 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, open_data
 from ..data.pixels import Pixels, resized_size
 from ..data.rows import Row, Skipped
-from ..machine.claims import Shared, give_back
+from ..machine.claims import Shared
 from ..machine.files import AsPath, existing, sweep, write_atomically, write_new
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Track, Workers
 from ..machine.progress import Progress, quiet
-from ..machine.tensors import write_unit
 from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import DEFAULT, Settings, identity
 from .index import known_images, mend_index, taken_over, write_index, write_skipped
 from .record import FORMAT, in_its_precision, read_record, versions
 from .run import Run, image_identity, open_run, pass_identity
-from .units import Placed, Unit, columns
+from .units import Unit
 
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.draws import Scorer
-    from ..scoring.maps import Maps
 
 Read = tuple[list[tuple[Row, Pixels]], list[Skipped]]  # of a unit
 
@@ -169,55 +166,6 @@ class Session:
             most = GROUP * self.scorer.batch_size if missing else 0  # loaded here: a thread would have another current device
             with self.workers.share(missing, file_of, finished, enough=enough) as shared:
                 yield shared, bar
-
-
-def write_maps(session: Session, unit: Unit, read: Read, found: Sequence[Maps]) -> None:
-    """The maps of a unit's pictures -> RUN/maps, and their latents where they are kept."""
-    run, keep, (pictures, skipped) = session.run, session.settings.compute.keep_latents, read
-    tensors, latents = dict[str, np.ndarray](), dict[str, np.ndarray]()
-    for (row, _), maps in zip(pictures, found, strict=True):
-        tensors |= maps.tensors(row, run.precision)
-        if keep:
-            latents[str(row.row)] = maps.latent.float().cpu().numpy()
-    if keep:
-        write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
-    extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": [maps.draws for maps in found]}
-    write_unit(run.map_file(unit), run.mark, tensors, extra | {"skipped": [asdict(item) for item in skipped]})
-    give_back(run.map_file(unit))
-    session.log("images_scored", len(pictures))
-
-
-def write_vectors(
-    session: Session, unit: Unit, placed: Sequence[Placed], vectors: Sequence[np.ndarray], look: np.ndarray
-) -> None:
-    """The vectors of a unit's best patches -> RUN/features/KEY, with their boxes, scores, means and looks."""
-    run = session.run
-    means = run.means(unit, [row.row for row, _, _ in placed], [box for _, box, _ in placed])
-    stacked = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
-    write_unit(
-        run.feature_file(unit),
-        run.feature_mark,
-        {**columns(placed), **means, "look": look, "vector": stacked},
-        {"label": unit.label},
-    )
-    give_back(run.feature_file(unit))
-    session.count("patches embedded", len(placed))
-    session.log("patches_embedded", len(placed))
-
-
-def keep_latents(session: Session) -> None:
-    """Images that were scored without ``compute.keep_latents`` -> RUN/latents, by the VAE alone."""
-    from ..scoring.maps import encode_images
-
-    run = session.run
-    with session.left(run.latent_file, "encoding images") as (units, bar):
-        for unit in units:
-            scored = set(run.maps(unit)[1]["rows"])
-            pictures, _ = session.read([row for row in unit.rows if row.row in scored])
-            keyed = [(row.digest, pixels) for row, pixels in pictures]
-            made = {str(pictures[place][0].row): latent for place, latent in encode_images(session.scorer, keyed)}
-            write_unit(run.latent_file(unit), run.mark, made, {"label": unit.label})
-            bar.update(len(unit.rows))
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
