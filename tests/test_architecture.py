@@ -128,6 +128,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "runs.index": "runs/test_run.py",
     "runs.record": "runs/test_run.py",
     "runs.units": "runs/test_run.py",
+    "runs.writing": "test_method.py, test_faults.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
     "scoring.parts": "scoring/test_folder.py, scoring/test_families.py",
     **{f"scoring.priors.{name}": "scoring/test_priors.py" for name in ("dit", "pixart", "sd3", "sdxl", "transformer", "words")},

@@ -70,11 +70,11 @@ def as_scored(settings: Settings, record: Mapping[str, Any]) -> Settings:
     return settings.model_copy(update={"scoring": ScoringSettings.model_validate(filled)})
 
 
-def in_its_precision(settings: Settings, record: Mapping[str, Any]) -> Settings:
+def in_its_precision(settings: Settings, run: Path) -> Settings:
     """Where the precision is ``auto``: the one that RUN was scored in, since another version or device may choose another."""
-    if settings.compute.precision != "auto":
+    if settings.compute.precision != "auto" or not (run / "run.yaml").exists():
         return settings
-    compute = settings.compute.model_copy(update={"precision": record["identity"].get("precision", "auto")})
+    compute = settings.compute.model_copy(update={"precision": read_record(run)["identity"].get("precision", "auto")})
     return settings.model_copy(update={"compute": compute})
 
 

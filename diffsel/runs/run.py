@@ -28,7 +28,7 @@ from ..machine.formats import differences, dump_yaml, read_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
 from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, guided
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
-from ..settings.settings import Settings, fingerprint, identity, resolve
+from ..settings.settings import Settings, fingerprint, identity, resolve, sizes_of
 from .index import read_index, read_skipped, remake
 from .record import as_scored, nats_per_pixel, read_record, recorded_settings
 from .units import Means, Placed, Unit, check_unit, columns, damage, image_means, rows_of
@@ -313,7 +313,7 @@ def check_asked(path: Path, record: Mapping[str, Any], settings: Settings) -> No
 
 def pass_identity(settings: Settings) -> dict[str, Any]:
     """The settings that decide the bytes of a scoring pass, apart from its images, classes, model and precision."""
-    return {"seed": settings.seed, **settings.data.sizes, "scoring": identity(settings.scoring)}
+    return {"seed": settings.seed, **sizes_of(settings.data), "scoring": identity(settings.scoring)}
 
 
 def image_identity(data: ImageData) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Session:
         from ..scoring.draws import open_scorer
         from ..scoring.folder import locate
 
-        s, folder = in_its_precision(self.settings, self.run.record), locate(self.settings.model)
+        s, folder = in_its_precision(self.settings, self.run.path), locate(self.settings.model)
         if not self.model_checked and folder.digest != self.run.record["identity"]["model"]:
             raise StoreError(f"{self.run.path} was scored with another model than {folder} now holds; name that one (--model)")
         if found := differences({"precision": self.run.precision}, _precision(s, self.workers)):
@@ -181,8 +181,7 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     from ..scoring.suiting import suited
 
     source, out, workers = str(source), Path(out), Workers()
-    if (out / "run.yaml").exists():
-        settings = in_its_precision(settings, read_record(out))
+    settings = in_its_precision(settings, out)
     precision = _precision(settings, workers)  # a device that cannot be used is refused first
     workers.check_tracker(settings.compute.tracker)
     folder = locate(settings.model)
@@ -192,7 +191,6 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
         workers.wait_for([out / "run.yaml"])
     root = str(Path(source).resolve()) if Path(source).exists() else source
-
     loaded: list[Scorer] = []
 
     def check(classes: Sequence[ClassInfo]) -> None:

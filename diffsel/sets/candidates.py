@@ -16,7 +16,7 @@ from ..machine.tensors import has_column, read_column
 from ..runs.run import Run
 from ..settings.errors import ConfigError
 from ..settings.sections import BASELINES
-from ..settings.settings import Settings, identity
+from ..settings.settings import Settings, identity, sizes_of
 from . import suspects
 from .opening import is_there
 from .selection import Candidates, too_few
@@ -154,7 +154,7 @@ def provenance(run: Run, ipc: int, factor: int, classes: Sequence[str]) -> Mappi
         "run": run.mark,
         "seed": s.seed,
         "classes": list(classes),
-        **s.data.sizes,
+        **sizes_of(s.data),
         "model": run.record["identity"]["model"],
         "scoring": identity(s.scoring),
         **run.feature_identity,

@@ -40,11 +40,7 @@ class DataSettings(Section):
 
     image_size: int = Field(256, ge=8, description="Shortest side after resizing, pixels; aspect is kept (paper A.1).")
     side_multiple: int | None = Field(
-        None,
-        ge=1,
-        description="The longer side grows in such steps, pixels, so that there are few shapes; default image_size / 8 "
-        "(32 of 256: shapes change by 6 % at most); 1: aspect kept.",
-        json_schema_extra=added(1),
+        None, ge=1, description="Steps of the longer side, px; default image_size / 8; 1: any.", json_schema_extra=added(1)
     )
     classes: tuple[str, ...] | None = Field(None, description="Only these classes, in this order (folder names).")
     classes_sha256: str | None = Field(None, description="Hash of the class list, checked where given (presets).")
@@ -54,9 +50,7 @@ class DataSettings(Section):
     config: str | None = Field(None, description="Configuration of a `datasets` data set that has several.")
     revision: str | None = Field(None, description="Hub branch, tag or commit of a `datasets` data set.")
     image_column: str | None = Field(None, description="Column of the images; default: image, img, or the only one.")
-    label_column: str | None = Field(
-        None, description="Column of the labels; default: label, labels, fine_label, or the only one."
-    )
+    label_column: str | None = Field(None, description="Column of the labels; default: label, fine_label ..., or the only one.")
     cache_gb: float = Field(
         10.0,
         ge=0,
@@ -70,11 +64,6 @@ class DataSettings(Section):
     def step(self) -> int:
         """``side_multiple`` in pixels."""
         return self.side_multiple or self.image_size // 8
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """What decides the size of every image, as identities hold it; ``side_multiple`` came later."""
-        return {"image_size": self.image_size} | ({"side_multiple": self.step} if self.step > 1 else {})
 
     @model_validator(mode="after")
     def _same_list(self) -> Self:
@@ -100,9 +89,7 @@ class ComputeSettings(Section):
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...", json_schema_extra=EXECUTION)
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = Field(
-        "auto",
-        description="Of the networks; auto: fp16 to score on CUDA, else fp32 (without TF32); a RUN keeps its own. "
-        "Losses are always subtracted in fp32.",
+        "auto", description="Of the networks; auto: fp16 to score on CUDA, else fp32; a RUN keeps its own. Losses: always fp32."
     )
     batch_size: int | None = Field(
         None,
@@ -111,9 +98,7 @@ class ComputeSettings(Section):
         json_schema_extra=EXECUTION,
     )
     compile: bool = Field(
-        False,
-        description="torch.compile the U-Net, students and teachers: a minute to start, then faster.",
-        json_schema_extra=EXECUTION,
+        False, description="torch.compile networks: a minute to start, then faster.", json_schema_extra=EXECUTION
     )
     students_at_once: int | None = Field(
         None,

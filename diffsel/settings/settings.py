@@ -181,6 +181,11 @@ def _as_before(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def sizes_of(data: DataSettings) -> dict[str, int]:
+    """What decides the size of every image, as identities hold it; ``side_multiple`` came later."""
+    return {"image_size": data.image_size} | ({"side_multiple": data.step} if data.step > 1 else {})
+
+
 def fingerprint(values: Any) -> str:
     """16 hex digits that stand for these plain values (dictionary order does not matter)."""
     canonical = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
