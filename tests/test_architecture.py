@@ -103,6 +103,15 @@ def test_every_room_says_what_its_files_are() -> None:
         assert told == [name.rpartition(".")[2] for name in sorted([*FILES, *FOLDERS]) if name.rpartition(".")[0] == room]
 
 
+def test_the_readme_shows_the_files_of_each_room() -> None:
+    layout = (PACKAGE.parent / "README.md").read_text().partition("## Layout")[2]
+    for room in {name.partition(".")[0] for name in FILES} - {"method"}:
+        files = {name.split(".")[1] for name in FILES if name.startswith(f"{room}.")}
+        told = re.search(rf"^  {room}/ +.*: (.*)$", layout, re.M)
+        assert told, room
+        assert sorted(told[1].replace("/", "").split(", ")) == sorted(files), room
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_files_stay_readable(name: str) -> None:
     text = FILES[name].read_text()
