@@ -157,7 +157,9 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
         for suffix, each in models.items():
             for size in args.batch_sizes:
                 run = lambda each=each, size=size: ours(each, images, args.draws, size, out)  # noqa: E731
-                forwards = filled_forwards(shapes, 1, ScoringSettings(draws=args.draws), size) / args.images
+                forwards = (
+                    filled_forwards(shapes, 1, ScoringSettings(draws=args.draws), dict.fromkeys(shapes, size)) / args.images
+                )
                 ways[f"diffsel, batch {size}{suffix}"] = (run, args.images, forwards, per_image["ours"])
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         memory: dict[str, float] = {}
