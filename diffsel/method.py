@@ -62,7 +62,8 @@ def make_sets(source: AsPath, run: AsPath, sets: Mapping[int, Path], settings: S
         check_set(session.run, ipc, out)
     score(session)
     embed(session)
-    for ipc, out in sets.items():
+    file_of = session.run.feature_file if settings.selection.clustered else session.run.map_file
+    for ipc, out in sets.items() if session.workers.all_made(session.run.units, file_of, session.note) else ():
         select(session, ipc, out)
     return session
 
@@ -85,7 +86,7 @@ def score(session: Session) -> None:
                 bar.update(len(read[number][1]))
     if s.compute.keep_latents:
         keep_latents(session)  # of units that were scored without
-    if session.workers.is_main:
+    if session.workers.is_main and session.workers.all_made(run.units, run.map_file, session.note):
         extras = {unit.name: read_extra(run.map_file(unit)) for unit in run.units}
         write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])
         session.counts["images passed over"] = len(read_skipped(run.path))

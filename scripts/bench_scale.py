@@ -13,6 +13,8 @@ main process's own work, which grows with the number of images, classes and unit
     open      what every later command does first
     claim     claiming every unit, one after the other; a file of no bytes is the work
     late      a process that comes when all is done
+    shards    1,000 shards (`--shard I/1000`), one after the other: what each does beside its own units
+    crowd     1,000 workers that share a tenth of the units by claims, in turn, by a clock of their own (20 s a unit)
     select    a set of one image a class: candidates, ranking and picks of small vectors in one cluster; no picture is cut
     report    opening RUN and SET; then seconds of one class, of three
 
@@ -34,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,11 +47,15 @@ from diffsel.data import images
 from diffsel.data.classes import Listing
 from diffsel.data.images import ImageData
 from diffsel.data.rows import Row
+from diffsel.machine import claims
+from diffsel.machine.claims import Shared
+from diffsel.machine.files import existing
+from diffsel.machine.processes import Workers
 from diffsel.report import classes as report_classes
 from diffsel.report.opening import open_target
 from diffsel.report.text import table
 from diffsel.runs import run as runs
-from diffsel.runs.run import Run, open_run
+from diffsel.runs.run import UNIT_ROWS, Run, open_run
 from diffsel.runs.session import Session, open_features, resume, start
 from diffsel.sets import assembly
 from diffsel.sets import candidates as choosing
@@ -56,6 +63,7 @@ from diffsel.sets.suspects import suspects
 from diffsel.settings.settings import Settings, resolve
 
 SCALES = {"small": (20_000, 100), "imagenet": (1_281_167, 1_000), "imagenet-21k": (14_197_122, 21_841)}  # images, classes
+WORKERS = 1000
 CELLS, BINS, CHANNELS = 32, 3, 8
 
 
@@ -142,6 +150,47 @@ def late(out: Path) -> None:
         assert not list(units)
 
 
+def unit_names(scale: tuple[int, int]) -> list[str]:
+    """Of all units, as a run of that size has them."""
+    ends = np.linspace(0, scale[0], scale[1] + 1).astype(int)
+    return [f"n{k:08d}-{part:03d}" for k, n in enumerate(np.diff(ends)) for part in range(-(-n // UNIT_ROWS))]
+
+
+def shards(out: Path, scale: tuple[int, int]) -> None:
+    """All of them leave every unit's file, once."""
+    (out / "shards").mkdir(parents=True)
+    files, workers = [out / "shards" / name for name in unit_names(scale)], Workers()
+    for shard in range(WORKERS):
+        workers.shard = shard, WORKERS
+        mine = workers.own(files)
+        assert not existing(mine)
+        for file in mine:
+            file.touch(exist_ok=False)
+    assert len(os.listdir(out / "shards")) == len(files)
+
+
+def crowd(out: Path, scale: tuple[int, int]) -> None:
+    """No file is made twice.  Threads, and waiting for others at the end, are left out."""
+    units, made = [out / "crowd" / name for name in unit_names(scale)[::10]], list[Path]()
+    clock = claims.time = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)  # type: ignore[assignment]
+    workers = [Shared(units, lambda file: file, first=len(units) * i // WORKERS) for i in range(WORKERS)]
+    begun, running = dict[int, Path](), {i: iter(worker) for i, worker in enumerate(workers)}
+    for worker in workers:
+        worker.give_up()  # ends where nothing is left to take
+    while running:
+        for i, each in list(running.items()):
+            if i in begun:
+                begun[i].touch(exist_ok=False)
+                made.append(begun.pop(i))
+            if (unit := next(each, None)) is None:
+                del running[i]
+            else:
+                begun[i] = unit
+            clock.now += 20 / WORKERS
+    assert sorted(made) == sorted(units)
+    print(f"          {len(units):,} units, {clock.now / 60:.0f} minutes by their clock")
+
+
 def select(out: Path) -> None:
     session = resume(out / "run", settings())
     runs.read_unit = tensors_of(session.run)
@@ -165,13 +214,15 @@ def report(out: Path) -> None:
         print(f"          one class: {time.process_time() - begin:.2f} s", flush=True)
 
 
-STAGES: dict[str, Callable[[Path], object]] = {
+STAGES: dict[str, Callable[..., object]] = {
     "first": opened,
     "again": opened,
     "second": second,
     "open": lambda out: open_run(out / "run", settings()),
     "claim": claim,
     "late": late,
+    "shards": shards,
+    "crowd": crowd,
     "select": select,
     "report": report,
 }
@@ -209,7 +260,7 @@ def run_stage(name: str, out: Path, scale: tuple[int, int], pipe: Any) -> None:
     no_pixels(scale)
     counts = counted(out)
     begin = time.process_time()
-    STAGES[name](out)
+    STAGES[name](*((out, scale) if name in ("shards", "crowd") else (out,)))
     seconds = time.process_time() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     pipe.send({"stage": name, "seconds": round(seconds, 1), "memory, GB": round(peak * 2**20 / 1e9, 2), **counts})

@@ -19,8 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsel import method
+from diffsel.machine import claims
+from diffsel.machine.processes import as_shard
 from diffsel.machine.tensors import read_unit
 from diffsel.report.text import trace_image
+from diffsel.runs import run as run_module
 from diffsel.runs.index import read_skipped
 from diffsel.runs.session import Session, resume, start
 from diffsel.scoring import features
@@ -190,6 +193,42 @@ def test_two_processes_write_the_same_bytes_as_one(folder, tmp_path, small, conf
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_shards_that_never_meet_give_the_same_bytes(folder, tmp_path, small, monkeypatch, order) -> None:
+    monkeypatch.setattr(run_module, "UNIT_ROWS", 3)
+    monkeypatch.setattr(claims, "_create", lambda *_: pytest.fail("claimed"))
+    source = folder(cat=9, dog=8)
+    (source / "cat" / "cut.png").write_bytes((source / "cat" / "0.png").read_bytes()[:200])
+    for shard in order:
+        with as_shard(f"{shard}/3"):
+            session = distill(source, tmp_path / "shards", small, 1)
+        left = [note for note in session.notes if "by other shards" in note]
+        assert bool(left) == (shard != order[-1])
+        assert (tmp_path / "shards/ipc1").exists() == (shard == order[-1])
+    monkeypatch.undo()
+    monkeypatch.setattr(run_module, "UNIT_ROWS", 3)
+    distill(source, tmp_path / "whole", small, 1)
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+def test_a_shard_is_asked_for_by_the_command_line(folder, tmp_path, diffsel, monkeypatch) -> None:
+    monkeypatch.setattr(run_module, "UNIT_ROWS", 3)
+    source, run, words = folder(cat=5, dog=4), tmp_path / "run", ["--config", tmp_path / "small.yaml", "-q"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_values()))
+    assert diffsel("score", source, "--out", run, "--index-only", *words)[0] == 0
+    assert (run / "run.yaml").exists()
+    assert not (run / "maps").exists()
+    code, out, _ = diffsel("score", source, "--out", run, "--shard", "1/2", *words)
+    assert (code, "note: 2 of 4 units are still to be made by other shards" in out) == (0, True)
+    assert len(list((run / "maps").glob("*.safetensors"))) == 2
+    monkeypatch.setenv("DIFFSEL_SHARD", "0/2")
+    assert diffsel("score", source, "--out", run, *words)[0] == 0
+    assert len(list((run / "maps").glob("*.safetensors"))) == 4
+    for wrong in ("2/2", "1", "-1/2", "a/b"):
+        code, _, err = diffsel("embed", run, f"--shard={wrong}")
+        assert (code, "expected I/N with I from 0 to N - 1" in err) == (2, True)
 
 
 def test_other_settings_are_refused_and_listed(folder, tmp_path, small, calls) -> None:

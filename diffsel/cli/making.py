@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..machine.processes import as_shard
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.sections import BASELINES
@@ -21,6 +22,7 @@ from .flags import (
     Quiet,
     RunArg,
     RunOut,
+    Shard,
     Strict,
     finish,
     settings_flags,
@@ -42,6 +44,10 @@ def score(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what it would cost here: forwards, FLOP, bytes, hours.")
     ] = False,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="Only list and hash the images and make RUN, which shards then take up.")
+    ] = False,
+    shard: Shard = None,
     quiet: Quiet = False,
 ) -> None:
     """Images to stored loss maps: the one expensive pass.  Started again, it goes on where it was."""
@@ -53,18 +59,21 @@ def score(
         from ..scoring.draws import open_scorer
 
         return print(forecast(data, settings, open_scorer(settings)))
-    opened = start(data, out, settings, progress(quiet))
-    method.score(opened)
+    with as_shard(shard):
+        opened = start(data, out, settings, progress(quiet))
+        if not index_only:
+            method.score(opened)
     return finish(opened, strict, f"next: diffsel select {out} --ipc 10 --out SET")
 
 
 @settings_flags("compute", "patches", "features", without=STORING)
-def embed(run: RunArg, settings: Settings, moved: Moved = None, quiet: Quiet = False) -> None:
+def embed(run: RunArg, settings: Settings, moved: Moved = None, shard: Shard = None, quiet: Quiet = False) -> None:
     """Stored maps to best patches and their vectors."""
     from .. import method
     from ..runs.session import resume
 
-    opened = resume(run, settings, progress(quiet), moved)
+    with as_shard(shard):
+        opened = resume(run, settings, progress(quiet), moved)
     method.embed(opened)
     finish(opened, False, f"next: diffsel select {run} --ipc 10 --out SET")
 
@@ -145,9 +154,19 @@ def _baseline(
 
 
 @settings_flags("data", "model", "compute", "scoring", "patches", "features", "selection", "assembly", without=STUDENTS)
-def distill(data: DataArg, settings: Settings, out: RunOut, ipc: Ipcs, strict: Strict = False, quiet: Quiet = False) -> None:
+def distill(
+    data: DataArg,
+    settings: Settings,
+    out: RunOut,
+    ipc: Ipcs,
+    strict: Strict = False,
+    shard: Shard = None,
+    quiet: Quiet = False,
+) -> None:
     """Images to distilled sets RUN/ipcN: score, embed and select in one go."""
     from .. import method
 
-    opened = method.make_sets(data, out, {n: out / f"ipc{n}" for n in ipc}, settings, progress(quiet))
-    finish(opened, strict, "\n".join(f"ipc {n}: {out / f'ipc{n}'}" for n in ipc))
+    sets = {n: out / f"ipc{n}" for n in ipc}
+    with as_shard(shard):
+        opened = method.make_sets(data, out, sets, settings, progress(quiet))
+    finish(opened, strict, "\n".join(f"ipc {n}: {place}" for n, place in sets.items() if place.exists()))

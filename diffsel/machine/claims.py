@@ -51,7 +51,8 @@ class Shared(Generic[T]):
     gives several at a time.
 
     ``finished`` is told of each item that was there already or that another process made.  Use it in a ``with`` block:
-    claims are renewed by a thread, and given back at its end.
+    claims are renewed by a thread, and given back at its end.  ``claimed`` false: nobody else makes these items, so nothing is
+    claimed, and no folder is looked at.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Shared(Generic[T]):
         first: int = 0,
         patience: float | None = None,
         enough: Callable[[list[T], int], bool] = lambda group, left: True,
+        claimed: bool = True,
     ):
-        self._enough = enough
+        self._enough, self._claimed = enough, claimed
         turned = [*items[first:], *items[:first]]  # processes begin at different places and so seldom meet
         self._open = {file_of(item): item for item in turned}
         self._finished = finished
@@ -126,7 +128,7 @@ class Shared(Generic[T]):
                 self._longest = max(self._longest, now - begun)
                 del self._open[file]
                 self._drop(file)
-        if now - self._looked < self._between:
+        if not self._claimed or now - self._looked < self._between:
             return
         for folder in {file.parent for file in self._open}:
             there: set[str] = self._look(partial(_names, folder), set())
@@ -157,6 +159,9 @@ class Shared(Generic[T]):
         if self._look(file.exists, False):  # made since the last look
             self._finished(self._open.pop(file))
             return False
+        if not self._claimed:
+            self._mine[file] = time.monotonic()
+            return True
         claim, me = _claim(file), json.dumps(_me())
         try:
             if not self._look(partial(_create, claim, me), False):

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..settings.errors import StoreError
+from ..settings.errors import ConfigError, StoreError
 from .claims import STALE, Shared, claimed_at
+from .files import existing
 
 # What libraries say beside "CUDA out of memory", which accelerate knows: CUDA itself, cuBLAS, cuDNN, Apple's Metal.
 NO_MEMORY = ("cuda error: out of memory", "alloc_failed", "mps backend out of memory")
 WITHDRAWN = 10.0  # seconds that a file may appear after its claim was given back (disks of several machines)
+SHARD = "DIFFSEL_SHARD"  # I/N in the environment: units are dealt to N shards that never meet
 T = TypeVar("T")
 Track = Callable[[Mapping[str, float], int], None]  # names and values, step
 
@@ -34,6 +37,7 @@ class Workers:
     def __init__(self) -> None:
         self.index = _told("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", default=0)
         self.count = _told("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", default=1)
+        self.shard = shard_of(os.environ.get(SHARD, ""))
         self.local = _told("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", default=0)  # on this machine
 
     @property
@@ -47,17 +51,31 @@ class Workers:
         finished: Callable[[T], object] = lambda item: None,
         patience: float | None = None,
         enough: Callable[[list[T]], bool] = lambda group: True,
+        own: bool = False,
     ) -> Shared[T]:
         """Items that make a file each, one process at a time, among all processes of all launches (``with`` block).
 
         ``patience`` infinite: an item is taken over only from a process that is gone.  ``enough`` are the items of a group;
-        among several processes groups become smaller towards the end, so that all end together.
+        among several processes groups become smaller towards the end, so that all end together.  ``own``: items of this shard,
+        which needs no claims where it is one process.
         """
+        claimed = not (own and self.shard and self.count == 1)
 
         def full(group: list[T], left: int) -> bool:
             return enough(group) or (self.count > 1 and len(group) * 2 * self.count >= left)
 
-        return Shared(items, file_of, finished, len(items) * self.index // self.count, patience, full)
+        return Shared(items, file_of, finished, len(items) * self.index // self.count, patience, full, claimed)
+
+    def own(self, items: Sequence[T]) -> Sequence[T]:
+        """The items that are this shard's: all, where there are no shards."""
+        return items[self.shard[0] :: self.shard[1]] if self.shard else items
+
+    def all_made(self, items: Sequence[T], file_of: Callable[[T], Path], tell: Callable[[str], object]) -> bool:
+        """Whether every file is there: as it is, but where other shards are still at work, which is told."""
+        lacking = len(items) - len(existing(map(file_of, items))) if self.shard else 0
+        if lacking:
+            tell(f"{lacking} of {len(items)} units are still to be made by other shards")
+        return not lacking
 
     def accelerator(self, precision: str, cpu: bool) -> Any:
         """accelerate's Accelerator, for a training that all processes share (one batch split among them)."""
@@ -123,6 +141,29 @@ class Workers:
                             f"{file} is missing, and the process that was at work on it has gone: see what it said"
                         )
             time.sleep(0.2)
+
+
+def shard_of(text: str) -> tuple[int, int] | None:
+    """(place, count) of a shard as I/N, from 0; None for no text.  Raises ConfigError.
+
+    >>> shard_of("3/8")
+    (3, 8)
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if text and not (found and int(found[1]) < int(found[2])):
+        raise ConfigError(f"--shard {text!r}: expected I/N with I from 0 to N - 1, such as 0/8 for the first of 8")
+    return (int(found[1]), int(found[2])) if found else None
+
+
+@contextmanager
+def as_shard(text: str | None) -> Iterator[None]:
+    """Within: this process is that shard; without a text, what the environment says."""
+    before = os.environ.get(SHARD)
+    os.environ[SHARD] = before or "" if text is None else text
+    try:
+        yield
+    finally:
+        os.environ[SHARD] = before or ""
 
 
 def _tensorboard(folder: Path, config: Mapping[str, Any]) -> Track:

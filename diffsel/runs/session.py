@@ -145,14 +145,15 @@ class Session:
 
     @contextmanager
     def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:
-        """The units whose file is missing, one process each, and the bar of the whole job, whoever does it.
+        """The units whose file is missing, one process each, and the bar of the whole job (or shard), whoever does it.
 
         In groups of as many images as fill batches well.
         """
         _ = self._track  # a tracker that does not open (wandb: nobody is logged in) is told before the first unit
-        there = existing(map(file_of, self.run.units))
-        missing = [unit for unit in self.run.units if file_of(unit) not in there]
-        total, todo = (sum(len(unit.rows) for unit in units) for units in (self.run.units, missing))
+        mine = self.workers.own(self.run.units)
+        there = existing(map(file_of, mine))
+        missing = [unit for unit in mine if file_of(unit) not in there]
+        total, todo = (sum(len(unit.rows) for unit in units) for units in (mine, missing))
 
         def finished(unit: Unit) -> None:
             bar.update(len(unit.rows))
@@ -164,7 +165,7 @@ class Session:
             from ..scoring.maps import GROUP
 
             most = GROUP * self.scorer.batch_size if missing else 0  # loaded here: a thread would have another current device
-            with self.workers.share(missing, file_of, finished, enough=enough) as shared:
+            with self.workers.share(missing, file_of, finished, enough=enough, own=True) as shared:
                 yield shared, bar
 
 

@@ -105,8 +105,23 @@ def test_a_process_number_that_was_given_away_again_is_not_the_claimer(tmp_path)
     assert "c" in made
 
 
-def test_a_claim_from_another_host_is_waited_for_while_it_is_renewed(tmp_path, monkeypatch) -> None:
+def remembering(original):
+    """A look at a network disk whose client remembers the first answer for good."""
+    known: dict[Path, object] = {}
+
+    def look(path: Path):
+        return known[path] if path in known else known.setdefault(path, original(path))
+
+    return look
+
+
+@pytest.mark.parametrize("cached", ["nothing", "attributes", "listings"])
+def test_a_claim_from_another_host_is_waited_for_while_it_is_renewed(tmp_path, monkeypatch, cached: str) -> None:
+    """Also where the client of a network disk remembers too long: a file that is opened it asks for anew."""
     monkeypatch.setattr(claims, "STALE", 0.4)
+    if cached != "nothing":
+        place, name = (Path, "lstat") if cached == "attributes" else (claims, "_names")
+        monkeypatch.setattr(place, name, remembering(getattr(place, name)))
     claim = claim_of(tmp_path / "c", 1, host="elsewhere")
     stop = threading.Event()
 
