@@ -24,7 +24,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -33,7 +33,7 @@ from typing import Generic, Self, TypeVar
 
 import psutil
 
-from .files import HEARTBEAT, write_atomically
+from .files import HEARTBEAT, existing, write_atomically
 from .place import host, lives, mark
 
 STALE = 60.0  # seconds without renewal, by the watcher's own clock, after which a claim's process counts as gone
@@ -237,6 +237,12 @@ def claimed_at(file: Path) -> int | None:
     with contextlib.suppress(OSError):
         return _seen(_claim(file))[1]
     return None
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Removes the claims beside files that are there: whoever made them was killed between the two."""
+    for claim in existing(map(_claim, files)):
+        _remove(claim)
 
 
 def _seen(claim: Path) -> tuple[int, int, str]:

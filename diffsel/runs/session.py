@@ -19,7 +19,7 @@ from ..data.classes import ClassInfo
 from ..data.images import ImageData, open_data
 from ..data.pixels import Pixels, resized_size
 from ..data.rows import Row, Skipped
-from ..machine.claims import Shared
+from ..machine.claims import Shared, forget
 from ..machine.files import AsPath, existing, sweep, write_atomically, write_new
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Track, Workers
@@ -152,6 +152,7 @@ class Session:
         _ = self._track  # a tracker that does not open (wandb: nobody is logged in) is told before the first unit
         mine = self.workers.own(self.run.units)
         there = existing(map(file_of, mine))
+        forget(there)
         missing = [unit for unit in mine if file_of(unit) not in there]
         total, todo = (sum(len(unit.rows) for unit in units) for units in (mine, missing))
 

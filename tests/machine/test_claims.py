@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from diffsel.machine import claims
-from diffsel.machine.claims import Shared, ahead
+from diffsel.machine.claims import Shared, ahead, forget
 from diffsel.machine.place import mark
 
 
@@ -353,3 +353,11 @@ def test_an_error_is_not_held_up_by_what_another_process_has_in_work(tmp_path) -
         fail()
     assert time.monotonic() - begin < 5
     assert claim.exists()
+
+
+def test_the_claim_of_one_killed_between_its_file_and_its_claim_is_forgotten(tmp_path) -> None:
+    for name in "ab":
+        claim_of(tmp_path / name, 1, host="elsewhere")
+    (tmp_path / "a").touch()
+    forget([tmp_path / "a", tmp_path / "c"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".b.claim", "a"]
