@@ -139,7 +139,7 @@ def test_units_may_be_computed_in_any_order(folder, tmp_path, small, monkeypatch
 def test_a_run_of_a_gpus_precision_is_selected_from_and_traced_without_one(folder, tmp_path, small, monkeypatch) -> None:
     asked = with_(small, compute={"precision": "tf32", "device": "cpu"})
     with monkeypatch.context() as gpu:
-        gpu.setattr("diffsel.machine.device.pick_precision", lambda name, device: name)  # as if it were one
+        gpu.setattr("diffsel.machine.device.pick_precision", lambda name, device, scoring: name)  # as if it were one
         whole = distill(folder(cat=6, dog=5), tmp_path / "run", asked)
     assert whole.run.precision == "tf32"
     session = resume(tmp_path / "run", asked)

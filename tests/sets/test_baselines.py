@@ -26,7 +26,7 @@ RULES = BaselineSettings(pool=6, crops=4)
 
 @pytest.fixture
 def data(folder) -> ImageData:
-    return open_data(str(folder(cat=8, dog=8, size=(48, 40))), DataSettings(image_size=32), 0)
+    return open_data(str(folder(cat=8, dog=8, size=(48, 40))), DataSettings(image_size=32, side_multiple=1), 0)
 
 
 class Brightness(nn.Module):
@@ -73,7 +73,7 @@ def test_whole_images_are_their_middle_square(data: ImageData) -> None:
 
 
 def test_boxes_do_not_depend_on_other_images_or_order(data: ImageData, folder, tmp_path: Path) -> None:
-    again = open_data(data.root, DataSettings(image_size=32, classes=("dog",)), 0)
+    again = open_data(data.root, DataSettings(image_size=32, side_multiple=1, classes=("dog",)), 0)
     mine = {row.path: boxes_of(data, row, RULES, 3, 4).tolist() for row in data.of_class("dog")}
     assert {row.path: boxes_of(again, row, RULES, 3, 4).tolist() for row in again.rows} == mine
 
@@ -86,7 +86,7 @@ def test_rded_keeps_the_crops_that_the_teacher_is_surest_of(tmp_path: Path) -> N
             pixels[:, : 4 * (i + 1)] = 255
             (tmp_path / label).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
-    data = open_data(str(tmp_path), DataSettings(image_size=32), 0)
+    data = open_data(str(tmp_path), DataSettings(image_size=32, side_multiple=1), 0)
     for target, label in enumerate(("bright", "dark")):
         picks = select_rded(data, label, target, 3, 1, RULES, 0, teacher(), 32)
         whites = {}
@@ -135,7 +135,7 @@ def test_rded_makes_mosaics_at_any_ipc_where_a_class_has_enough_crops() -> None:
 def test_rdeds_own_bytes_lose_what_rounding_keeps(tmp_path: Path) -> None:
     """The default keeps a flat colour exactly; RDED's way of writing may lose a step, and never gains one."""
     draw(tmp_path / "d" / "cat" / "0.png", 1, 32, 32)
-    data = open_data(str(tmp_path / "d"), DataSettings(image_size=32), 0)
+    data = open_data(str(tmp_path / "d"), DataSettings(image_size=32, side_multiple=1), 0)
     written = {}
     for resample in ("bicubic", "rded"):
         s = resolve(

@@ -151,7 +151,8 @@ def test_methods_may_have_names_and_settings_of_their_own(world, tmp_path: Path)
     assert sorted(record["seed"] for record in sets.values()) == [0, 0, 1, 1]
     (page,) = (tmp_path / "out").glob("table-*.png")
     assert page.name == "table-toy+all+t+conv3w8+hard.png"
-    assert Image.open(page).size[0] > 400
+    with Image.open(page) as picture:
+        assert picture.size[0] > 400
     bad = write(tmp_path / "b.yaml", **{**world, "methods": {"x": {"selection.metod": 1}}, "ipc": [1], "students": ["conv3w8"]})
     with pytest.raises(ConfigError, match="metod"):
         run_matrix(read_matrix(bad), tmp_path / "other", s, Bench(CPU))
