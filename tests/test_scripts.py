@@ -148,8 +148,9 @@ def test_the_benchmark_of_scale_goes_through_all_stages(tmp_path: Path, capsys, 
     for module, name in patched:
         monkeypatch.setattr(module, name, getattr(module, name))  # so that they come back
     script.no_pixels((600, 2))
-    for stage in script.STAGES.values():
-        stage(tmp_path)
+    monkeypatch.setattr(script, "WORKERS", 4)
+    for name, stage in script.STAGES.items():
+        stage(*((tmp_path, (600, 2)) if name in ("shards", "crowd") else (tmp_path,)))
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "1")
     assert len(list((tmp_path / "run" / "features").glob("*/*.safetensors"))) == 4  # units of 256 and 44 images, two a class

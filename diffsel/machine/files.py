@@ -152,7 +152,13 @@ def sweep(folder: Path) -> None:
 
     Known are processes of this very boot and process namespace; of others it counts how long nothing was written.
     """
-    _sweep(folder.rglob(f"{PART}*"))
+    _sweep(found for found in _below(folder) if found.name.startswith(PART))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files and folders; one that goes away in this moment is passed over, where rglob would fail."""
+    for base, folders, names in os.walk(folder):
+        yield from (Path(base, name) for name in (*folders, *names))
 
 
 def _sweep(parts: Iterable[Path]) -> None:
@@ -170,7 +176,7 @@ def _abandoned(part: Path, place: str, pid: int) -> bool:
     if place == _host() and not runs(pid):
         return True
     stamps = [0.0]
-    for each in (part, *part.rglob("*")):
+    for each in (part, *_below(part)):
         with contextlib.suppress(OSError):  # gone in this moment
             stamps.append(each.lstat().st_mtime)
     return time.time() - max(stamps) > ABANDONED

@@ -215,3 +215,19 @@ def test_the_umask_is_asked_and_never_set(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.undo()
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_that_goes_away_while_it_is_looked_at_is_not_swept_and_no_error(tmp_path: Path, monkeypatch) -> None:
+    """Another launch finishes its set in this moment."""
+    part = tmp_path / f"{files.PART}x.{files._host()}-{os.getpid()}-y"
+    (part / "cat").mkdir(parents=True)
+    real = os.scandir
+
+    def vanish(path: object = "."):
+        if Path(os.fspath(path)) == part:
+            part.rename(tmp_path / "ipc1")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    files._sweep([part])
+    assert (tmp_path / "ipc1" / "cat").is_dir()
