@@ -109,11 +109,11 @@ def embed(session: Session) -> None:
 
     def cut(group: list[Unit]) -> tuple[list[list[Placed]], list[Patch]]:
         placed = [run.boxes(unit) for unit in group]
-        read = session.read_units([list(dict.fromkeys(row for row, _, _ in boxes)) for boxes in placed])
+        read = session.read_units([list(dict.fromkeys(patch.row for patch in boxes)) for boxes in placed])
         if lost := [skipped for _, part in read for skipped in part]:
             raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
         pixels = {row.row: image for pictures, _ in read for row, image in pictures}
-        return placed, [Patch(row.digest, pixels[row.row], box) for boxes in placed for row, box, _ in boxes]
+        return placed, [Patch(row.digest, pixels[row.row], box) for boxes in placed for row, box, *_ in boxes]
 
     with session.left(run.feature_file, "embedding patches") as (units, bar):
         for group, (placed, patches) in ahead(units, cut):

@@ -26,6 +26,7 @@ from diffsel.machine.tensors import write_unit
 from diffsel.report.page import write_report
 from diffsel.runs import run as store
 from diffsel.runs.session import Session, open_features, start
+from diffsel.runs.units import columns
 from diffsel.settings.settings import resolve
 
 CELLS, CHANNELS = 32, 1280  # of Stable Diffusion v1.5 at 256 pixels
@@ -96,15 +97,8 @@ def fill(session: Session, unit: store.Unit) -> None:
         boxes = session.run.boxes(unit)
         centres = rng.standard_normal((6, CHANNELS))
         found = centres[rng.integers(0, 6, len(boxes))] + 0.5 * rng.standard_normal((len(boxes), CHANNELS))
-        columns = {
-            "row": np.array([row.row for row, _, _ in boxes]),
-            "box": np.array([box for _, box, _ in boxes]),
-            "score": np.array([score for _, _, score in boxes]),
-            "differential": rng.normal(-1e-4, 1e-4, len(boxes)),
-            "gap": rng.uniform(1e-4, 4e-4, len(boxes)),
-            "vector": (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32),
-        }
-        write_unit(vectors, session.run.feature_mark, columns, {"label": unit.label})
+        unit_length = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+        write_unit(vectors, session.run.feature_mark, {**columns(boxes), "vector": unit_length}, {"label": unit.label})
 
 
 if __name__ == "__main__":

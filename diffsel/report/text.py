@@ -160,7 +160,7 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
     lines.append(f"label    lowers the loss by {gain:+.4g}{_nats(run, gain, width * height)} over the whole image")
     lines += [
         f"box      {list(box)} (top, left, height, width), score {score:+.4g}{_nats(run, score, prod(box[2:]))}"
-        for owner, box, score in run.boxes(unit)
+        for owner, box, score, *_ in run.boxes(unit)
         if owner == row
     ]
     none = "cluster  none: selection looks at no patch of it (a copy of another image, a label suspect, or not drawn)"

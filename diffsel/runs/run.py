@@ -183,14 +183,14 @@ class Run:
         return image_means(*self.maps(unit), unit, s.patches.prompt, chosen_bins(s.patches, s.scoring))
 
     def boxes(self, unit: Unit) -> list[Placed]:
-        """The best patches of every scored image of a unit, with their scores."""
+        """The best patches of every scored image of a unit."""
         tensors, extra = self.maps(unit)
         scored, found = set(extra["rows"]), []
         for row in unit.rows:
             if row.row in scored:
                 width, height = self.data.size(row)
                 best = best_boxes(self.image_map(tensors, extra, row), height, width, self.settings.patches)
-                found += [(row, box, score) for box, score in best]
+                found += [Placed(row, box, score, *self._means(tensors, row, box)) for box, score in best]
         return found
 
     def forwards_taken(self) -> int:
@@ -247,15 +247,15 @@ class Run:
 
     def means(self, unit: Unit, rows: Sequence[int], boxes: Sequence[Box]) -> dict[str, np.ndarray]:
         """Mean of D and of G (n,) inside boxes of a unit's images."""
-        tensors, sizes, s = self.maps(unit)[0], {row.row: self.data.size(row) for row in unit.rows}, self.settings
+        tensors, by_row = self.maps(unit)[0], {row.row: row for row in unit.rows}
+        found = [self._means(tensors, by_row[row], box) for row, box in zip(rows, boxes, strict=True)]
+        return dict(zip(("differential", "gap"), np.array(found, np.float64).reshape(-1, 2).T, strict=True))
+
+    def _means(self, tensors: Mapping[str, np.ndarray], row: Row, box: Box) -> tuple[float, ...]:
+        s, (width, height) = self.settings, self.data.size(row)
+        parts = [tensors[f"{row.row}.{name}"][s.patches.prompt] for name in ("differential", "gap")]
         bins = chosen_bins(s.patches, s.scoring)
-
-        def mean(name: str, row: int, box: Box) -> float:
-            cells = tensors[f"{row}.{name}"][s.patches.prompt][bins].mean(0, dtype=np.float64)
-            return box_mean(cells, *sizes[row][::-1], box)
-
-        pairs = list(zip(rows, boxes, strict=True))
-        return {name: np.array([mean(name, *pair) for pair in pairs], np.float64) for name in ("differential", "gap")}
+        return tuple(box_mean(cells[bins].mean(0, dtype=np.float64), height, width, box) for cells in parts)
 
     # ---- the whole -----------------------------------------------------------------------------------------------
 

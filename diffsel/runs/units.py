@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from ..scoring.patches import Box
 from ..settings.errors import StoreError
 
 Means = tuple[Row, float, float]  # an image, its mean of D, its mean of G
-Placed = tuple[Row, Box, float]  # a patch: its image, where it lies in it, and its score
 T = TypeVar("T")
 
 
@@ -26,6 +25,16 @@ class Unit:
     name: str
     label: str
     rows: Sequence[Row]
+
+
+class Placed(NamedTuple):
+    """A patch: its image, where it lies in it, its score, and the means of D and of G inside it."""
+
+    row: Row
+    box: Box
+    score: float
+    differential: float
+    gap: float
 
 
 def rows_of(tensors: Mapping[str, Any]) -> list[int]:
@@ -71,12 +80,10 @@ def image_means(
 
 
 def columns(boxes: Sequence[Placed]) -> dict[str, np.ndarray]:
-    """Boxes as they are stored: ``row``, ``box`` and ``score``."""
-    return {
-        "row": np.array([row.row for row, _, _ in boxes], np.int64),
-        "box": np.array([box for _, box, _ in boxes], np.int64).reshape(-1, 4),
-        "score": np.array([score for _, _, score in boxes], np.float64),
-    }
+    """Boxes as they are stored."""
+    numbers = {name: np.array([getattr(each, name) for each in boxes], np.float64) for name in ("score", "differential", "gap")}
+    box = np.array([each.box for each in boxes], np.int64).reshape(-1, 4)
+    return {"row": np.array([each.row.row for each in boxes], np.int64), "box": box, **numbers}
 
 
 def unit_by_unit(

@@ -36,14 +36,13 @@ def write_maps(session: Session, unit: Unit, read: Read, found: Sequence[Maps]) 
 def write_vectors(
     session: Session, unit: Unit, placed: Sequence[Placed], vectors: Sequence[np.ndarray], look: np.ndarray
 ) -> None:
-    """The vectors of a unit's best patches -> RUN/features/KEY, with their boxes, scores, means and looks."""
+    """The vectors of a unit's best patches -> RUN/features/KEY, with where they lie, their scores and looks."""
     run = session.run
-    means = run.means(unit, [row.row for row, _, _ in placed], [box for _, box, _ in placed])
     stacked = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
     write_unit(
         run.feature_file(unit),
         run.feature_mark,
-        {**columns(placed), **means, "look": look, "vector": stacked},
+        {**columns(placed), "look": look, "vector": stacked},
         {"label": unit.label},
     )
     give_back(run.feature_file(unit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,22 @@ def kept_rows(run: Run, label: str) -> set[int]:
     return drawn - suspects.left_out(run, label, drawn)
 
 
-def near(run: Run, label: str) -> dict[int, int]:
+def near(run: Run, label: str) -> Mapping[int, int]:
     """Row of each image of a class that looks like one before it -> row of that one.
 
     Empty where the method stores no vectors, and for those of the first versions, which came without looks.
     """
     files = [run.feature_file(unit) for unit in run.of_class(label)] if run.settings.selection.clustered else []
-    files = [file for file in files if file.exists() and has_column(file, "look")]
-    if not files:
+    return _near(tuple((file, file.stat().st_mtime_ns) for file in files if file.exists()))
+
+
+@lru_cache(1 << 12)  # one selection asks several times
+def _near(files: tuple[tuple[Path, int], ...]) -> Mapping[int, int]:
+    """``files``: each with when it was written."""
+    seen = [file for file, _ in files if has_column(file, "look")]
+    if not seen:
         return {}
-    rows, looks = (np.concatenate([read_column(file, name) for file in files]) for name in ("row", "look"))
+    rows, looks = (np.concatenate([read_column(file, name) for file in seen]) for name in ("row", "look"))
     once = np.unique(rows, return_index=True)[1]  # several patches of an image have one look
     return {int(rows[once[i]]): int(rows[once[j]]) for i, j in near_copies(looks[once]).items()}
 
@@ -63,7 +70,7 @@ def near_note(run: Run, classes: Sequence[str]) -> str:
     found = [(row, first) for label in classes for row, first in near(run, label).items()]
     if not found:
         return ""
-    row, first = (run.data.rows[k].path for k in found[0])
+    row, first = (run.data.rows.numbered(k).path for k in found[0])
     return f"{len(found)} images look nearly like others of their class and are left out, such as {row} (like {first})"
 
 
@@ -95,7 +102,7 @@ def _stored_patches(run: Run, label: str, there: Collection[Path]) -> int | None
     if not all(file in there for file in files):
         return None
     if plain:
-        rows = [row.row for unit in units for row, _, _ in run.boxes(unit)]
+        rows = [patch.row.row for unit in units for patch in run.boxes(unit)]
     else:
         rows = [row for file in files for row in read_column(file, "row").tolist()]
     kept = kept_rows(run, label)

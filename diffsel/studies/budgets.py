@@ -63,7 +63,7 @@ def write_curves(lines: Sequence[Line], out: Path) -> str:
     if find_spec("matplotlib") is None:
         return "picture: none (it needs matplotlib: pip install 'diffsel[pipelines]')"
     values: Mapping[tuple[str, str], Value] = {
-        (str(line.seen), f"{line.name}, {line.student}"): Value(line.top1.mean, line.top1.std, line.top1.ci95, line.top1.n)
+        (str(line.seen), f"{line.name}, {line.student}"): Value.of(line.top1)
         for line in sorted(lines, key=lambda line: line.seen)
         if line.top1
     }

@@ -62,9 +62,7 @@ def spreads(
     for job in jobs:
         figures = [_figures(real[label], chosen[job.case.row][label]) for label in labels]
         for column, numbers in zip(("spread", "gap"), zip(*figures, strict=True), strict=True):
-            found = spread(numbers)
-            ran_as = f"{job.ran_as}, n: classes"
-            values[job.case.row, column] = Value(found.mean, found.std, found.ci95, found.n, ran_as)
+            values[job.case.row, column] = Value.of(spread(numbers), f"{job.ran_as}, n: classes")
     return values, _scatter(real, chosen, labels[:SHOWN])
 
 

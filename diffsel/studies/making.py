@@ -178,7 +178,7 @@ def _value(job: Job, cell: Cell, top1: Spread | None) -> dict[Place, Value]:
         return {}
     teacher = Path(job.teacher).name if cell.teacher else "hard labels"
     ran_as = f"{job.ran_as}, {teacher} to {cell.student}"
-    return {(job.case.row, job.case.column): Value(top1.mean, top1.std, top1.ci95, top1.n, ran_as)}
+    return {(job.case.row, job.case.column): Value.of(top1, ran_as)}
 
 
 def timings(jobs: Sequence[Job], out: Path, bench: Bench) -> dict[Place, Value]:

@@ -199,7 +199,7 @@ def pictures(lines: Mapping[Point, Line]) -> dict[str, bytes]:
     for point, line in lines.items():
         key = replace(point, method="", kind="", ipc=0)
         if line.top1:
-            groups.setdefault(key, {})[f"IPC {point.ipc}", point.method] = Value(line.top1.mean, line.top1.std, line.top1.ci95)
+            groups.setdefault(key, {})[f"IPC {point.ipc}", point.method] = Value.of(line.top1)
     found = {}
     for point, values in groups.items():
         parts = [point.dataset, point.subset, Path(point.teacher).stem, point.student, point.protocol]

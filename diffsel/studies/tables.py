@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
+from ..evaluation.results import Spread
 from ..machine.formats import as_csv
 from ..settings.errors import ConfigError
 
@@ -28,6 +29,10 @@ class Value:
     ci95: float | None = None
     n: int = 1
     ran_as: str = ""
+
+    @classmethod
+    def of(cls, spread: Spread, ran_as: str = "") -> Value:
+        return cls(spread.mean, spread.std, spread.ci95, spread.n, ran_as)
 
     def __str__(self) -> str:
         text = f"{self.mean:,}" if isinstance(self.mean, int) else f"{self.mean:.1f}"

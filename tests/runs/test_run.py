@@ -161,6 +161,20 @@ def test_patches_are_ranked_by_a_mean_inside_their_box(guidance: float, folder, 
         assert value == pytest.approx(full[top : top + height, left : left + width].mean().item())
 
 
+def test_vectors_and_ranks_read_the_maps_of_a_unit_once(folder, tmp_path: Path, small: Settings, monkeypatch) -> None:
+    opened = session.start(str(folder(cat=4, dog=3)), tmp_path / "run", small)
+    method.score(opened)
+    real, read = store.Run.maps, list[str]()
+    monkeypatch.setattr(store.Run, "maps", lambda run, unit: read.append(unit.name) or real(run, unit))
+    method.embed(opened)
+    assert sorted(read) == sorted(unit.name for unit in opened.run.units)
+    read.clear()
+    plain = small.model_copy(update={"selection": small.selection.model_copy(update={"method": "diffsel-noclusters"})})
+    run, unit = store.open_run(tmp_path / "run", plain), opened.run.units[0]
+    assert len(run.ranks(unit, run.patches(unit))) == 4
+    assert read == [unit.name]
+
+
 def test_an_index_of_an_earlier_version_is_read_and_checked(tmp_path: Path) -> None:
     """It had texts where classes are now counted, and a checksum of the columns as lists."""
     session.create_run(tmp_path, {}, Settings(), data())
