@@ -19,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import TWO_PROCESSES, draw, small_values
+from PIL import Image
 from test_method import contents, distill, with_
 
 from diffsel import method
@@ -344,6 +346,65 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(folder, tmp_path, small
     monkeypatch.setattr(Diffusion, "predict_noise", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         distill(folder(cat=4), tmp_path / "run", small)
+
+
+# ---- overflow --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def glare(monkeypatch) -> Callable[..., None]:
+    """White pictures overflow in the VAE, in the numbers that are named."""
+    original = Diffusion.encode
+
+    def overflow(*kinds: torch.dtype) -> None:
+        def encode(self, images, noise=None):
+            latents = original(self, images, noise)
+            if self.dtype in kinds:
+                latents[(images == 1).flatten(1).all(1)] = torch.inf
+            return latents
+
+        monkeypatch.setattr(Diffusion, "encode", encode)
+
+    return overflow
+
+
+def white(file: Path) -> None:
+    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(file)
+
+
+@pytest.mark.parametrize("adaptive", [None, 6])
+def test_an_image_that_overflows_is_scored_again_in_fp32(folder, tmp_path, small, glare, adaptive: int | None) -> None:
+    source = folder(cat=5, dog=4)
+    half = with_(small, compute={"precision": "bf16"}, scoring={"adaptive_draws": adaptive})
+    before = distill(source, tmp_path / "before", half).run
+    white(source / "cat" / "6.png")
+    exact = distill(source, tmp_path / "exact", with_(small, scoring={"draws": adaptive or 3})).run
+    glare(torch.bfloat16)
+    session = distill(source, tmp_path / "run", with_(half, compute={"keep_latents": True}))
+    tensors, extra = session.run.maps(session.run.units[0])
+    (row,) = extra["again"]
+    assert row == 5
+    assert session.counts["images scored again in fp32"] == 1
+    assert extra["draws"][row] == (adaptive or 3)
+    for name in ("differential", "gap", "null"):
+        assert np.array_equal(tensors[f"{row}.{name}"], exact.maps(exact.units[0])[0][f"{row}.{name}"])
+    if not adaptive:  # the others are as they were
+        for name, value in before.maps(before.units[0])[0].items():
+            assert np.array_equal(tensors[name], value)
+    assert "again" not in session.run.maps(session.run.units[1])[1]
+    assert all(np.isfinite(session.run.patches(unit)["vector"]).all() for unit in session.run.units)
+
+
+def test_an_image_that_overflows_in_fp32_too_is_passed_over_with_its_reason(folder, tmp_path, small, glare) -> None:
+    source = folder(cat=5)
+    white(source / "cat" / "6.png")
+    glare(torch.bfloat16, torch.float32)
+    session = distill(source, tmp_path / "run", with_(small, compute={"precision": "bf16"}))
+    assert [(each.path, each.reason) for each in read_skipped(tmp_path / "run")] == [
+        ("cat/6.png", "its loss maps overflow, even in fp32")
+    ]
+    assert session.counts["images passed over"] == 1
+    assert session.run.maps(session.run.units[0])[1]["rows"] == [0, 1, 2, 3, 4]
 
 
 # ---- data and store --------------------------------------------------------------------------------------------------

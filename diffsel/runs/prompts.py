@@ -22,7 +22,7 @@ from ..data.rows import Row
 from ..machine.tensors import read_unit
 from ..scoring.draws import Picture
 from ..scoring.folder import locate
-from ..scoring.maps import label_losses, overflow, score_images
+from ..scoring.maps import label_losses, score_images
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.sections import malformed
 from .run import Part
@@ -180,7 +180,7 @@ def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[Part, dict[str,
                 found[part][f"{row.row}.differential"] = (losses[p] - known[f"{row.row}.null"]).astype(np.float16)
     for values in found.values():
         if not all(np.isfinite(value).all() for value in values.values()):
-            raise ConfigError(f"{unit.name}: {overflow(session.run.precision)}")
+            raise ConfigError(f"{unit.name}: its loss maps of these prompts overflow, even in fp32; use other words")
     session.count("U-Net forwards", len(pictures) * s.scoring.draws * (len(texts) + study.gap))
     return found
 

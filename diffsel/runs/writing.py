@@ -8,29 +8,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.rows import Skipped
 from ..machine.claims import give_back
 from ..machine.tensors import write_unit
+from ..settings.errors import ConfigError
 from .session import Read, Session
 from .units import Placed, Unit, columns
 
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.maps import Maps
 
+UNSOUND = "its loss maps overflow, even in fp32"  # why an image is passed over
+
 
 def write_maps(session: Session, unit: Unit, read: Read, found: Sequence[Maps]) -> None:
-    """The maps of a unit's pictures -> RUN/maps, and their latents where they are kept."""
+    """The maps of a unit's pictures -> RUN/maps, and their latents where they are kept; of what is not a number: the reason."""
     run, keep, (pictures, skipped) = session.run, session.settings.compute.keep_latents, read
+    scored = [(row, maps) for (row, _), maps in zip(pictures, found, strict=True) if maps.sound]
+    lost = [row for (row, _), maps in zip(pictures, found, strict=True) if not maps.sound]
+    skipped = [*skipped, *(Skipped(row.path, row.label, UNSOUND) for row in lost)]
     tensors, latents = dict[str, np.ndarray](), dict[str, np.ndarray]()
-    for (row, _), maps in zip(pictures, found, strict=True):
-        tensors |= maps.tensors(row, run.precision)
+    for row, maps in scored:
+        tensors |= maps.tensors(row)
         if keep:
             latents[str(row.row)] = maps.latent.float().cpu().numpy()
     if keep:
         write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
-    extra = {"label": unit.label, "rows": [row.row for row, _ in pictures], "draws": [maps.draws for maps in found]}
+    extra = {"label": unit.label, "rows": [row.row for row, _ in scored], "draws": [maps.draws for _, maps in scored]}
+    if again := [row.row for row, maps in scored if maps.again]:
+        extra["again"] = again
+        session.count("images scored again in fp32", len(again))
     write_unit(run.map_file(unit), run.mark, tensors, extra | {"skipped": [asdict(item) for item in skipped]})
     give_back(run.map_file(unit))
-    session.log("images_scored", len(pictures))
+    session.log("images_scored", len(scored))
 
 
 def write_vectors(
@@ -38,6 +48,10 @@ def write_vectors(
 ) -> None:
     """The vectors of a unit's best patches -> RUN/features/KEY, with where they lie, their scores and looks."""
     run = session.run
+    if lost := [patch.row for patch, vector in zip(placed, vectors, strict=True) if not np.isfinite(vector).all()]:
+        raise ConfigError(
+            f"{lost[0].path}: its features overflow, even in fp32; use other settings of features, or leave it out"
+        )
     stacked = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
     write_unit(
         run.feature_file(unit),

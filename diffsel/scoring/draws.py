@@ -10,18 +10,20 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.pixels import Pixels
 from ..machine.device import device_name, machine_of, one_behind, to_device, to_host
 from ..machine.processes import out_of_memory
+from ..settings.errors import ConfigError
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
 from .diffusion import Diffusion
@@ -36,6 +38,7 @@ Launched = tuple[Tensor, Callable[[], object]]  # what a batch gives, a line an 
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
 EIGHT = 8  # samples, of which a forward has a multiple where it can
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Scorer:
     batch_size: int
     sizes: dict[Shape, int] = field(default_factory=dict)  # samples in a forward of a latent shape, if not ``batch_size``
     note: Callable[[str], object] = lambda text: None  # is told where memory ran out
+    exact: Callable[[], Scorer] | None = None  # the same in fp32, for what overflows in half precision
 
     def encode(self, bucket: Sequence[tuple[str, Picture]]) -> Float[Tensor, "b 4 h w"]:
         """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
@@ -143,7 +147,42 @@ def open_scorer(settings: Settings, local: int = 0) -> Scorer:
     model = Diffusion.load(folder, machine.device, machine.precision, machine.compile)
     LOG.info("loaded %s on %s, %s", model.folder, device_name(machine.device), machine.precision)
     batch_size = settings.compute.batch_size or (16 if machine.device.type == "cpu" else 64)
-    return Scorer(model, settings.scoring, settings.seed, batch_size)
+    careful = settings.compute.model_copy(update={"precision": "fp32", "batch_size": EIGHT, "compile": False})
+    exact = partial(open_scorer, settings.model_copy(update={"compute": careful}), local)
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    return Scorer(model, settings.scoring, settings.seed, batch_size, exact=cache(exact) if half else None)
+
+
+def is_sound(value: NDArray[np.floating]) -> bool:
+    """Whether it holds numbers alone; half precision ends at 65,504."""
+    return bool(np.isfinite(value).all())
+
+
+def soundly(
+    scorer: Scorer,
+    items: Sequence[T],
+    make: Callable[[Scorer, Sequence[T]], Iterator[tuple[int, V]]],
+    sound: Callable[[V], bool] = is_sound,  # type: ignore[assignment]
+) -> Iterator[tuple[int, V]]:
+    """What ``make`` gives of each item; what is not ``sound`` in half precision is made again in fp32, after the others.
+
+    What is not in fp32 either is given as it is.  Raises ConfigError where most items are not: then it is not they that are
+    unusual.
+    """
+    lost: dict[int, V] = {}
+    for place, value in make(scorer, items):
+        if sound(value):
+            yield place, value
+        else:
+            lost[place] = value
+    if 1 < len(lost) > len(items) / 2:
+        way = "use compute.precision = fp32" if scorer.exact else "its weights or its noise table are not sound"
+        kind = str(scorer.model.dtype).removeprefix("torch.")
+        raise ConfigError(f"{len(lost)} of {len(items)} images overflow; the model does not work in {kind}: {way}")
+    if lost and scorer.exact:
+        careful, places = replace(scorer.exact(), settings=scorer.settings, note=scorer.note), list(lost)
+        lost = {places[i]: value for i, value in make(careful, [items[place] for place in places])}
+    yield from lost.items()
 
 
 def is_latent(picture: Picture) -> bool:

@@ -19,7 +19,7 @@ from ..machine.device import to_host
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings
 from .diffusion import Diffusion
-from .draws import Launched, Scorer, as_images, keyed_generator, latent_size
+from .draws import Launched, Scorer, as_images, keyed_generator, latent_size, soundly
 from .patches import Box
 
 Vector = NDArray[np.float32]
@@ -43,12 +43,20 @@ def embed_patches(
     ``prompts``: each patch's class's label prompt, or that of all.  A patch's noise is keyed by its image and box.
     Raises ConfigError.
     """
+    texts = [prompts] * len(patches) if isinstance(prompts, str) else prompts
+    asked = list(zip(patches, texts, strict=True))
+    return soundly(scorer, asked, lambda by, some: _embed(by, [p for p, _ in some], [text for _, text in some], settings))
+
+
+def _embed(
+    scorer: Scorer, patches: Sequence[Patch], texts: Sequence[str], settings: FeatureSettings
+) -> Iterator[tuple[int, Vector]]:
     if settings.kind == "clip":
         places = list(range(len(patches)))
         for i, vector in scorer.batches(places, CLIP, 1, partial(_embed_clip, patches, settings, scorer.model.device)):
             yield i, vector.numpy()
         return
-    whole, texts = settings.pooling == "box", [prompts] * len(patches) if isinstance(prompts, str) else list(prompts)
+    whole = settings.pooling == "box"
     words = {text: scorer.model.embed_prompts([text])[0] for text in dict.fromkeys(texts)}
     for size in sorted({_view(p, whole).shape[:2] for p in patches}):
         places = [i for i, p in enumerate(patches) if _view(p, whole).shape[:2] == size]

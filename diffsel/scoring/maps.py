@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.rows import Row
-from ..settings.errors import ConfigError
 from ..settings.sections import PatchSettings, ScoringSettings
 from .adaptive import undecided
 from .diffusion import Diffusion
-from .draws import Bucket, LossRows, Picture, Scorer, Shape, all_losses, evenly, latent_shape, plain_losses
+from .draws import Bucket, LossRows, Picture, Scorer, Shape, all_losses, evenly, is_sound, latent_shape, plain_losses, soundly
 
 GROUP = 16  # images that are scored together, for each sample of a forward: then filling costs about 2 %
 
@@ -41,19 +40,16 @@ class Maps:
     null: Float[np.ndarray, "B h w"]  # float32, the null prompt's loss, so that a prompt added later needs no new one
     draws: int  # how many (timestep, noise) pairs they are the mean of
     latent: Float[Tensor, "4 h w"]  # of the picture, on the model's device
+    again: bool = False  # whether they were made in fp32, since they overflowed in the precision of the pass
 
-    def tensors(self, row: Row, precision: str) -> dict[str, NDArray[np.generic]]:
-        """As they are stored.  Raises ConfigError where the network overflowed: half precision ends at 65,504."""
-        parts = {name: getattr(self, name) for name in ("differential", "gap", "null")}
-        if not all(np.isfinite(part).all() for part in parts.values()):
-            raise ConfigError(f"{row.path}: {overflow(precision)}")
-        return {f"{row.row}.{name}": part for name, part in parts.items()}
+    @property
+    def sound(self) -> bool:
+        """Whether they are numbers: not where the network overflowed, or a mean is beyond float16."""
+        return is_sound(self.differential) and is_sound(self.gap) and is_sound(self.null)
 
-
-def overflow(precision: str) -> str:
-    """What is said of maps that hold something else than numbers."""
-    way = "its weights or its noise table are not sound" if precision in ("fp32", "tf32") else "use compute.precision = fp32"
-    return f"its loss maps overflow; the model does not work in {precision}: {way}"
+    def tensors(self, row: Row) -> dict[str, NDArray[np.generic]]:
+        """As they are stored."""
+        return {f"{row.row}.{name}": getattr(self, name) for name in ("differential", "gap", "null")}
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,22 @@ def score_images(
     Every forward of a latent shape has the same number of samples (the last is filled up), so that an image's bytes do not
     depend on its neighbours; ``apart``: no forward holds two prompts, so that they do not depend on the other prompts either.
     """
-    return _score([Asked(key, picture, tuple(prompts)) for key, picture in images], scorer, apart)
+    asked = [Asked(key, picture, tuple(prompts)) for key, picture in images]
+    return soundly(scorer, asked, lambda by, some: _score(some, by, apart), lambda maps: maps.sound)
 
 
 def score_all(scorer: Scorer, images: Sequence[Asked], patches: PatchSettings) -> Iterator[tuple[int, Maps]]:
     """As ``score_images``, of images of any classes, in common batches: all with as many draws, or adaptively, as the
-    settings say."""
-    return score_adaptively(scorer, images, patches) if scorer.settings.adaptive_draws else _score(images, scorer)
+    settings say.  An image that is scored again has as many as any image may get."""
+
+    def make(by: Scorer, some: Sequence[Asked]) -> Iterator[tuple[int, Maps]]:
+        if by is scorer:
+            yield from score_adaptively(by, some, patches) if by.settings.adaptive_draws else _score(some, by)
+            return
+        most = by.settings.model_copy(update={"draws": by.settings.rounds()[-1]})
+        yield from ((i, replace(maps, again=True)) for i, maps in _score(some, replace(by, settings=most)))
+
+    return soundly(scorer, images, make, lambda maps: maps.sound)
 
 
 def _score(images: Sequence[Asked], scorer: Scorer, apart: bool = False) -> Iterator[tuple[int, Maps]]:
@@ -101,13 +106,19 @@ def label_losses(
     """Losses E[mean_c (b - eps)^2] of each image under ``prompts`` alone, in float32: with a null loss that was kept,
     their difference is D, without the null prompt's forwards.  Arguments, noise and order as for ``score_images`` with
     its prompts ``apart``."""
-    asked = [Asked(key, picture, tuple(prompts)) for key, picture in images]
-    for place, sums in _add_up(scorer, asked, (), plain_losses, apart=True):
-        yield place, sums.mean()
+
+    def make(by: Scorer, some: Sequence[Asked]) -> Iterator[tuple[int, Float[np.ndarray, "P B h w"]]]:
+        return ((place, sums.mean()) for place, sums in _add_up(by, some, (), plain_losses, apart=True))
+
+    return soundly(scorer, [Asked(key, picture, tuple(prompts)) for key, picture in images], make)
 
 
 def encode_images(scorer: Scorer, images: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Float[np.ndarray, "4 h w"]]]:
     """The latent of each image, float32, as scoring has it."""
+    return soundly(scorer, images, _encode)
+
+
+def _encode(scorer: Scorer, images: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Float[np.ndarray, "4 h w"]]]:
     for places in _by_shape(scorer.model, [picture for _, picture in images]):
         latents = scorer.encode([images[place] for place in places]).float().cpu().numpy()
         yield from zip(places, latents, strict=True)
@@ -228,10 +239,11 @@ def score_adaptively(scorer: Scorer, images: Sequence[Asked], patches: PatchSett
 def _undecided(
     images: Sequence[Asked], seen: Sequence[Sequence[np.ndarray]], patches: PatchSettings, settings: ScoringSettings
 ) -> set[int]:
-    """Of all images, unit by unit."""
+    """Of all images, unit by unit; one that overflowed is out, and is no bound for the others."""
     units: dict[str, list[int]] = {}
     for i, image in enumerate(images):
-        units.setdefault(image.among, []).append(i)
+        if all(map(is_sound, seen[i])):
+            units.setdefault(image.among, []).append(i)
     found = set()
     for members in units.values():
         maps, sizes = [np.stack(seen[i]) for i in members], [images[i].picture.shape[:2] for i in members]
