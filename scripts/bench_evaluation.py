@@ -39,10 +39,11 @@ from torchvision import transforms
 from diffsel.data.albums import Pictures
 from diffsel.data.classes import ClassInfo
 from diffsel.data.views import MEAN, STD
-from diffsel.evaluation.batches import Source, epochs_at_once, online, stored, write_labels
+from diffsel.evaluation.batches import Source, epochs_at_once, online
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import rate_factor, resolve_recipe
 from diffsel.evaluation.results import spread
+from diffsel.evaluation.storing import stored, write_labels
 from diffsel.evaluation.students import make_optimizer, measure, train_epoch, train_student
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine, keep_freed_memory

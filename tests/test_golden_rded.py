@@ -178,7 +178,7 @@ def test_shuffled_patches(case: str) -> None:
     data = arrays(case)
     for key in (k[4:] for k in data if k.startswith("out_")):
         height, width, factor = (int(re.search(rf"_{letter}(\d+)", key)[1]) for letter in "hwf")
-        cols, rows = data[f"colperm_{key}"][None], data[f"rowperm_{key}"][None]
+        cols, rows = (torch.from_numpy(data[f"{which}_{key}"])[None] for which in ("colperm", "rowperm"))
         source = np.arange(3 * height * width, dtype=np.float32).reshape(3, height, width)
         down, across = strips(rows, height, True)[0], strips(cols, width, True)[0]
         np.testing.assert_array_equal(source[:, down][:, :, across], data[f"out_{key}"])

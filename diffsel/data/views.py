@@ -3,11 +3,15 @@
 Every draw of an epoch comes from one generator keyed (seed, epoch), image ``i`` taking line ``i``; those of a batch
 from one keyed (seed, epoch, batch).  Cropping, resizing (antialiased bilinear), mirroring and shuffling act on rows and
 columns alone, so all of them together are two small matrices per image, multiplied on the device.
+
+Draws are arrays of numpy; what is applied may be arrays too, or tensors that lie beside the images already: then nothing here
+copies between host and device, so that nobody waits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,16 +21,17 @@ from torch import Tensor
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what every network sees: ImageNet's normalisation, as RDED
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop
 TRIES = 10  # of RandomResizedCrop, before it takes the middle
+Array = np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
 class Views:
     """How each of n images is seen in one epoch: a crop of the shuffled image, mirrored or not."""
 
-    crop: Int[np.ndarray, "n 4"]  # top, left, height, width in pixels of the shuffled image
-    flip: Bool[np.ndarray, " n"]
-    rows: Int[np.ndarray, "n factor"]  # source strip of each strip, top to bottom
-    cols: Int[np.ndarray, "n factor"]  # the same, left to right
+    crop: Int[Array, "n 4"]  # top, left, height, width in pixels of the shuffled image
+    flip: Bool[Array, " n"]
+    rows: Int[Array, "n factor"]  # source strip of each strip, top to bottom
+    cols: Int[Array, "n factor"]  # the same, left to right
 
     def take(self, ids: np.ndarray) -> Views:
         return Views(self.crop[ids], self.flip[ids], self.rows[ids], self.cols[ids])
@@ -37,7 +42,7 @@ class Mix:
     """How a batch is mixed with itself: image ``i`` with image ``partner[i]``."""
 
     kind: str  # cutmix, mixup or none
-    partner: Int[np.ndarray, " batch"]
+    partner: Int[Array, " batch"]
     lam: float  # weight of the image itself; for cutmix, what the box was drawn for
     box: tuple[int, int, int, int]  # top, left, bottom, right of what the partner gives (cutmix)
 
@@ -133,29 +138,32 @@ def cut_box(height: int, width: int, lam: float, centre: tuple[int, int]) -> tup
 def view(pixels: UInt8[Tensor, "b 3 h w"], views: Views, size: int, drop_remainder: bool = False) -> Float[Tensor, "b 3 s s"]:
     """The images as ``views`` has them, at ``size`` x ``size`` pixels, values in [0, 255]."""
     height, width = pixels.shape[2:]
-    top, left, h, w = torch.from_numpy(views.crop).to(pixels.device).unbind(1)
-    down = _axis(top, h, size, strips(views.rows, height, drop_remainder), height)
-    across = _axis(left, w, size, strips(views.cols, width, drop_remainder), width)
-    flip = torch.from_numpy(views.flip).to(pixels.device)
+    crop, flip, rows, cols = (
+        torch.as_tensor(each, device=pixels.device) for each in (views.crop, views.flip, views.rows, views.cols)
+    )
+    top, left, h, w = crop.unbind(1)
+    down = _axis(top, h, size, strips(rows, height, drop_remainder), height)
+    across = _axis(left, w, size, strips(cols, width, drop_remainder), width)
     across = torch.where(flip[:, None, None], across.flip(1), across)
     return down[:, None] @ pixels.float() @ across[:, None].mT
 
 
-def strips(order: Int[np.ndarray, "n factor"], size: int, drop_remainder: bool = False) -> Int[np.ndarray, "n length"]:
+def strips(order: Int[Tensor, "n factor"], size: int, drop_remainder: bool = False) -> Int[Tensor, "n length"]:
     """Source position of every position along a side whose strips come in ``order``.
 
     Strips are as wide as a mosaic's tiles, the first ones a pixel wider where ``size`` does not divide; with
     ``drop_remainder`` (RDED) all are equal and what is left over is dropped.
     """
-    factor = order.shape[1]
-    widths = np.array([size // factor + (not drop_remainder and i < size % factor) for i in range(factor)])
-    starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
-    if factor == 1:
-        return np.tile(np.arange(widths[0]), (len(order), 1))
-    return np.stack([np.concatenate([np.arange(starts[k], starts[k] + widths[k]) for k in line]) for line in order])
+    width, left = divmod(size, order.shape[1])
+    left = 0 if drop_remainder else left
+    widths, starts = width + (order < left), width * order + order.clamp(max=left)
+    ends = widths.cumsum(1)
+    place = torch.arange(width * order.shape[1] + left, device=order.device).repeat(len(order), 1)
+    strip = torch.searchsorted(ends, place, right=True)
+    return place + (starts - ends + widths).gather(1, strip)
 
 
-def _axis(start: Tensor, length: Tensor, size: int, source: np.ndarray, full: int) -> Float[Tensor, "b size full"]:
+def _axis(start: Tensor, length: Tensor, size: int, source: Tensor, full: int) -> Float[Tensor, "b size full"]:
     """Weights of ``full`` source positions in each of ``size`` resampled ones: antialiased bilinear, as torch resizes.
 
     The window is ``length`` positions from ``start`` on, of the line that ``source`` made.
@@ -167,7 +175,7 @@ def _axis(start: Tensor, length: Tensor, size: int, source: np.ndarray, full: in
     weight = (1 - ((position + 0.5 - centre) / scale.clamp(min=1)).abs()).clamp(min=0)
     weight = weight * ((position >= 0) & (position < length[:, None, None]))
     weight = weight / weight.sum(2, keepdim=True)
-    where = torch.from_numpy(source).to(device)[:, None].expand(-1, size, -1)
+    where = source[:, None].expand(-1, size, -1)
     return torch.zeros(len(start), size, full, device=device).scatter_(2, where, weight)
 
 
@@ -175,7 +183,7 @@ def apply_mix(images: Float[Tensor, "b 3 h w"], mix: Mix) -> Float[Tensor, "b 3 
     """The mixed batch; ``images`` are left as they are."""
     if mix.kind == "none":
         return images
-    other = images[torch.from_numpy(mix.partner).to(images.device)]
+    other = images[torch.as_tensor(mix.partner, device=images.device)]
     if mix.kind == "mixup":
         return mix.lam * images + (1 - mix.lam) * other
     top, left, bottom, right = mix.box
@@ -189,5 +197,11 @@ def normalise(images: Tensor) -> Tensor:
 
     Channels come last in memory: convolutions are nearly twice as fast so, on CPUs and GPUs alike.
     """
-    mean, std = (images.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (MEAN, STD))
+    mean, std = mean_and_deviation(images.device)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def mean_and_deviation(device: torch.device) -> Float[Tensor, "2 3 1 1"]:
+    """Kept on the device: a copy there would make the host wait in every step."""
+    return torch.tensor([MEAN, STD], device=device)[:, :, None, None]

@@ -24,8 +24,9 @@ from ..machine.tensors import read_unit, write_unit
 from ..settings.errors import SettingsDiffer, StoreError
 from ..settings.settings import fingerprint
 from ..settings.training import ProtocolSettings
-from .batches import AT_ONCE, Batch, Source, check_labels, online, stored
+from .batches import AT_ONCE, Batch, Source, online
 from .protocols import Recipe
+from .storing import check_labels, stored
 from .teachers import Teacher
 
 RECOVER = "`diffsel relabel` writes it again"

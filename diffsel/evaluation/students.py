@@ -7,6 +7,7 @@ best epoch and the last one are both reported, always on the full validation set
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ..data.albums import Pictures
 from ..data.views import normalise
-from ..machine.device import Machine, keep_freed_memory, set_tf32
+from ..machine.device import Machine, keep_freed_memory, set_tf32, to_device
 from ..machine.progress import Progress, quiet
 from ..settings.training import ProtocolSettings
 from .batches import Batch, Source
@@ -78,8 +79,10 @@ def train_student(
                 group["lr"] = recipe.learning_rate * rate_factor(protocol, epoch)
             network.train()
             steps = list(train_epoch(network, source(epoch), optimizer, protocol, recipe, machine, scaler))
-            seen += sum(step.images for step in steps)
-            loss = sum(float(step.loss) * step.images for step in steps) / sum(step.images for step in steps)
+            images = [step.images for step in steps]
+            losses = torch.stack([step.loss for step in steps]).tolist()  # one wait an epoch, not one a step
+            seen += sum(images)
+            loss = sum(map(operator.mul, losses, images)) / sum(images)
             if not math.isfinite(loss):
                 raise Diverged(epoch)
             curve.append(round(loss, 7))
@@ -170,8 +173,8 @@ def predict(network: nn.Module, pictures: Pictures, machine: Machine) -> Float[T
     parts = []
     for pixels in pictures.pixels.split(EVALUATION_BATCH):
         with machine.autocast():
-            parts.append(network(normalise(pixels.to(machine.device))).float().cpu())
-    return torch.cat(parts)
+            parts.append(network(normalise(to_device(pixels, machine.device))).float())
+    return torch.cat(parts).cpu()
 
 
 def measure(network: nn.Module, pictures: Pictures, machine: Machine, epoch: int = 0) -> Score:

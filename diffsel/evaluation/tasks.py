@@ -16,13 +16,13 @@ from ..sets.opening import home, members, open_set
 from ..settings.errors import ConfigError
 from ..settings.settings import DEFAULT, Settings
 from ..settings.training import ProtocolSettings
-from .batches import stored_bytes, write_labels
 from .cells import Bench, Cell, gather, make_cell, run_cells
 from .checkpoints import read_checkpoint
 from .fixed import write_fixed
 from .networks import canonical, check_size
 from .protocols import resolve_recipe, validation_resize
 from .results import Line, over_sets
+from .storing import stored_bytes, write_labels
 from .teaching import train
 
 

@@ -114,7 +114,9 @@ def machine_of(compute: ComputeSettings, local: int = 0, scoring: bool = False) 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on the device; from pinned memory to a GPU, so that nobody waits for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:

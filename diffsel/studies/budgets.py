@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..evaluation.batches import stored_bytes
 from ..evaluation.results import Line
+from ..evaluation.storing import stored_bytes
 from ..machine.files import write_atomically
 from ..report.opening import clock, run_of, size, stages
 from ..sets.opening import DistilledSet

@@ -52,7 +52,7 @@ def test_cropping_and_resizing_is_torchvisions(size: int) -> None:
 def test_shuffling_comes_before_cropping() -> None:
     rng = np.random.default_rng(3)
     pixels = torch.from_numpy(rng.integers(0, 256, (1, 3, 33, 33), dtype=np.uint8))
-    rows, cols = np.array([[1, 0]]), np.array([[1, 0]])
+    rows, cols = torch.tensor([[1, 0]]), torch.tensor([[1, 0]])
     box = np.array([[3, 5, 20, 25]])
     shuffled = pixels[:, :, strips(rows, 33)[0]][:, :, :, strips(cols, 33)[0]]
     still = np.zeros((1, 1), np.int64)

@@ -9,14 +9,24 @@ import numpy as np
 import pytest
 import torch
 from students import CPU, cell_of
+from waits import CUDA, Waits, a_gpu
 
+from diffsel.data.albums import Pictures
+from diffsel.data.classes import ClassInfo
 from diffsel.data.images import open_data
+from diffsel.data.views import mean_and_deviation
 from diffsel.evaluation import batches as relabeling
 from diffsel.evaluation import cells as experiment
 from diffsel.evaluation import students as evaluation
 from diffsel.evaluation.batches import online
 from diffsel.evaluation.cells import Bench, make_cell
+from diffsel.evaluation.fixed import source_of
+from diffsel.evaluation.networks import build
+from diffsel.evaluation.protocols import resolve_recipe
+from diffsel.evaluation.storing import write_labels
 from diffsel.evaluation.students import train_student
+from diffsel.evaluation.teachers import Teacher
+from diffsel.machine.device import Machine
 from diffsel.sets.opening import open_set
 from diffsel.settings.sections import DataSettings
 from diffsel.settings.training import ProtocolSettings
@@ -62,3 +72,35 @@ def test_a_student_learns_what_can_be_learned(colours, tmp_path: Path) -> None:
 def test_top_five_of_few_classes_is_everything() -> None:
     logits, labels = torch.eye(3), torch.tensor([0, 1, 1])
     assert evaluation.accuracy(logits, labels) == (66.6667, 100.0)
+
+
+@pytest.mark.parametrize("kind", ["online", "stored", "fixed"])
+@pytest.mark.parametrize("each", [4, 600])  # images a class: an epoch among several made at once; one made batch by batch
+def test_a_step_on_a_gpu_waits_for_no_copy(tmp_path: Path, monkeypatch, kind: str, each: int) -> None:
+    """Ten copies a step blocked, and every loss was asked for: of a small network that is most of its time."""
+    protocol = ProtocolSettings(epochs=1, size=16, labels="fixed" if kind == "fixed" else "soft")
+    recipe = resolve_recipe(protocol, classes=2, ipc=each, factor=2, size=16, student="conv3w8")
+    pixels, labels = torch.zeros(2 * each, 3, 16, 16, dtype=torch.uint8), torch.arange(2).repeat_interleave(each)
+    pictures = Pictures(pixels, labels, (ClassInfo("a", "a"), ClassInfo("b", "b")), "none")
+
+    def teacher(device: torch.device) -> Teacher:
+        with device:
+            return Teacher("conv3w8", "", build("conv3w8", 2, 16).eval(), torch.arange(2), None, "")
+
+    if kind == "stored":
+        write_labels(tmp_path, pictures, protocol, recipe, 0, teacher(CPU.device), 1)
+    with a_gpu(monkeypatch):
+        shown, machine = pictures.to(CUDA), Machine(CUDA)
+        mean_and_deviation(CUDA)  # go up once for all students
+        source = source_of(shown, protocol, recipe, 0, teacher(CUDA), tmp_path if kind == "stored" else None)
+        with CUDA:
+            network = build("conv3w8", 2, 16)
+        optimizer = evaluation.make_optimizer(network, protocol, recipe)
+        monkeypatch.setattr(optimizer, "step", lambda: None)
+        scaler = torch.amp.GradScaler("cuda", enabled=False)
+        with Waits() as waits:
+            steps = list(evaluation.train_epoch(network, source(0), optimizer, protocol, recipe, machine, scaler))
+            losses = torch.stack([step.loss for step in steps])
+        assert losses.device == CUDA
+    assert len(steps) == -(-2 * each // recipe.batch_size)
+    assert waits.seen == []
