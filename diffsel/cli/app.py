@@ -14,11 +14,10 @@ import typer
 
 from ..machine.addresses import check_outputs
 from ..machine.files import check_words
-from ..machine.progress import progress
 from ..machine.terminal import guarded
 from ..settings.errors import DiffselError
 from . import evaluation, handing, looking, making
-from .flags import Quiet
+from .flags import Quiet, at_work
 from .layout import Program, lay_out
 
 app = typer.Typer(
@@ -59,9 +58,10 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Distil the embedded data set with the embedded checkpoint, and show whether the patches hold the digits."""
+    bars = at_work(quiet)
     from ..studies.demo import run_demo
 
-    print(run_demo(out, seed, scenes, progress(quiet)))
+    print(run_demo(out, seed, scenes, bars))
 
 
 @app.command()

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..machine.files import beside
-from ..machine.progress import on_main, progress
+from ..machine.progress import on_main
 from ..settings.settings import Settings
-from .flags import NETWORKS, STUDENTS, DataArg, Quiet, settings_flags
+from .flags import NETWORKS, STUDENTS, DataArg, Quiet, at_work, settings_flags
 
 SETS = "Distilled sets, folders of several (`select --sets`), any folders of class folders, or hub:OWNER/NAME."
 SetArg = Annotated[Path, typer.Argument(metavar="SET", help="A distilled set, or any folder of class folders.")]
@@ -37,9 +37,10 @@ def teacher(
     quiet: Quiet = False,
 ) -> None:
     """Train a network on a labelled data set, to judge crops and to label distilled images.  Resumable."""
+    bars = at_work(quiet)
     from ..evaluation.tasks import train_teacher
 
-    line = train_teacher(data, out, settings, val, progress(quiet))
+    line = train_teacher(data, out, settings, val, bars)
     if on_main():
         shown = {key: line[key] for key in ("epoch", "loss", "train_top1", "top1", "top5") if key in line}
         print("  ".join(f"{key} {value}" for key, value in shown.items()))
@@ -62,9 +63,10 @@ def relabel(
     quiet: Quiet = False,
 ) -> None:
     """A teacher's labels for every epoch that students will be trained, stored once: `evaluate --stored` reads them."""
+    bars = at_work(quiet)
     from ..evaluation import tasks
 
-    tasks.relabel(set_, teacher, settings, out, val, ipc, factor, student, top_k, progress(quiet))
+    tasks.relabel(set_, teacher, settings, out, val, ipc, factor, student, top_k, bars)
 
 
 @settings_flags("protocol", *NETWORKS, *STUDENTS, "compute.tracker")
@@ -91,13 +93,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Train fresh students on distilled sets and measure them on the validation images: mean, deviation, 95% interval."""
+    bars = at_work(quiet)
     from ..evaluation import tasks
     from ..report.text import accuracy_table, over_random
     from ..sets.opening import home, members, open_set
     from ..studies.budgets import columns, read_budgets, write_curves
 
     shares = read_budgets(budgets or "1")
-    given = (teacher, stored, students, ipc, factor, out, progress(quiet))
+    given = (teacher, stored, students, ipc, factor, out, bars)
     lines = tasks.evaluate(sets, val, student, settings, *given, budgets=shares)
     if not on_main():
         return
@@ -122,7 +125,8 @@ def experiment(
     quiet: Quiet = False,
 ) -> None:
     """Every combination of data sets, class subsets, methods, ipc, teachers, students and protocols; each once."""
+    bars = at_work(quiet)
     from ..evaluation.cells import Bench
     from ..studies.matrix import read_matrix, run_matrix
 
-    print(run_matrix(read_matrix(file), out, settings, Bench.of(settings, progress(quiet))), end="")
+    print(run_matrix(read_matrix(file), out, settings, Bench.of(settings, bars)), end="")

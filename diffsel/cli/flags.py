@@ -6,11 +6,13 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
+from ..machine.progress import Progress, progress
 from ..settings.errors import DiffselError
 from ..settings.presets import presets
 from ..settings.settings import SECTIONS, Settings, load_settings
@@ -160,6 +162,15 @@ def _plain(name: str, value: Any) -> Any:
 
 
 # ---- around a command ------------------------------------------------------------------------------------------------
+
+
+def at_work(quiet: bool) -> Progress:
+    """Progress of a command that needs a network; first of loading PyTorch, which would be seconds of silence."""
+    bars = progress(quiet)
+    with bars(total=1, desc="loading PyTorch", unit="library", leave=False) as bar:
+        import_module("..machine.device", __package__)
+        bar.update()
+    return bars
 
 
 def finish(opened: Session, strict: bool, last: str) -> None:

@@ -13,7 +13,7 @@ from ..machine.files import beside, write_atomically
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
-from .flags import DataArg, Moved, Quiet, RunArg, settings_flags
+from .flags import DataArg, Moved, Quiet, RunArg, at_work, settings_flags
 
 if TYPE_CHECKING:
     from ..evaluation.seeing import TeacherEye
@@ -187,6 +187,7 @@ def probe(
     quiet: Quiet = False,
 ) -> None:
     """Does this prior know my classes?  Zero-shot accuracy by loss, right against wrong labels, nats, calibration."""
+    bars = at_work(quiet)
     from ..data.images import open_data
     from ..runs import probe as asking
     from ..scoring.draws import open_scorer
@@ -195,9 +196,9 @@ def probe(
 
     if settings.data.images_per_class is None:
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images_per_class": 2 * images})})
-    opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
+    opened = open_data(data, settings.data, settings.seed, settings.compute.workers, bars)
     settings = suited(settings, locate(settings.model), opened.classes)
-    answers = asking.probe(opened, open_scorer(settings), settings.scoring.prompts[0], images, progress(quiet))
+    answers = asking.probe(opened, open_scorer(settings), settings.scoring.prompts[0], images, bars)
     print(_knowledge(answers, min(asking.LABELS, len(opened.classes))))
 
 
@@ -212,12 +213,13 @@ def compare_priors(
     quiet: Quiet = False,
 ) -> None:
     """Which of two priors for my images?  What each knows and costs, and how far they agree, on 30 images of each class."""
+    bars = at_work(quiet)
     from ..studies import priors
     from ..studies.agreement import as_table
 
     if settings.data.images_per_class is None:
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"images_per_class": 30})})
-    found, rows = priors.compare_priors([a, b], data, out, settings, ipc, progress(quiet))
+    found, rows = priors.compare_priors([a, b], data, out, settings, ipc, bars)
     print(f"{priors.priors_table(found)}\n\n{as_table(rows, of='priors')}")
     print(f"\ntables: {out / 'agreement.md'}, {out / 'agreement.csv'}; runs: {out / '0'}, {out / '1'}")
 
@@ -260,6 +262,7 @@ def prompts(
     quiet: Quiet = False,
 ) -> None:
     """Compare prompts on a stored run: places, boxes, order, selection, accuracy.  New prompts are scored, and kept."""
+    bars = at_work(quiet)
     from ..evaluation.tasks import check_evaluation, evaluate
     from ..report.text import accuracy_table
     from ..runs import prompts as stage
@@ -269,7 +272,7 @@ def prompts(
 
     if val and not ipc:
         raise ConfigError("--val measures distilled sets; give --ipc 1 or more with it")
-    opened = resume(run, settings, progress(quiet), moved)
+    opened = resume(run, settings, bars, moved)
     compared = stage.plan(opened, templates or [], null, words)
     if val:
         check_evaluation(val, student, settings, teacher)
@@ -284,7 +287,6 @@ def prompts(
     sets = agreement.make_sets(views, target, ipc) if ipc else []
     lines, names, to = [], [f"prompt {n}" for n in range(len(sets))], target / "results"
     if val:
-        bars = progress(quiet)
         lines = evaluate(sets, val, [student], settings, teacher, count=students, out=to, progress=bars, names=names)
     if opened.workers.is_main:
         print(f"\n{agreement.write_pages(compared, [view.run for view in views], sets, target, shown)}")

@@ -24,6 +24,7 @@ from .flags import (
     RunOut,
     Shard,
     Strict,
+    at_work,
     finish,
     settings_flags,
     split_names,
@@ -51,6 +52,7 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Images to stored loss maps: the one expensive pass.  Started again, it goes on where it was."""
+    bars = at_work(quiet)
     from .. import method
     from ..runs.session import start
 
@@ -60,7 +62,7 @@ def score(
 
         return print(forecast(data, settings, open_scorer(settings)))
     with as_shard(shard):
-        opened = start(data, out, settings, progress(quiet))
+        opened = start(data, out, settings, bars)
         if not index_only:
             method.score(opened)
     return finish(opened, strict, f"next: diffsel select {out} --ipc 10 --out SET")
@@ -69,11 +71,12 @@ def score(
 @settings_flags("compute", "patches", "features", without=STORING)
 def embed(run: RunArg, settings: Settings, moved: Moved = None, shard: Shard = None, quiet: Quiet = False) -> None:
     """Stored maps to best patches and their vectors."""
+    bars = at_work(quiet)
     from .. import method
     from ..runs.session import resume
 
     with as_shard(shard):
-        opened = resume(run, settings, progress(quiet), moved)
+        opened = resume(run, settings, bars, moved)
     method.embed(opened)
     finish(opened, False, f"next: diffsel select {run} --ipc 10 --out SET")
 
@@ -126,6 +129,7 @@ def _baseline(
     quiet: bool,
 ) -> None:
     """`select --method random` and such: the images of a run, or of any data set; the main process does it alone."""
+    bars = at_work(quiet)
     from ..data.images import open_data
     from ..data.pool import copies_note, known_classes
     from ..evaluation.cells import Bench
@@ -133,7 +137,7 @@ def _baseline(
     from ..sets.baselines import check_teacher, select_baseline
 
     check_teacher(settings, teacher)
-    bench = Bench.of(settings, progress(quiet))
+    bench = Bench.of(settings, bars)
     if not bench.workers.is_main:
         return bench.workers.wait_for([target / "set.yaml" for _, _, target in sets])
     if (Path(run) / "run.yaml").exists():
@@ -141,12 +145,12 @@ def _baseline(
     elif moved:
         raise ConfigError(f"--data tells where the images of a RUN are now, but {run} is none; give the images themselves")
     else:
-        data = open_data(run, settings.data, settings.seed, settings.compute.workers, progress(quiet), out=sets[0][2])
+        data = open_data(run, settings.data, settings.seed, settings.compute.workers, bars, out=sets[0][2])
     names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
     known = bench.advice(teacher, data, names, settings)
     for n, k, target in sets:
         seeded = settings.model_copy(update={"seed": settings.seed + k})
-        select_baseline(data, n, target, seeded, names, progress=progress(quiet), **known)
+        select_baseline(data, n, target, seeded, names, progress=bars, **known)
         print(f"ipc {n}: {target}")
     if note := copies_note(data, names):
         print(f"note: {note}")
@@ -164,9 +168,10 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Images to distilled sets RUN/ipcN: score, embed and select in one go."""
+    bars = at_work(quiet)
     from .. import method
 
     sets = {n: out / f"ipc{n}" for n in ipc}
     with as_shard(shard):
-        opened = method.make_sets(data, out, sets, settings, progress(quiet))
+        opened = method.make_sets(data, out, sets, settings, bars)
     finish(opened, strict, "\n".join(f"ipc {n}: {place}" for n, place in sets.items() if place.exists()))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +286,13 @@ def test_the_version_is_told(diffsel) -> None:
     from importlib.metadata import version
 
     assert diffsel("--version") == (0, f"diffsel {version('diffsel')}\n", "")
+
+
+def test_commands_that_need_a_network_show_progress_before_torch_is_loaded(tmp_path: Path) -> None:
+    """Torch cannot be loaded here, so what was written came before it."""
+    (tmp_path / "torch.py").write_text("raise SystemExit(9)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parents[2])])}
+    for words in (["score", "no-images", "--out", "run"], ["evaluate", "set", "--val", "val", "--student", "conv3"], ["demo"]):
+        command = [sys.executable, "-m", "diffsel", *words]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.startswith("loading PyTorch: 0 of 1")) == (9, True)
