@@ -23,7 +23,7 @@ from ..settings.errors import DataError
 from ..settings.sections import DataSettings
 from .classes import Listing
 from .pixels import digest
-from .tables import NAMES
+from .tables import NAMES, is_parquet
 from .trees import EXTENSIONS, SPLITS, list_store
 
 LABELS = 1 << 20  # bytes of a label, at most
@@ -52,7 +52,7 @@ class Far:
 def is_far(path: str) -> bool:
     """Whether this is an address, a tar file, a pattern of such (train-{000..009}.tar), or a folder of tar files alone."""
     if is_address(path) or path.endswith(".tar"):
-        return True
+        return not is_parquet(path)
     folder = Path(path)
     return folder.is_dir() and any(folder.glob("*.tar")) and not any(each.is_dir() for each in folder.iterdir())
 

@@ -30,7 +30,7 @@ from .far import Far, far_reader, is_far, list_far
 from .notebook import counted
 from .pixels import Pixels, decode, digest, probe_size, read_file, resize, resized_size
 from .rows import Row, Rows, Skipped
-from .tables import Table, list_table
+from .tables import Table, is_parquet, list_table
 from .trees import EXTENSIONS, is_datasets_folder, is_utf8, list_tree
 
 
@@ -292,6 +292,8 @@ def _list(path: str, settings: DataSettings, out: Path | None = None) -> Listing
     if is_far(path):
         return list_far(path, settings)
     root = Path(path)
+    if is_parquet(path):
+        return _listed(list_table(path, settings))
     if (root / "run.yaml").exists():
         raise DataError(
             f"{path} is a run, not a folder of images; its sets are {_names(each.parent for each in root.glob('*/set.yaml'))}"
@@ -305,7 +307,10 @@ def _list(path: str, settings: DataSettings, out: Path | None = None) -> Listing
         raise DataError(f"{path}: no such folder")
     if not root.exists() and root.parent.is_dir() and str(root.parent) != ".":  # hardly meant as a hub id
         raise DataError(f"{path}: no such folder; there is {_names(root.parent.glob('*/'))}")
-    table = list_table(path, settings)
+    return _listed(list_table(path, settings))
+
+
+def _listed(table: Table) -> Listing:
     return Listing(table.images, partial(_in_table, table), table.order, notes=(table.note,))
 
 

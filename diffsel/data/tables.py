@@ -1,4 +1,5 @@
-"""Data sets of the `datasets` library (extra ``diffsel[datasets]``): a hub id, a parquet folder, a `save_to_disk` folder."""
+"""Data sets of the `datasets` library (extra ``diffsel[datasets]``): a hub id, parquet files, near or far, a `save_to_disk`
+folder."""
 
 from __future__ import annotations
 
@@ -20,6 +21,11 @@ NAMES = {"image": ("image", "img"), "label": ("label", "labels", "fine_label", "
 WANTED = {"image": "images", "label": "one label an image (a class label, a text or a whole number)"}
 
 
+def is_parquet(path: str) -> bool:
+    """Whether this is a parquet file, or a pattern of such (train-*.parquet); a folder or an address may hold it."""
+    return path.endswith(".parquet")
+
+
 def split_names(path: str, settings: DataSettings) -> list[str]:
     """Of a data set that has splits.  None where there is no library or no such data set, which is told when it is opened."""
     saved = Path(path) / "dataset_dict.json"
@@ -28,7 +34,7 @@ def split_names(path: str, settings: DataSettings) -> list[str]:
 
         if saved.exists():
             return list(json.loads(saved.read_bytes())["splits"])
-        if _is_saved(Path(path)):
+        if _is_saved(Path(path)) or is_parquet(path):
             return []
         return list(datasets.get_dataset_split_names(path, settings.config, revision=settings.revision))
     except Exception:
@@ -87,6 +93,8 @@ def _load(path: str, settings: DataSettings) -> Dataset:
     try:
         if _is_saved(Path(path)):
             return _split_of(datasets.load_from_disk(path), settings.split)
+        if is_parquet(path):
+            return _split_of(datasets.load_dataset("parquet", data_files=path, split="train"), settings.split)
         return datasets.load_dataset(path, settings.config, split=settings.split, revision=settings.revision)
     except Exception as error:
         reason = " ".join(str(error).split())[:500]

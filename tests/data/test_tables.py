@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from conftest import draw
@@ -69,6 +70,23 @@ def test_validation_images_come_from_their_own_split(
             open_validation(str(where), Settings())
         return
     assert {row.path.split("/")[0] for row in open_validation(str(where), Settings()).rows} == {expected}
+
+
+@pytest.mark.parametrize("place", ["file", "pattern", "memory://bucket/train-0.parquet"])
+def test_parquet_files_near_and_behind_an_address(place: str, hub_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # the library takes every address for a network
+    hub_set.to_parquet(str(tmp_path / "train-0.parquet"))
+    if place.startswith("memory"):
+        fsspec.filesystem("memory").pipe_file("/bucket/train-0.parquet", (tmp_path / "train-0.parquet").read_bytes())
+    path = {"file": str(tmp_path / "train-0.parquet"), "pattern": str(tmp_path / "train-*.parquet")}.get(place, place)
+    data = open_data(path, DataSettings(image_size=32, split="train[:50%]"), 0)
+    assert [c.folder for c in data.classes] == ["zebra", "a/../b"]
+    assert [len([r for r in data.rows if r.label == label]) for label in ("zebra", "a/../b")] == [2, 1]
+    again = reopen(path, data.classes, data.rows, (), data.settings)
+    assert np.array_equal(again.pixels(data.rows[2]), data.pixels(data.rows[2]))
+    with pytest.raises(DataError, match=r"other.parquet.*(Unable to find|FileNotFound)"):
+        open_data(path.rpartition("/")[0] + "/other.parquet", SETTINGS, 0)
 
 
 # ---- columns ---------------------------------------------------------------------------------------------------------
