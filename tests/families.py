@@ -6,8 +6,10 @@ import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
 from conftest import TINY
 from diffusers import (
@@ -35,7 +37,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-NEW = ("sdxl", "dit", "pixart", "sd3")
+NEW = ("sdxl", "dit", "pixart", "sd3", *(["prx"] if hasattr(diffusers, "PRXPipeline") else []))
 NAMES = {0: "tench, Tinca tinca", 207: "golden retriever", 134: "crane", 517: "crane", 1: "goldfish, Carassius auratus"}
 
 
@@ -137,6 +139,31 @@ def _sd3() -> StableDiffusion3Pipeline:
     )
 
 
+def _gemma() -> dict[str, Any]:
+    from transformers import GemmaTokenizerFast, T5GemmaConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz."]
+    words = GemmaTokenizerFast(vocab={a: n for n, a in enumerate(letters)}, merges=[], model_max_length=64, add_bos_token=True)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 64}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
+    return {"tokenizer": words, "text_encoder": T5GemmaEncoder(T5GemmaConfig(encoder=shape, decoder=shape).encoder)}
+
+
+def _prx() -> Any:
+    from diffusers.pipelines.prx import pipeline_prx
+
+    if not hasattr(pipeline_prx, "ftfy"):  # it mends broken Unicode, of which there is none here
+        pipeline_prx.ftfy = SimpleNamespace(fix_text=str)
+    network = diffusers.PRXTransformer2DModel(context_in_dim=32, hidden_size=16, num_heads=2, depth=3, axes_dim=[4, 4])
+    return diffusers.PRXPipeline(
+        **_gemma(),
+        transformer=network,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+    )
+
+
 @cache
 def pipeline(name: str) -> Any:
     """Of a family, in memory; its random weights are those of seed 0, and none is zero."""
@@ -144,7 +171,7 @@ def pipeline(name: str) -> Any:
         return StableDiffusionPipeline.from_pretrained(TINY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = {"sdxl": _sdxl, "dit": _dit, "pixart": _pixart, "sd3": _sd3}[name]()
+        made = {"sdxl": _sdxl, "dit": _dit, "pixart": _pixart, "sd3": _sd3, "prx": _prx}[name]()
         for weights in (made.unet if name == "sdxl" else made.transformer).parameters():
             if not weights.any():  # what starts as zero would let no condition through
                 torch.nn.init.normal_(weights, std=0.1)

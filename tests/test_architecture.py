@@ -141,7 +141,10 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "runs.writing": "test_method.py, test_faults.py",
     "scoring.draws": "scoring/test_maps.py, test_golden.py",
     "scoring.parts": "scoring/test_folder.py, scoring/test_families.py",
-    **{f"scoring.priors.{name}": "scoring/test_priors.py" for name in ("dit", "pixart", "sd3", "sdxl", "transformer", "words")},
+    **{
+        f"scoring.priors.{name}": "scoring/test_priors.py"
+        for name in ("dit", "pixart", "prx", "sd3", "sdxl", "transformer", "words")
+    },
     "scoring.priors.sd": "scoring/test_diffusion.py, test_golden.py, scoring/test_priors.py",
     "sets.record": "sets/test_opening.py",
     "evaluation.cutting": "evaluation/test_teaching.py",

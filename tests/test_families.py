@@ -64,7 +64,7 @@ def test_the_whole_way_and_what_was_left_open_is_recorded(done: tuple[str, Sessi
     scoring = session.run.record["settings"]["scoring"]
     assert scoring["log_snr"] == pytest.approx(WINDOW)
     assert scoring["null_prompt"] == ""
-    elements = (16 if name == "sd3" else 4) / 64  # of a latent, a pixel
+    elements = (16 if name in ("sd3", "prx") else 4) / 64  # of a latent, a pixel
     assert session.run.nats == pytest.approx(elements * (WINDOW[0] - WINDOW[1]) / 2, rel=1e-5)
     assert scoring["prompts"] == (["{folder}"] if name == "dit" else ["An image of {label}."])
     for unit in session.run.units:
@@ -120,7 +120,7 @@ def test_adaptive_draws_prompts_suspects_and_the_report(done: tuple[str, Session
     assert page.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", ["sd3"])
+@pytest.mark.parametrize("name", NEW[3:])
 def test_two_processes_write_the_same_bytes_as_one(name: str, source: Path, tmp_path: Path) -> None:
     one = method.make_sets(str(source), tmp_path / "one", {1: tmp_path / "one" / "ipc1"}, settings(name))
     config = tmp_path / "settings.yaml"

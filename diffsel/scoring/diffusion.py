@@ -81,10 +81,13 @@ class Diffusion(ABC):
             model.forward = torch.compile(model.network, dynamic=False)
         return model
 
-    def part(self, name: str, kind: Any, without: Sequence[str] = ()) -> Any:
-        """A part of the folder on the device, frozen; ``without`` what is not needed.  Raises ConfigError."""
+    def part(self, name: str, kind: Any, without: Sequence[str] = (), **more: Any) -> Any:
+        """A part of the folder on the device, frozen; ``without`` what is not needed; ``more`` for its library.
+
+        Raises ConfigError.
+        """
         library = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
-        module = _whole(self.folder, name, kind, {library: self.dtype})
+        module = _whole(self.folder, name, kind, {library: self.dtype, **more})
         for needless in without:
             setattr(module, needless, None)
         module.eval().requires_grad_(False).to(self.device)
@@ -100,7 +103,7 @@ class Diffusion(ABC):
         import diffusers
 
         pipeline = getattr(diffusers, self.folder.index["_class_name"])
-        if not hasattr(pipeline, "load_lora_weights"):
+        if self.folder.kind.network not in getattr(pipeline, "_lora_loadable_modules", ()):
             raise ConfigError(f"model.lora: diffusers loads no LoRA weights into a {pipeline.__name__}")
         given = {name: getattr(self, name, None) for name in ("vae", "scheduler")} | {self.folder.kind.network: self.network}
         given |= self.encoders | {
@@ -125,6 +128,11 @@ class Diffusion(ABC):
         self.scheduler = self.folder.loaded("scheduler", load)
         self.levels = Table(self.scheduler.alphas_cumprod, self.device)
         self.prediction = self.scheduler.config.prediction_type
+
+    def read_path(self) -> None:
+        """The levels of a flow."""
+        self.levels = Flow(int(self.folder.config("scheduler").get("num_train_timesteps", 1000)))
+        self.prediction = "flow"
 
     # ---- what a family says ----------------------------------------------------------------------------------------
 

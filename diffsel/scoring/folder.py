@@ -14,7 +14,7 @@ from ..data.classes import imagenet_names, imagenet_wnids
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings, ModelSettings, ScoringSettings
 from .classids import ClassIds
-from .families import CLIP, T5, distilled
+from .families import CLIP, GEMMA, T5, distilled
 from .nats import unit_of
 from .parts import Parts
 
@@ -117,17 +117,17 @@ class ModelFolder(Parts):
 
     def _tokenizer(self, part: str, encoder: str, kind: str) -> Any:
         """Raises ConfigError for one without a vocabulary, or with more words than the text encoder knows."""
-        from transformers import CLIPTokenizer, T5TokenizerFast
+        from transformers import CLIPTokenizer, GemmaTokenizerFast, T5TokenizerFast
 
         there = {file.name for file in (self.path / part).iterdir()}
-        own = {"vocab.json", "merges.txt"} if kind == CLIP else {"spiece.model"}
+        own = {CLIP: {"vocab.json", "merges.txt"}, T5: {"spiece.model"}, GEMMA: {"tokenizer.model"}}[kind]
         if not ("tokenizer.json" in there or own <= there):
             held = ", ".join(sorted(there)) or "nothing"
             wanted = f"tokenizer.json, or {' and '.join(sorted(own, reverse=True))}"
             raise ConfigError(f"model {self}: {part} holds {held}, but no vocabulary; wanted is {wanted}")
-        reader = CLIPTokenizer if kind == CLIP else T5TokenizerFast
+        reader: Any = {CLIP: CLIPTokenizer, T5: T5TokenizerFast, GEMMA: GemmaTokenizerFast}[kind]
         found = self.loaded(part, lambda: reader.from_pretrained(self.path, subfolder=part))
-        known = int(self.config(encoder)["vocab_size"])
+        known = int(self.text_config(encoder)["vocab_size"])
         if len(found) > known or found("cat", verbose=False)["input_ids"] == found("dog", verbose=False)["input_ids"]:
             raise ConfigError(
                 f"model {self}: {part} has {len(found)} words, which are not those of the text encoder ({known} words)"
@@ -137,7 +137,7 @@ class ModelFolder(Parts):
     def _most(self, tokenizer: Any, encoder: str, kind: str, most: int) -> int:
         if kind == T5:
             return 120 if self.index.get("_class_name") == "PixArtAlphaPipeline" else most
-        return min(int(tokenizer.model_max_length), int(self.config(encoder)["max_position_embeddings"]))
+        return min(int(tokenizer.model_max_length), int(self.text_config(encoder)["max_position_embeddings"]))
 
     @property
     def positions(self) -> int:
@@ -197,7 +197,7 @@ class ModelFolder(Parts):
         network = self.config(self.kind.network)
         if self.kind.network == "unet":
             return [f"up.{n}" for n in range(len(network["up_block_types"]))]
-        return [f"block.{n}" for n in range(int(network["num_layers"]))]
+        return [f"block.{n}" for n in range(int(network[self.kind.blocks]))]
 
     def check_point(self, point: int | str) -> int:
         """The number of a point, named or counted.  Raises ConfigError for one that the network does not have."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..settings.errors import ConfigError
-from .families import CLIP, SERVED, Family, distilled, family_of
+from .families import SERVED, T5, Family, distilled, family_of
 
 # The embedded models were laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.
 RENAMED = {
@@ -86,6 +86,11 @@ class Parts:
         """Raises ConfigError where it is missing or damaged."""
         return self._read(f"{part}/scheduler_config.json" if part == "scheduler" else f"{part}/config.json")
 
+    def text_config(self, part: str) -> dict[str, Any]:
+        """Of a text encoder, which may be told beside a decoder's.  Raises ConfigError as ``config`` does."""
+        found = self.config(part)
+        return dict(found.get("encoder", found))
+
     def _read(self, name: str) -> dict[str, Any]:
         try:
             found = json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -141,15 +146,15 @@ class Parts:
     def _check_text(self, network: dict[str, Any]) -> None:
         widths = {}
         for part, (wanted, _) in self.kind.texts.items():
-            text = self.config(part)
+            text = self.text_config(part)
             kinds = text.get("architectures") or [text.get("model_type", "?")]
             if not str(kinds[0]).lower().replace("_", "").startswith(wanted.lower()):
                 self._refuse(part, f"is a {kinds[0]}, not a {wanted}")
-            clip = wanted == CLIP
-            for key in ("max_position_embeddings", "hidden_size", "vocab_size") if clip else ("d_model", "vocab_size"):
+            width = "d_model" if wanted == T5 else "hidden_size"
+            for key in (width, "vocab_size") if wanted == T5 else ("max_position_embeddings", width, "vocab_size"):
                 if not isinstance(text.get(key), int):
                     self._refuse(part, f"says no {key} in config.json")
-            widths[part] = text["hidden_size" if clip else "d_model"]
+            widths[part] = text[width]
         gives = list(widths.values())[-1] if self.kind.flow else sum(widths.values())  # SD3: CLIP's are filled up to T5's
         if network.get(self.kind.width) != gives:
             what = "U-Net" if self.kind.network == "unet" else "transformer"

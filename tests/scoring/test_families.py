@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 from conftest import TINY
 from families import NEW, saved
 
+from diffsel.scoring import families
 from diffsel.scoring.families import FAMILIES, family_of
 from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.settings.errors import ConfigError
@@ -30,6 +32,7 @@ def changed(source: Path, target: Path, file: str, **values: object) -> Path:
         ("StableDiffusionUpscalePipeline", "an upscaling model"),
         ("LatentConsistencyModelPipeline", "step-distilled"),
         ("FluxPipeline", "guidance-distilled .* take Stable Diffusion 3.5"),
+        ("Flux2Pipeline", "guidance-distilled .* PRX"),
         ("StableDiffusionXLControlNetPipeline", "told of a picture too"),
         ("StableDiffusionXLImg2ImgPipeline", "told of a picture too"),
         ("WanPipeline", "which diffsel does not know; it knows Stable Diffusion 1.x"),
@@ -41,14 +44,17 @@ def test_other_pipelines_are_refused_by_name(tmp_path: Path, pipeline: str, reas
         locate(ModelSettings(model=str(folder)))
 
 
-@pytest.mark.parametrize("name", ["sdxl-turbo", "SDXL-Lightning", "lcm-sdxl", "tiny_LCM", "Hyper-SD", "sd3.5-large-turbo"])
+@pytest.mark.parametrize(
+    "name",
+    ["sdxl-turbo", "SDXL-Lightning", "lcm-sdxl", "tiny_LCM", "Hyper-SD", "sd3.5-large-turbo", "prx-512-t2i-sft-distilled"],
+)
 def test_step_distilled_models_are_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="step-distilled, which predicts no posterior mean"):
         locate(ModelSettings(model=str(shutil.copytree(TINY, tmp_path / name))))
 
 
 def test_names_that_hold_such_a_word_by_chance_are_not(tmp_path: Path) -> None:
-    folder = changed(Path(TINY), tmp_path / "turbots-and-calcm", "unet/config.json", _name_or_path="someone/hyperbolic")
+    folder = changed(Path(TINY), tmp_path / "undistilled-turbots-calcm", "unet/config.json", _name_or_path="someone/hyperbolic")
     locate(ModelSettings(model=str(folder))).check()
 
 
@@ -69,11 +75,17 @@ def test_names_that_hold_such_a_word_by_chance_are_not(tmp_path: Path) -> None:
         ("sd3", "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "not one of flow matching"),
         ("dit", "scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-matching or EDM"),
         ("dit", "transformer/config.json", {"_class_name": "UNet2DModel"}, "is a UNet2DModel, not a DiTTransformer2DModel"),
+        ("prx", "vae/config.json", {"_class_name": "AutoencoderDC"}, "vae is a AutoencoderDC, not a AutoencoderKL"),
+        ("prx", "transformer/config.json", {"context_in_dim": 64}, "32 numbers a word, but the transformer takes 64"),
+        ("prx", "text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "is a T5EncoderModel, not a T5Gemma"),
+        ("prx", "model_index.json", {"_name_or_path": "Photoroom/prx-512-t2i-sft-distilled"}, "step-distilled"),
     ],
 )
 def test_models_that_only_look_like_a_family_are_refused(
     tmp_path: Path, family: str, file: str, values: dict, reason: str
 ) -> None:
+    if family not in ("sd", *NEW):
+        pytest.skip("this diffusers lacks the family")
     ModelFolder(saved(family)).check()
     with pytest.raises(ConfigError, match=reason):
         ModelFolder(changed(saved(family), tmp_path / "model", file, **values)).check()
@@ -93,6 +105,18 @@ def test_a_family_is_found_and_hashed_with_all_its_parts(tmp_path: Path, name: s
         assert ModelFolder(tmp_path / "copy").digest != before, part
 
 
-def test_pipelines_belong_to_one_family() -> None:
+def test_pipelines_belong_to_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "version", lambda _: "1.0.0")
     for family in FAMILIES:
         assert all(family_of(pipeline) is family for pipeline in family.pipelines)
+
+
+def test_a_family_that_the_installed_diffusers_lacks_is_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (family_of("PRXPipeline") is FAMILIES[-1]) == hasattr(diffusers, "PRXTransformer2DModel")
+    folder = changed(Path(TINY), tmp_path / "model", "model_index.json", _class_name="PRXPipeline")
+    monkeypatch.setattr(families, "version", lambda _: "0.35.2")
+    with pytest.raises(ConfigError, match=r"needs diffusers 0\.36 or newer, here is 0\.35\.2; pip install --upgrade diffusers"):
+        locate(ModelSettings(model=str(folder)))
+    locate(ModelSettings(model=TINY))  # others are as they were

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families import saved
+from families import NEW, saved
 
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.folder import ModelFolder, locate
@@ -59,5 +59,6 @@ def test_weights_that_are_not_there_or_fit_nothing_are_refused(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"wanted is one \.safetensors file"):
         locate(ModelSettings(model=str(saved("sd")), lora=str(tmp_path / "none.safetensors")))
     file = written("sd", tmp_path / "lora")
-    with pytest.raises(ConfigError, match="loads no LoRA weights into a DiTPipeline"):
-        Diffusion.load(ModelFolder(saved("dit"), file), CPU, "fp32")
+    for name in {"dit", "pixart", "prx"} & set(NEW):  # PixArt's and PRX's pipelines have what loads LoRA, for a U-Net
+        with pytest.raises(ConfigError, match=r"loads no LoRA weights into a (DiT|PixArtSigma|PRX)Pipeline"):
+            Diffusion.load(ModelFolder(saved(name), file), CPU, "fp32")

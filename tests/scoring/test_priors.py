@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +49,7 @@ def watched(pipe: Any, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> list[Se
     def look(_: Any, args: tuple, named: dict, output: Any) -> None:
         noisy = args[0] if args else named["hidden_states"]
         t = args[1] if len(args) > 1 else named["timestep"]
+        t = 1000 * t if network is getattr(pipe, "transformer", None) and "time_factor" in network.config else t  # PRX: a share
         seen.append(Seen(noisy, t.expand(len(noisy)), output[0]))
 
     step = pipe.scheduler.step
@@ -68,7 +72,7 @@ def asked(name: str, null: bool) -> dict[str, Any]:
     if name == "dit":
         return {"class_labels": [207], "guidance_scale": 3.0, "output_type": "np"}
     call: dict[str, Any] = {"prompt": PROMPT, "guidance_scale": 3.0, "output_type": "latent", "height": 64, "width": 64}
-    if name == "pixart":
+    if name in ("pixart", "prx"):
         call |= {"use_resolution_binning": False}
     if null and name in ("sdxl", "sd3"):
         return call | {"negative_prompt": ""}
@@ -106,6 +110,21 @@ def expected(pipe: Any, seen: Seen, channels: int) -> Tensor:
     return seen.noisy + (1 - s) * seen.output
 
 
+@pytest.mark.skipif("prx" not in NEW, reason="this diffusers has no PRX")
+def test_prx_hears_what_its_own_pipeline_says_and_its_text_encoder_may_be_told_beside_a_decoder(tmp_path: Path) -> None:
+    folder = shutil.copytree(saved("prx"), tmp_path / "model")
+    config = folder / "text_encoder" / "config.json"
+    alone = json.loads(config.read_text())
+    config.write_text(json.dumps({"model_type": "t5gemma", "encoder": alone, "decoder": {**alone, "hidden_size": 64}}))
+    prompts = ["", "An image of Golden Retriever.", " TENCH "]
+    theirs, mask, *_ = pipeline("prx").encode_prompt(prompts, do_classifier_free_guidance=False)
+    for each in (saved("prx"), folder):
+        words = Diffusion.load(ModelFolder(each), CPU, "fp32").embed_prompts(prompts)
+        assert torch.equal(words[:, :, -1].bool(), mask)
+        torch.testing.assert_close(words[:, :, :-1], theirs, rtol=0, atol=1e-5)
+    assert mask.sum(1).tolist()[0] == 1  # the null is heard: a first token
+
+
 def test_latents_are_those_of_the_pipelines_vae(prior: Diffusion) -> None:
     pipe, images = pipeline(prior.folder.family), as_images([picture(0)], CPU)
     config = pipe.vae.config
@@ -137,7 +156,7 @@ def test_features_come_from_a_named_point(prior: Diffusion) -> None:
     folder = prior.folder
     noisy = torch.randn(2, prior.channels, 8, 8, generator=torch.Generator().manual_seed(0))
     t, words = torch.full((2,), prior.time(0.16)), prior.embed_prompts([PROMPT, PROMPT])
-    usual = {"sd": 1, "sdxl": "up.0", "dit": "block.1", "pixart": "block.1", "sd3": "block.1"}[folder.family]
+    usual = {"sd": 1, "sdxl": "up.0", "dit": "block.1", "pixart": "block.1", "sd3": "block.1", "prx": "block.1"}[folder.family]
     assert prior.point(FeatureSettings()) == usual
     found = prior.features(noisy, t, words, usual)
     assert found.shape[2:] == (4, 4)
@@ -150,12 +169,12 @@ def test_features_come_from_a_named_point(prior: Diffusion) -> None:
         prior.features(noisy, t, words, "block.99")
 
 
-@pytest.mark.parametrize("name", ["dit", "pixart", "sd3"])
+@pytest.mark.parametrize("name", [name for name in NEW if name != "sdxl"])
 def test_a_blocks_features_are_normalised_and_modulated(name: str) -> None:
     """What the block's own AdaLN gives for the tokens that come in."""
     prior = Diffusion.load(ModelFolder(saved(name)), CPU, "fp32")
     noisy, t = torch.randn(1, prior.channels, 8, 8), torch.full((1,), prior.time(0.16))
-    words, block = prior.embed_prompts([PROMPT]), prior.network.transformer_blocks[1]
+    words, block = prior.embed_prompts([PROMPT]), getattr(prior.network, prior.blocks)[1]
     given: dict[str, Any] = {}
     handle = block.register_forward_pre_hook(lambda _, a, k: given.update(k, first=a[0] if a else None), with_kwargs=True)
     with torch.inference_mode():
@@ -165,6 +184,9 @@ def test_a_blocks_features_are_normalised_and_modulated(name: str) -> None:
         if name == "pixart":
             six = (block.scale_shift_table[None] + given["timestep"].reshape(1, 6, -1)).chunk(6, dim=1)
             modulated = block.norm1(tokens) * (1 + six[1]) + six[0]
+        elif name == "prx":
+            (shift, scale, _), _ = block.modulation(given["temb"])
+            modulated = (1 + scale) * block.img_pre_norm(tokens) + shift
         elif name == "sd3":
             modulated = block.norm1(tokens, emb=given["temb"])[0]
         else:

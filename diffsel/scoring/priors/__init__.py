@@ -2,6 +2,7 @@
 
 dit          DiT: class-conditional, on ImageNet
 pixart       PixArt Alpha and Sigma
+prx          PRX
 sd           Stable Diffusion 1.x and 2.x; what U-Nets share
 sd3          Stable Diffusion 3 and 3.5
 sdxl         Stable Diffusion XL

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..diffusion import Network
 from ..folder import ModelFolder
 from .transformer import Transformer
-from .words import Words, t5_words
+from .words import Words, masked_words
 
 
 class Prior(Transformer):
@@ -26,9 +26,7 @@ class Prior(Transformer):
 
     @torch.inference_mode()
     def embed_prompts(self, prompts: list[str]) -> Words:
-        self.folder.check_lengths(prompts)
-        words, mask = t5_words(self, 0, [prompt.lower().strip() for prompt in prompts], masked=True)
-        return torch.cat([words, mask[:, :, None].to(words.dtype)], 2)
+        return masked_words(self, prompts)
 
     def whole(self, noisy: Tensor, t: Int[Tensor, " b"], words: Tensor, network: Network) -> Tensor:
         height, width = (side * self.cell for side in noisy.shape[2:])

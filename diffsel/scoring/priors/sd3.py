@@ -9,7 +9,6 @@ from torch.nn.functional import pad
 
 from ..diffusion import Network
 from ..folder import ModelFolder
-from ..levels import Flow
 from .transformer import Transformer
 from .words import Words, clip_words, t5_words, with_row
 
@@ -27,8 +26,7 @@ class Prior(Transformer):
         self.network = self.part("transformer", SD3Transformer2DModel)
         kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
         self.encoders = {part: self.part(part, kind) for (part, _, _), kind in zip(folder.texts, kinds, strict=True)}
-        self.levels = Flow(int(folder.config("scheduler").get("num_train_timesteps", 1000)))
-        self.prediction = "flow"
+        self.read_path()
 
     @torch.inference_mode()
     def embed_prompts(self, prompts: list[str]) -> Words:

@@ -14,6 +14,7 @@ from ..diffusion import Diffusion, Network
 class Transformer(Diffusion):
     """A transformer that sees ``patch`` x ``patch`` latent cells as one token."""
 
+    blocks = "transformer_blocks"  # what the network calls them
     attention = "attn1"  # a block's attention to the image itself
 
     @abstractmethod
@@ -31,7 +32,7 @@ class Transformer(Diffusion):
     def activation(self, noisy: Tensor, t: Tensor, words: Tensor, point: int | str) -> Float[Tensor, "b channels fh fw"]:
         """What a block's attention is given: its input, normalised and modulated (AdaLN), which tames the few huge channels
         of transformers (DiTF, arXiv 2505.18584)."""
-        block = self.network.transformer_blocks[self.folder.check_point(point)]
+        block = getattr(self.network, self.blocks)[self.folder.check_point(point)]
         filled = self._filled(noisy)
         height, width = (side // self.patch for side in filled.shape[2:])
         run = lambda: self.whole(filled, t, words, self.network)  # noqa: E731

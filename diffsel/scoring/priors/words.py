@@ -27,11 +27,21 @@ def clip_words(model: Diffusion, number: int, prompts: Sequence[str]) -> tuple[W
 def t5_words(
     model: Diffusion, number: int, prompts: Sequence[str], masked: bool
 ) -> tuple[Words, Float[Tensor, "prompts tokens"]]:
-    """Last hidden states of T5 text encoder ``number``, and which tokens are words; ``masked``: it sees those alone."""
+    """Last hidden states of T5 or T5Gemma text encoder ``number``; which tokens are words (``masked``: it sees those alone)."""
     part, tokenizer, length = model.folder.texts[number]
     tokens = tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt").to(model.device)
     mask = tokens["attention_mask"]
     return model.encoders[part](tokens["input_ids"], attention_mask=mask if masked else None)[0], mask
+
+
+def masked_words(model: Diffusion, prompts: Sequence[str]) -> Words:
+    """Last hidden states of the only text encoder, of small letters as it was trained with; one more number a token: is it one?
+
+    Raises ConfigError for a prompt that is too long.
+    """
+    model.folder.check_lengths(prompts)
+    words, mask = t5_words(model, 0, [prompt.lower().strip() for prompt in prompts], masked=True)
+    return torch.cat([words, mask[:, :, None].to(words.dtype)], 2)
 
 
 def with_row(words: Words, row: Float[Tensor, "prompts numbers"]) -> Words:
