@@ -46,7 +46,7 @@ from diffsel.evaluation.results import spread
 from diffsel.evaluation.storing import stored, write_labels
 from diffsel.evaluation.students import make_optimizer, measure, train_epoch, train_student
 from diffsel.evaluation.teachers import Teacher
-from diffsel.machine.device import Machine, keep_freed_memory
+from diffsel.machine.device import Machine, compile_network, keep_freed_memory
 from diffsel.settings.training import ProtocolSettings
 from diffsel.studies import scenes
 
@@ -128,7 +128,7 @@ def usual(pictures: Pictures, student: nn.Module, teacher: Callable, recipe, pro
 def ours(source: Source, student: nn.Module, recipe, protocol, machine: Machine, epochs: range):
     keep_freed_memory()
     if machine.compile:
-        student.compile()
+        compile_network(student)
     optimizer = make_optimizer(student, protocol, recipe)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=False)
     for epoch in epochs:
@@ -166,7 +166,7 @@ def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tupl
         return labels(resident, quick, recipe, protocol, forever), whole, images
     machine = Machine(device, compile=name == "compiled")
     if machine.compile:
-        quick.network.compile()
+        compile_network(quick.network)
     if name == "stored":
         few = protocol.model_copy(update={"epochs": whole})
         write_labels(labelled, resident, few, recipe, 0, quick, whole)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from diffsel.data.images import open_data
-from diffsel.evaluation.cells import Bench, make_cell
+from diffsel.evaluation.bench import Bench
+from diffsel.evaluation.cells import make_cell
 from diffsel.evaluation.networks import build
 from diffsel.machine.device import Machine
 from diffsel.sets.opening import open_set

@@ -148,6 +148,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "scoring.priors.sd": "scoring/test_diffusion.py, test_golden.py, scoring/test_priors.py",
     "sets.record": "sets/test_opening.py",
     "evaluation.cutting": "evaluation/test_teaching.py",
+    "evaluation.judging": "cli/test_app.py, studies/test_making.py",
     "evaluation.protocols": "test_golden_rded.py, evaluation/test_cells.py",
     "evaluation.tasks": "cli/test_evaluation.py",
     "report.accuracies": "report/test_page.py",

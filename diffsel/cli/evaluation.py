@@ -126,7 +126,7 @@ def experiment(
 ) -> None:
     """Every combination of data sets, class subsets, methods, ipc, teachers, students and protocols; each once."""
     bars = at_work(quiet)
-    from ..evaluation.cells import Bench
+    from ..evaluation.bench import Bench
     from ..studies.matrix import read_matrix, run_matrix
 
     print(run_matrix(read_matrix(file), out, settings, Bench.of(settings, bars)), end="")

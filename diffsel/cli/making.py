@@ -132,7 +132,8 @@ def _baseline(
     bars = at_work(quiet)
     from ..data.images import open_data
     from ..data.pool import copies_note, known_classes
-    from ..evaluation.cells import Bench
+    from ..evaluation.bench import Bench
+    from ..evaluation.judging import advice
     from ..runs.run import open_run
     from ..sets.baselines import check_teacher, select_baseline
 
@@ -147,7 +148,7 @@ def _baseline(
     else:
         data = open_data(run, settings.data, settings.seed, settings.compute.workers, bars, out=sets[0][2])
     names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
-    known = bench.advice(teacher, data, names, settings)
+    known = advice(bench, teacher, data, names, settings)
     for n, k, target in sets:
         seeded = settings.model_copy(update={"seed": settings.seed + k})
         select_baseline(data, n, target, seeded, names, progress=bars, **known)

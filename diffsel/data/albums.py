@@ -62,6 +62,11 @@ class Album:
     def places(self) -> dict[str, int]:
         return {folder: i for i, folder in enumerate(dict.fromkeys(row.label for row in self.rows))}
 
+    @property
+    def nbytes(self) -> int:
+        """Of its pictures."""
+        return len(self.rows) * 3 * self.size**2
+
     @cached_property
     def unreadable(self) -> list[Skipped]:
         """Files of these classes that were passed over when the data set was opened."""

@@ -7,6 +7,7 @@ A batch depends on the seed, the epoch and its place in it, on nothing else.  He
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import chain, islice, repeat
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..data.albums import Pictures
 from ..data.views import Mix, Views, apply_mix, draw_mix, draw_views, epoch_generator, normalise, view
-from ..machine.device import to_device
+from ..machine.device import Machine, to_device
 from ..settings.training import ProtocolSettings
 from .protocols import Recipe, batch_starts
 from .teachers import Teacher
@@ -108,8 +109,15 @@ def epochs_at_once(pictures: Pictures, recipe: Recipe) -> int:
     return max(1, most // len(pictures.labels))
 
 
-def online(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher | None) -> Source:
-    """Batches labelled as they are made; without a teacher, by their classes.
+def online(
+    pictures: Pictures,
+    protocol: ProtocolSettings,
+    recipe: Recipe,
+    seed: int,
+    teacher: Teacher | None,
+    machine: Machine | None = None,
+) -> Source:
+    """Batches labelled as they are made, in the precision of ``machine`` (fp32); without a teacher, by their classes.
 
     The epochs of a small set are made and labelled several at a time: one pass of the teacher over some hundred images
     is much faster than dozens over ten, and nothing that it sees depends on the student.
@@ -133,7 +141,8 @@ def online(pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed:
     def label(plans: Sequence[Plan]) -> Iterator[Batch]:
         plain = unmixed(pictures, plans, protocol, recipe)
         images = mixed(plain, plans)
-        logits = teacher.logits(images).split(sizes(plans)) if teacher else repeat(None)
+        with machine.autocast() if machine else nullcontext():
+            logits = teacher.logits(images).split(sizes(plans)) if teacher else repeat(None)
         for plan, *parts in zip(plans, plain.split(sizes(plans)), images.split(sizes(plans)), logits):  # noqa: B905
             yield batch_of(pictures, plan, protocol, *parts)
 

@@ -12,118 +12,30 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.albums import Album, Opener, Pictures, validation_pictures
+from ..data.albums import Album, validation_pictures
 from ..data.images import ImageData
-from ..machine.device import Machine, machine_of
+from ..machine.device import Machine
 from ..machine.files import safe_name, write_atomically
 from ..machine.helpers import can_fork, helped
-from ..machine.processes import Track, Workers
-from ..machine.progress import Progress, quiet
-from ..sets.baselines import drawn, judge_size, readable
-from ..sets.difficulty import read_records
 from ..sets.opening import DistilledSet
 from ..settings.errors import ConfigError
-from ..settings.settings import Settings, fingerprint, identity
+from ..settings.settings import fingerprint, identity
 from ..settings.training import ProtocolSettings
 from . import students as evaluation
+from .bench import Bench
 from .fixed import check, source_of
 from .networks import canonical, check_size
-from .protocols import Recipe, check_batches, resolve_recipe, validation_resize, whole_name
+from .protocols import Recipe, check_batches, resolve_recipe, whole_name
 from .results import Line, line_of, read_result, result_key
 from .students import Diverged
-from .teachers import Teacher, check_order, load_teacher
-
-JUDGED = (5, 500)  # images on which RDED's judge is measured: at least so many of a class, and about so many in all
-
-
-@dataclass
-class Bench:
-    """What the cells of one command share: the device, loaded teachers, and pictures, each read once."""
-
-    machine: Machine
-    workers: Workers = field(default_factory=Workers)
-    progress: Progress = quiet
-    tell: Callable[[str], None] = lambda text: None  # shows a line to the user, on the main process
-    track: Track = lambda values, step: None  # logs numbers to a tracker
-    teachers: dict[tuple, Teacher] = field(default_factory=dict)
-    accuracies: dict[tuple[str, str], float] = field(default_factory=dict)  # (teacher, validation images) -> top-1
-    loaded: dict[str, Pictures] = field(default_factory=dict)
-    images: Opener = field(default_factory=Opener)  # data sets, each opened once
-    threads: int = 4  # that read pictures
-
-    @classmethod
-    def of(cls, settings: Settings, progress: Progress = quiet) -> Bench:
-        """As ``settings.compute`` has it.  Raises ConfigError where the device or the precision cannot be used."""
-        workers = Workers()
-        tell: Callable[[str], None] = print if workers.is_main else lambda text: None
-        opener, compute = Opener(progress, tell), settings.compute
-        return cls(machine_of(compute, workers.local), workers, progress, tell, images=opener, threads=compute.workers)
-
-    def teacher(self, spec: str, album: Album) -> Teacher:
-        key = (spec, album.size, tuple(info.folder for info in album.classes))
-        if key not in self.teachers:
-            self.teachers[key] = load_teacher(spec, album.classes, album.size, self.machine.device)
-            if self.machine.compile:
-                self.teachers[key].network.compile()
-        return self.teachers[key]
-
-    def silent(self) -> Bench:
-        """For a helper, which shows and logs nothing."""
-        return replace(self, progress=quiet, tell=lambda text: None, track=lambda values, step: None)
-
-    def pictures(self, album: Album) -> Pictures:
-        if album.digest not in self.loaded:
-            if len(self.loaded) > 4:  # the oldest set; validation images are asked for often and come back early
-                self.loaded.pop(next(iter(self.loaded)))
-            if note := album.note():
-                self.tell(note)
-            self.loaded[album.digest] = album.load(self.progress, self.threads).to(self.machine.device)
-        return self.loaded[album.digest]
-
-    def check_teacher(self, teacher: Teacher, album: Album, recorded: bool = True, images: str = "validation images") -> float:
-        """Its top-1 on labelled images, percent; measured once, and told.  Raises DataError where its classes slipped.
-
-        ``recorded``: the images are such as the teacher's recorded accuracy speaks of; ``images`` says which they are.
-        """
-        key = (teacher.digest, album.digest)
-        if key not in self.accuracies:
-            counts = evaluation.confusion(teacher.network, teacher.rows, self.pictures(album), self.machine)
-            names = [info.folder for info in album.classes]
-            expected = teacher.accuracy if recorded else None
-            self.accuracies[key], doubt = check_order(counts, names, expected, teacher.source, images)
-            self.tell(f"teacher {teacher.name}: {self.accuracies[key]:.1f} % on {len(album.rows)} {images}")
-            if doubt:
-                self.tell(f"note: {doubt}")
-        return self.accuracies[key]
-
-    def advice(self, teacher: str | None, data: ImageData, names: Sequence[str], s: Settings) -> dict[str, Any]:
-        """What a baseline asks a teacher for, as ``select_baseline`` takes it.  Errors as for each."""
-        method = s.selection.method
-        if not teacher or method == "random":
-            return {}
-        return {"judge": self.judge(teacher, data, names, s)} if method == "rded" else {"records": read_records(Path(teacher))}
-
-    def judge(self, spec: str, data: ImageData, names: Sequence[str], s: Settings) -> Teacher:
-        """Who judges RDED's crops of these classes, measured on the middles of images that it will judge.
-
-        Raises ConfigError and DataError as ``load_teacher``, and DataError where its classes slipped.
-        """
-        infos = tuple(info for name in names for info in data.classes if info.folder == name)
-        size = judge_size(s)
-        teacher = load_teacher(spec, infos, size, self.machine.device)
-        each = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos)))
-        rows = [row for name in names for row, _ in islice(readable(data, drawn(data, name, s.seed)), each)]
-        album = Album(data, tuple(rows), infos, size, validation_resize(size))
-        self.check_teacher(teacher, album, images="of the images whose crops it judges")
-        return teacher
+from .teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -233,7 +145,7 @@ def run_cells(
     at_once = students_at_once(bench.machine, len(todo))
     if at_once > 1:  # read validation images once, before helpers copy this process
         for album in {cell.validation.digest: cell.validation for cell, _ in (todo[file] for file in missing)}.values():
-            bench.pictures(album)
+            bench.pictures(album, stays=True)
 
     def train(bench: Bench, finished: Callable[[Path], object]) -> None:
         with bench.workers.share(missing, lambda file: file, finished, patience=math.inf) as left:
@@ -278,8 +190,8 @@ def students_at_once(machine: Machine, students: int) -> int:
 def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
     """One student; a teacher is measured on the validation images before it labels anything."""
     known = bench.check_teacher(cell.teacher, cell.validation) if cell.teacher else None
-    train, validation = bench.pictures(cell.train), bench.pictures(cell.validation)
-    source = source_of(train, cell.protocol, cell.recipe, seed, cell.teacher, cell.labels)
+    train, validation = bench.pictures(cell.train), bench.pictures(cell.validation, stays=True)
+    source = source_of(train, cell.protocol, cell.recipe, seed, cell.teacher, cell.labels, bench.machine)
     result = {
         "cell": cell.name,
         "seed": seed,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.albums import Pictures
 from ..data.views import normalise
+from ..machine.device import Machine
 from ..machine.files import write_atomically
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.tensors import read_unit, write_unit
@@ -70,7 +71,13 @@ def check(
 
 
 def source_of(
-    pictures: Pictures, protocol: ProtocolSettings, recipe: Recipe, seed: int, teacher: Teacher | None, labels: Path | None
+    pictures: Pictures,
+    protocol: ProtocolSettings,
+    recipe: Recipe,
+    seed: int,
+    teacher: Teacher | None,
+    labels: Path | None,
+    machine: Machine | None = None,
 ) -> Source:
     """The batches of a student: labelled by class, by the teacher as they come, or as is stored; errors as ``check``."""
     digest = teacher.digest if teacher else None
@@ -78,7 +85,9 @@ def source_of(
         assert labels or teacher, "make_cell refuses that"
         known = _read(labels, pictures) if labels else fixed_logits(pictures, teacher)  # type: ignore[arg-type]
         return _answered(online(pictures, protocol, recipe, seed, None), known)
-    return stored(labels, pictures, protocol, recipe, digest) if labels else online(pictures, protocol, recipe, seed, teacher)
+    if labels:
+        return stored(labels, pictures, protocol, recipe, digest)
+    return online(pictures, protocol, recipe, seed, teacher, machine)
 
 
 def _answered(batches: Source, labels: Float[Tensor, "n classes"]) -> Source:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..data.albums import Pictures
 from ..data.views import normalise
-from ..machine.device import Machine, keep_freed_memory, set_tf32, to_device
+from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf32, to_device
 from ..machine.progress import Progress, quiet
 from ..settings.training import ProtocolSettings
 from .batches import Batch, Source
@@ -69,7 +69,7 @@ def train_student(
     torch.manual_seed(seed)
     network = build(student, len(validation.classes), recipe.size).to(machine.device).to(memory_format=torch.channels_last)
     if machine.compile:
-        network.compile()
+        compile_network(network)
     optimizer = make_optimizer(network, protocol, recipe)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
     scores, curve, seen = [], [], 0

@@ -16,7 +16,8 @@ from ..sets.opening import home, members, open_set
 from ..settings.errors import ConfigError
 from ..settings.settings import DEFAULT, Settings
 from ..settings.training import ProtocolSettings
-from .cells import Bench, Cell, gather, make_cell, run_cells
+from .bench import Bench
+from .cells import Cell, gather, make_cell, run_cells
 from .checkpoints import read_checkpoint
 from .fixed import write_fixed
 from .networks import canonical, check_size

@@ -31,14 +31,14 @@ from torch.utils.data import DataLoader
 from ..data.albums import Album, Pictures
 from ..data.images import ImageData
 from ..data.views import normalise
-from ..machine.device import Machine, keep_freed_memory, set_tf32
+from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf32
 from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml, is_mine
 from ..sets.difficulty import write_epoch, write_images
 from ..settings.errors import ConfigError, DataError
 from ..settings.settings import identity
 from ..settings.training import TrainingSettings
-from .cells import Bench
+from .bench import Bench
 from .checkpoints import weights_digest
 from .cutting import Held, Order, Shown, fits
 from .networks import build, canonical, check_size
@@ -87,7 +87,7 @@ def train(
     begun, best = _resume(out, network, optimizer, accelerator.scaler)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     if machine.compile:
-        network.compile()
+        compile_network(network)
     line: dict[str, Any] = _metrics(out, begun)[-1] if begun else {}
     with bench.progress(total=t.epochs, initial=begun, desc=f"teacher {t.network}", unit="epoch") as bar:
         for epoch in range(begun, t.epochs):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..settings.errors import ConfigError
 from ..settings.sections import ComputeSettings
@@ -98,6 +98,16 @@ class Machine:
     def autocast(self) -> Any:
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
         return torch.autocast(self.device.type, kinds[self.precision]) if self.precision in kinds else nullcontext()
+
+
+def compile_network(network: nn.Module) -> None:
+    """``network.compile()`` for one of many: torch counts the graphs of all networks of a class together, and from the ninth
+    on runs them as they are with nothing but a warning; a ConvNet takes three (to learn, to be measured, batches of any size).
+    """
+    import torch._dynamo.config as limits  # a second of work, for who compiles
+
+    limits.recompile_limit = limits.accumulated_recompile_limit  # 256
+    network.compile()
 
 
 def machine_of(compute: ComputeSettings, local: int = 0, scoring: bool = False) -> Machine:

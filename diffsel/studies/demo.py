@@ -22,7 +22,8 @@ from PIL import Image
 from .. import method
 from ..data.images import open_data
 from ..data.rows import Row
-from ..evaluation.cells import Bench, gather, make_cell, run_cells
+from ..evaluation.bench import Bench
+from ..evaluation.cells import gather, make_cell, run_cells
 from ..evaluation.results import Line, Spread, over_sets
 from ..evaluation.teachers import load_teacher
 from ..machine.files import write_atomically

@@ -20,7 +20,9 @@ from typing import Any
 from .. import method
 from ..data.albums import validation_pictures
 from ..data.pool import known_classes
-from ..evaluation.cells import Bench, Cell, gather, make_cell, run_cells
+from ..evaluation.bench import Bench
+from ..evaluation.cells import Cell, gather, make_cell, run_cells
+from ..evaluation.judging import advice
 from ..evaluation.protocols import validation_resize
 from ..evaluation.results import Spread
 from ..evaluation.teaching import is_trained, train
@@ -61,7 +63,7 @@ def make_set(
         if bench.workers.is_main:
             data = bench.images.training(source, s)
             names = known_classes(data, classes)
-            known, seeded = bench.advice(teacher, data, names, s), s.model_copy(update={"seed": s.seed + draw})
+            known, seeded = advice(bench, teacher, data, names, s), s.model_copy(update={"seed": s.seed + draw})
             select_baseline(data, ipc, folder, seeded, names, progress=bench.progress, **known)
     else:
         session = start(source, run, s, bench.progress)

@@ -20,7 +20,8 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from ..evaluation.cells import Bench, Cell, gather, make_cell, run_cells
+from ..evaluation.bench import Bench
+from ..evaluation.cells import Cell, gather, make_cell, run_cells
 from ..evaluation.networks import canonical, check_size
 from ..evaluation.results import Line, Nested, fairness, over_sets
 from ..machine.files import safe_name, write_atomically

@@ -139,7 +139,7 @@ def run_study(
     progress: Progress,
 ) -> str:
     """Do what is missing, write the table and its picture; returns the table (nothing on other processes than the main)."""
-    from ..evaluation.cells import Bench
+    from ..evaluation.bench import Bench
     from . import figures, making
 
     bench = Bench.of(jobs[0].settings, progress)

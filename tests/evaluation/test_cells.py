@@ -23,7 +23,8 @@ from tqdm import tqdm
 from diffsel.data.images import open_data
 from diffsel.evaluation import cells as experiment
 from diffsel.evaluation import students as evaluation
-from diffsel.evaluation.cells import Bench, gather, make_cell, result_file, run_cells, students_at_once
+from diffsel.evaluation.bench import Bench
+from diffsel.evaluation.cells import gather, make_cell, result_file, run_cells, students_at_once
 from diffsel.evaluation.protocols import resolve_recipe
 from diffsel.evaluation.teachers import load_teacher
 from diffsel.machine.device import Machine

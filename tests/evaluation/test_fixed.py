@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from students import CPU, QUICK, Trusting, cell_of
 
 from diffsel.data.views import normalise
-from diffsel.evaluation.cells import Bench, train_one
+from diffsel.evaluation.bench import Bench
+from diffsel.evaluation.cells import train_one
 from diffsel.evaluation.fixed import check, source_of, write_fixed
 from diffsel.evaluation.students import batch_loss
 from diffsel.settings.errors import SettingsDiffer, StoreError

@@ -13,7 +13,7 @@ from students import CPU, QUICK, cell_of
 
 from diffsel.evaluation import storing as relabeling
 from diffsel.evaluation.batches import online, plan_epoch, show
-from diffsel.evaluation.cells import Bench
+from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.storing import stored, write_labels
 from diffsel.settings.errors import ConfigError, SettingsDiffer, StoreError
 

@@ -19,7 +19,8 @@ from diffsel.evaluation import batches as relabeling
 from diffsel.evaluation import cells as experiment
 from diffsel.evaluation import students as evaluation
 from diffsel.evaluation.batches import online
-from diffsel.evaluation.cells import Bench, make_cell
+from diffsel.evaluation.bench import Bench
+from diffsel.evaluation.cells import make_cell
 from diffsel.evaluation.fixed import source_of
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import resolve_recipe
@@ -92,7 +93,7 @@ def test_a_step_on_a_gpu_waits_for_no_copy(tmp_path: Path, monkeypatch, kind: st
     with a_gpu(monkeypatch):
         shown, machine = pictures.to(CUDA), Machine(CUDA)
         mean_and_deviation(CUDA)  # go up once for all students
-        source = source_of(shown, protocol, recipe, 0, teacher(CUDA), tmp_path if kind == "stored" else None)
+        source = source_of(shown, protocol, recipe, 0, teacher(CUDA), tmp_path if kind == "stored" else None, machine)
         with CUDA:
             network = build("conv3w8", 2, 16)
         optimizer = evaluation.make_optimizer(network, protocol, recipe)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
 from diffsel.data.views import normalise
-from diffsel.evaluation.cells import Bench
+from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.checkpoints import read_checkpoint
 from diffsel.evaluation.cutting import Held, Order, Shown, fits, training_transform
 from diffsel.evaluation.networks import build

@@ -5,12 +5,16 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from functools import partialmethod
 
 import pytest
 import torch
+import torch._dynamo.config as limits
+from torch import nn
 
+from diffsel.evaluation.networks import build
 from diffsel.machine import device as module
-from diffsel.machine.device import pick_device, to_host
+from diffsel.machine.device import compile_network, pick_device, to_host
 from diffsel.settings.errors import ConfigError
 
 CODE = """
@@ -89,3 +93,24 @@ def test_an_event_is_recorded_on_the_stream_of_the_tensors_own_device(monkeypatc
     with FakeTensorMode(allow_non_fake_inputs=True):
         to_host(empty(3, device="cuda:1"))
     assert recorded == [("stream of", "cuda:1")]
+
+
+def test_the_graphs_of_every_network_of_a_process_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's limit of graphs (eight, here two) is for all networks of a class: those that came last stayed as they are."""
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    torch.compiler.reset()
+    with limits.patch(recompile_limit=2):
+        for made, depth in enumerate((3, 4), 1):
+            network, images = build(f"conv{depth}w2", 2, 16), torch.zeros(2, 3, 16, 16)
+            compile_network(network)
+            network(images)
+            with torch.inference_mode():
+                network.eval()(images)
+            assert len(graphs) == 2 * made
+    torch.compiler.reset()

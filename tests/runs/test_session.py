@@ -20,7 +20,8 @@ from test_method import with_
 from torch import nn
 
 from diffsel.data.images import open_data
-from diffsel.evaluation.cells import Bench, make_cell
+from diffsel.evaluation.bench import Bench
+from diffsel.evaluation.cells import make_cell
 from diffsel.evaluation.storing import label_identity
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine

@@ -10,7 +10,7 @@ import pytest
 from students import CPU, Trusting, cell_of
 
 from diffsel.data.images import open_data
-from diffsel.evaluation.cells import Bench
+from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.storing import write_labels
 from diffsel.evaluation.teaching import train
 from diffsel.settings.errors import StoreError

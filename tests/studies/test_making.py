@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import ROOT, TINY, draw
 
-from diffsel.evaluation.cells import Bench
+from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.networks import build
 from diffsel.machine.device import Machine
 from diffsel.settings.errors import StoreError

@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 from diffsel.evaluation import cells as experiment
-from diffsel.evaluation.cells import Bench
+from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.results import Line, fairness, spread
 from diffsel.machine.device import Machine
