@@ -22,7 +22,7 @@ from .machine.tensors import read_extra
 from .runs.index import read_skipped, write_skipped
 from .runs.knowledge import what_it_knows
 from .runs.session import Session, open_features, start
-from .runs.units import Placed, Unit, unit_by_unit
+from .runs.units import Placed, Unit, devices, mixed, unit_by_unit
 from .runs.writing import keep_latents, write_maps, write_vectors
 from .sets.assembly import assemble
 from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_note, provenance
@@ -94,7 +94,7 @@ def score(session: Session) -> None:
         session.count("units already scored", len(before))
         session.count("images scored", len(new))
         session.count("U-Net forwards", sum(new) * (1 + len(s.scoring.prompts)))
-        session.notes |= dict.fromkeys(what_it_knows(run))
+        session.notes |= dict.fromkeys(filter(None, [*what_it_knows(run), mixed(devices(extras.values()))]))
 
 
 def embed(session: Session) -> None:

@@ -81,6 +81,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Read every file of a RUN, SET, LABELS or TEACHER against what it should be.  Exit code 1 where one is damaged."""
+    from ..runs.units import devices, mixed, told_by
     from ..studies.checking import Damage, check_folder
 
     files, bad = 0, list[Damage]()
@@ -95,6 +96,8 @@ def check(
                 print(f"{damage.file} {damage.reason}{': removed' if removed else ''}")
     for way in dict.fromkeys(damage.remake or damage.way for damage in bad):
         print(way)
+    if told := mixed(devices(told_by(target))):
+        print(told)
     print(f"{files} files, {len(bad)} damaged")
     if bad and not (remove and all(damage.remake for damage in bad)):
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from ..evaluation.results import Line, Spread
 from ..machine.files import AsPath
 from ..machine.formats import differences, read_yaml
 from ..runs.run import Part, Run, open_run, recorded_settings
+from ..runs.units import devices, mixed, told_by
 from ..sets.figures import Figures, mean_of
 from ..sets.opening import DistilledSet, damaged_pictures, read_set
 from ..settings.errors import StoreError, short
@@ -219,6 +220,7 @@ def settings_of(opened: Opened) -> dict[str, dict[str, Any]]:
         "images": record["data"],
         "model digest": record["identity"]["model"],
         "precision": record["identity"]["precision"],
+        "devices": mixed(computed := devices(told_by(opened.run.path))) or ", ".join(computed),
         "fingerprint": opened.run.mark,
     }
     return {"run": head} | {name: dumped[name] for name in used} | {"versions": dict(record["versions"])}

@@ -146,7 +146,7 @@ def score(study: Comparison) -> None:
         ):
             for unit in left:
                 for part, values in _score_unit(study, unit, bar).items():
-                    part.write(unit, values)
+                    part.write(unit, values, session.about(unit))
 
 
 def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[Part, dict[str, np.ndarray]]:

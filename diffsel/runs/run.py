@@ -66,11 +66,11 @@ class Part:
         check_unit(self.file(unit), unit, extra, rows_of(tensors))
         return tensors
 
-    def write(self, unit: Unit, tensors: Mapping[str, np.ndarray]) -> None:
+    def write(self, unit: Unit, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
         settings = self.file(unit).parent / "settings.yaml"
         if not settings.exists():
             write_atomically(settings, dump_yaml(self.identity))
-        write_unit(self.file(unit), self.mark, tensors, {"label": unit.label})
+        write_unit(self.file(unit), self.mark, tensors, about)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

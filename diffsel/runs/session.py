@@ -99,6 +99,12 @@ class Session:
         """Something a user should know, shown once at the end."""
         self.notes[text] = None
 
+    def about(self, unit: Unit) -> dict[str, Any]:
+        """What a file of a unit says of itself: its class, and the device that computes it, whose rounding is its own."""
+        from ..machine.device import device_name
+
+        return {"label": unit.label, "device": device_name(self.scorer.model.device)}
+
     def log(self, what: str, number: int) -> None:
         """What this process has done, and how fast, to the tracker, if there is one; the step is seconds."""
         seconds = time.monotonic() - self.begun

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..data.rows import Row
-from ..machine.tensors import RECOVER, read_unit
+from ..machine.tensors import RECOVER, read_extra, read_unit
 from ..scoring.patches import Box
 from ..settings.errors import StoreError
 
@@ -64,6 +66,25 @@ def damage(file: Path, mark: str, unit: Unit | None) -> str | None:
     except (StoreError, KeyError, ValueError) as error:
         return str(error).removeprefix(f"{file} ").partition("; ")[0]
     return None
+
+
+def told_by(path: Path) -> Iterator[dict[str, Any]]:
+    """What every stored unit of RUN says of itself; a damaged one nothing."""
+    for pattern in ("maps/*", "latents/*", "features/*/*", "prompts/*/*"):
+        for file in sorted(path.glob(f"{pattern}.safetensors")):
+            with suppress(StoreError):
+                yield read_extra(file)
+
+
+def devices(extras: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many units each device computed; the first versions did not say."""
+    return Counter(extra["device"] for extra in extras if "device" in extra)
+
+
+def mixed(found: Mapping[str, int]) -> str:
+    """What units of several ``devices`` mean; empty where there is one."""
+    told = ", ".join(f"{count:,} by {name}" for name, count in sorted(found.items()))
+    return f"units of several devices ({told}) are equal to rounding, not byte by byte" if len(found) > 1 else ""
 
 
 def image_means(

@@ -33,8 +33,8 @@ def write_maps(session: Session, unit: Unit, read: Read, found: Sequence[Maps]) 
         if keep:
             latents[str(row.row)] = maps.latent.float().cpu().numpy()
     if keep:
-        write_unit(run.latent_file(unit), run.mark, latents, {"label": unit.label})
-    extra = {"label": unit.label, "rows": [row.row for row, _ in scored], "draws": [maps.draws for _, maps in scored]}
+        write_unit(run.latent_file(unit), run.mark, latents, session.about(unit))
+    extra = {**session.about(unit), "rows": [row.row for row, _ in scored], "draws": [maps.draws for _, maps in scored]}
     if again := [row.row for row, maps in scored if maps.again]:
         extra["again"] = again
         session.count("images scored again in fp32", len(again))
@@ -57,7 +57,7 @@ def write_vectors(
         run.feature_file(unit),
         run.feature_mark,
         {**columns(placed), "look": look, "vector": stacked},
-        {"label": unit.label},
+        session.about(unit),
     )
     give_back(run.feature_file(unit))
     session.count("patches embedded", len(placed))
@@ -75,5 +75,5 @@ def keep_latents(session: Session) -> None:
             pictures, _ = session.read([row for row in unit.rows if row.row in scored])
             keyed = [(row.digest, pixels) for row, pixels in pictures]
             made = {str(pictures[place][0].row): latent for place, latent in encode_images(session.scorer, keyed)}
-            write_unit(run.latent_file(unit), run.mark, made, {"label": unit.label})
+            write_unit(run.latent_file(unit), run.mark, made, session.about(unit))
             bar.update(len(unit.rows))

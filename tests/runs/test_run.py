@@ -10,14 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from test_method import distill
 
 from diffsel import method
 from diffsel.data import images
 from diffsel.data.classes import ClassInfo
 from diffsel.data.images import ImageData
 from diffsel.data.rows import Row, Rows, Skipped
+from diffsel.report.opening import open_target, settings_of
 from diffsel.runs import index, session
 from diffsel.runs import run as store
+from diffsel.runs.units import told_by
 from diffsel.settings.errors import SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings
 from diffsel.settings.settings import Settings, fingerprint, resolve
@@ -215,3 +218,21 @@ def test_an_index_that_is_whole_is_read_once_and_not_written_again(folder, tmp_p
     session.start(str(source), tmp_path / "run", small)
     assert len(read) == 1
     assert (tmp_path / "run" / "index.parquet").stat().st_ino == before
+
+
+def test_units_name_their_device_and_several_are_told(folder, tmp_path, small, diffsel, monkeypatch) -> None:
+    """A name changes no fingerprint: units of one run may be of several devices, which is told and not refused."""
+    source, run = folder(cat=3, dog=3), tmp_path / "run"
+    alone = distill(source, run, small).run
+    assert {extra["device"] for extra in told_by(run)} == {"cpu"}
+    for file in (alone.map_file(alone.units[1]), alone.feature_file(alone.units[1])):
+        file.unlink()
+    monkeypatch.setattr("diffsel.machine.device.device_name", lambda device: "NVIDIA X")
+    session = distill(source, run, small)
+    assert session.run.mark == alone.mark
+    note = "units of several devices (1 by NVIDIA X, 1 by cpu) are equal to rounding, not byte by byte"
+    assert note in session.notes
+    code, out, _ = diffsel("check", run, "-q")
+    assert code == 0
+    assert note.replace("1", "2") in out  # maps and features
+    assert settings_of(open_target(run))["run"]["devices"] == note.replace("1", "2")
