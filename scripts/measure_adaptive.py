@@ -54,9 +54,15 @@ def every_draw(model: Diffusion, images, prompt: str, settings: ScoringSettings,
     words = model.embed_prompts([settings.null_prompt, prompt])
     with torch.inference_mode():
         scorer = Scorer(model, settings, 0, batch_size)
-        bucket = Bucket(scorer.encode(images), [key for key, _ in images], words[None], [0] * len(images))
+        bucket = Bucket(
+            scorer.encode(images),
+            [key for key, _ in images],
+            words[None],
+            [0] * len(images),
+            {i: i for i in range(len(images))},
+        )
         items = [(i, d) for i in range(len(images)) for d in range(settings.draws)]
-        rows = np.stack([rows for _, rows in scorer.losses(bucket, items)])
+        rows = np.stack([rows for _, rows in scorer.losses([(bucket, items)])])
     return rows.reshape(len(images), settings.draws, *rows.shape[1:])
 
 

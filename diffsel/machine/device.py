@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..settings.errors import ConfigError
 from ..settings.sections import ComputeSettings
 
-T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 2**30  # bytes; larger blocks still come from the system, and go back to it
 
@@ -138,15 +137,6 @@ def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(tensor.device))  # of the tensor's device, whichever is the current one
     return host, event.synchronize
-
-
-def one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Each item after the next one was made."""
-    last: list[T] = []
-    for item in items:
-        yield from last
-        last = [item]
-    yield from last
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ def _labels(own: int, classes: int, seed: int) -> Int[np.ndarray, " labels"]:
 
 def _ask(scorer: Scorer, key: str, pixels: Pixels, words: Tensor, labels: np.ndarray, label: str) -> Answer:
     shape, s = latent_shape(scorer.model, pixels), scorer.settings
-    bucket = Bucket(scorer.encode([(key, pixels)]), [key], words[[0, *(1 + labels)]][None], [0])
-    rows = [row for _, row in scorer.losses(bucket, [(0, draw) for draw in range(s.draws)], _differences)]
+    bucket = Bucket(scorer.encode([(key, pixels)]), [key], words[[0, *(1 + labels)]][None], [0], {0: 0})
+    rows = [row for _, row in scorer.losses([(bucket, [(0, draw) for draw in range(s.draws)])], _differences)]
     mean = np.stack(rows).mean((0, 2, 3), dtype=np.float64)
     window = s.log_snr or (scorer.model.levels.log_snr(s.t_min), scorer.model.levels.log_snr(s.t_max))
     return Answer(label, mean[:-1], float(mean[-1]), nats_per_unit(window, math.prod(shape)))

@@ -78,7 +78,8 @@ class Session:
 
     def filled(self, scorer: Scorer) -> Scorer:
         """With as many samples in a forward of each latent shape as the run's images fill, a group of units at a time."""
-        from ..scoring.draws import evenly, latent_size
+        from ..scoring.batching import evenly
+        from ..scoring.draws import latent_size
         from ..scoring.maps import batch_sizes
 
         s, model, images = self.settings, scorer.model, Counter[tuple[int, ...]]()

@@ -31,7 +31,7 @@ def write_maps(session: Session, unit: Unit, read: Read, found: Sequence[Maps]) 
     for row, maps in scored:
         tensors |= maps.tensors(row)
         if keep:
-            latents[str(row.row)] = maps.latent.float().cpu().numpy()
+            latents[str(row.row)] = maps.latent
     if keep:
         write_unit(run.latent_file(unit), run.mark, latents, session.about(unit))
     extra = {**session.about(unit), "rows": [row.row for row, _ in scored], "draws": [maps.draws for _, maps in scored]}

@@ -1,6 +1,7 @@
 """What a diffusion prior says of an image.  Knows no run and no set.
 
 adaptive   which images need more draws
+batching   items in batches that are all alike, of one shape each
 classids   which of a class-conditional prior's classes is meant
 diffusion  a prior behind four verbs: what all families share
 draws      one draw at a time: keyed noise, predictions, losses

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.pixels import Pixels
-from ..machine.device import device_name, machine_of, one_behind, to_device, to_host
+from ..machine.device import device_name, machine_of, to_device, to_host
 from ..machine.processes import out_of_memory
 from ..settings.errors import ConfigError
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
+from .batching import EIGHT, Job, Launched, Shape, filled
 from .diffusion import Diffusion
 from .folder import locate
 from .levels import Flow, Table
@@ -33,12 +34,9 @@ from .suiting import suited
 
 LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
-Shape = tuple[int, ...]  # of a latent: channels, h, w
-Launched = tuple[Tensor, Callable[[], object]]  # what a batch gives, a line an item, and what waits for its arrival
-LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
-EIGHT = 8  # samples, of which a forward has a multiple where it can
 T = TypeVar("T")
 V = TypeVar("V")
+LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Bucket:
     keys: Sequence[str]
     words: Float[Tensor, "kinds prompts tokens width"]
     kinds: Sequence[int]  # of each image, its line of ``words``
+    places: Mapping[int, int]  # of each image's number, its line of ``latents``
 
 
 @dataclass(frozen=True)
@@ -67,42 +66,51 @@ class Scorer:
         """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
         model = self.model
         kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
-        found = {i: torch.from_numpy(latent).to(model.device) for i, latent in kept.items()}
+        found = {i: to_device(torch.from_numpy(latent), model.device) for i, latent in kept.items()}
+        most = 2 if model.device.type == "cpu" else 4  # more would be filling, which costs more than a call
+        jobs = []
         for size in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
             same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == size]
-            shape = latent_shape(model, bucket[same[0]][1])
-            most = 2 if model.device.type == "cpu" else 4  # more would be filling, which costs more than a call
-            for chunk, latents in self.batches(same, shape, 1, partial(self._encode, bucket, shape), most):
-                found[chunk] = latents
+            encode = partial(self._encode, bucket, latent_size(model, *size))
+            jobs.append(Job(same, (3, *size), 1, encode, most))  # a shape of its own: less memory says nothing of forwards
+        found |= dict(self.batches(jobs))
         return torch.stack([found[i] for i in range(len(bucket))])
 
     def _encode(self, bucket: Sequence[tuple[str, Picture]], shape: Shape, chunk: Sequence[int]) -> Launched:
         noise = None
         if self.settings.posterior == "sample":
             keyed = [keyed_generator(self.seed, bucket[i][0], "posterior") for i in chunk]
-            noise = torch.stack([torch.randn(shape, generator=generator) for generator in keyed])
+            noise = to_device(torch.stack([torch.randn(shape, generator=generator) for generator in keyed]), self.model.device)
         latents = self.model.encode(as_images([bucket[i][1] for i in chunk], self.model.device), noise)
         return latents, lambda: None
 
     def losses(
         self,
-        bucket: Bucket,
-        items: Sequence[tuple[int, int]],
+        asked: Iterable[tuple[Bucket, Sequence[tuple[int, int]]]],
         rows_of: LossRows | None = None,
         apart: bool = False,
     ) -> Iterator[tuple[tuple[int, int], Float[np.ndarray, "rows h w"]]]:
-        """``rows_of`` (by default ``all_losses``) of each (image, draw) in ``items``, in their order, in float32."""
-        shape, samples = tuple(bucket.latents.shape[1:]), 1 if apart else bucket.words.shape[1]
-        for item, rows in self.batches(items, shape, samples, partial(self._draw, bucket, rows_of or all_losses, shape)):
-            yield item, rows.numpy()
+        """``rows_of`` (by default ``all_losses``) of each (image, draw) asked of each bucket, in their order, in float32.
+
+        A bucket is made while the last batch of the one before is under way.
+        """
+
+        def jobs() -> Iterator[Job[tuple[int, int]]]:
+            for bucket, items in asked:
+                shape, samples = tuple(bucket.latents.shape[1:]), 1 if apart else bucket.words.shape[1]
+                yield Job(items, shape, samples, partial(self._draw, bucket, rows_of or all_losses, shape))
+
+        return ((item, rows.numpy()) for item, rows in self.batches(jobs()))
 
     def _draw(self, bucket: Bucket, rows_of: LossRows, shape: Shape, chunk: Sequence[tuple[int, int]]) -> Launched:
         model, device = self.model, self.model.device
         levels = model.levels if self.settings.log_snr else None
-        drawn = [draw_noise(bucket.keys[i], d, shape, self.settings, self.seed, model.steps, levels) for i, d in chunk]
+        places = [bucket.places[image] for image, _ in chunk]
+        keyed = [(bucket.keys[i], d) for i, (_, d) in zip(places, chunk, strict=True)]
+        drawn = [draw_noise(key, d, shape, self.settings, self.seed, model.steps, levels) for key, d in keyed]
         noise = to_device(torch.stack([eps for _, eps in drawn]), device)
         t = to_device(torch.tensor([t for t, _ in drawn]), device)
-        which, kind = to_device(torch.tensor([(i, bucket.kinds[i]) for i, _ in chunk]).T.contiguous(), device)
+        which, kind = to_device(torch.tensor([(i, bucket.kinds[i]) for i in places]).T.contiguous(), device)
         noisy = model.add_noise(bucket.latents[which], noise, t)
         predicted = predict_all(model, noisy, t, bucket.words[kind].transpose(0, 1), self.size(shape))
         return to_host(torch.stack(rows_of(noise, predicted), 1))
@@ -111,29 +119,48 @@ class Scorer:
         """Samples in a forward of latents of this ``shape``."""
         return self.sizes.get(shape, self.batch_size)
 
-    def batches(
-        self, items: Sequence[T], shape: Shape, samples: int, launch: Callable[[Sequence[T]], Launched], most: int | None = None
-    ) -> Iterator[tuple[T, Tensor]]:
-        """Each item with what ``launch`` makes of it in a batch of ``size`` samples, of which an item takes ``samples``.
+    def batches(self, jobs: Iterable[Job[T]]) -> Iterator[tuple[T, Tensor]]:
+        """Each item with what its batch gives for it, in order; one batch is under way while the next one is launched.
 
-        One batch is under way on the device while the one before is taken in.  Where memory runs out, batches of this
-        ``shape`` are halved from then on, and what is not made yet is made again.
+        Where memory runs out, batches of that shape alone are halved from then on, and the batch is made again.
         """
-        left = list(items)
-        while left:
-            count = min(max(1, self.size(shape) // samples), most or self.size(shape))
-            try:
-                for chunk, (made, arrived) in one_behind((part, launch(part)) for part in padded(left, count)):
-                    arrived()
-                    found = dict(zip(chunk, made, strict=True))  # without the filling
-                    left = left[len(found) :]
-                    yield from found.items()
-            except RuntimeError as error:
-                half, whole = min(self.size(shape), count * samples) // 2, math.lcm(EIGHT, samples)
-                if not half or not out_of_memory(error):
-                    raise
-                self.sizes[shape] = half // whole * whole or half // samples * samples or half
-                self.note(f"out of memory: batches of latents of {shape[1]} x {shape[2]} were lowered to {self.sizes[shape]}")
+        waiting: list[tuple[Job[T], Sequence[T], Launched]] = []
+        for job in jobs:
+            begun = 0
+            while begun < len(job.items):
+                count = job.count(self.size(job.shape))
+                chunk = job.items[begun : begun + count]
+                try:
+                    launched = job.launch(filled(chunk, count))
+                except RuntimeError as error:
+                    self._halve(job, error)
+                    continue
+                begun += len(chunk)
+                for before in waiting:
+                    yield from self._taken(*before)
+                waiting = [(job, chunk, launched)]
+        for before in waiting:
+            yield from self._taken(*before)
+
+    def _taken(self, job: Job[T], chunk: Sequence[T], launched: Launched) -> Iterator[tuple[T, Tensor]]:
+        made, arrived = launched
+        try:
+            arrived()
+        except RuntimeError as error:
+            self._halve(job, error)
+            yield from self.batches([replace(job, items=chunk)])
+        else:
+            yield from zip(chunk, made, strict=False)  # without the filling
+
+    def _halve(self, job: Job[Any], error: RuntimeError) -> None:
+        """For the batches of a shape; raises the error where memory is not what is missing, or nothing is left to halve."""
+        shape, samples = job.shape, job.samples
+        half, whole = min(self.size(shape), job.count(self.size(shape)) * samples) // 2, math.lcm(EIGHT, samples)
+        if not half or not out_of_memory(error):
+            raise error
+        self.sizes[shape] = half // whole * whole or half // samples * samples or half
+        what = "pictures" if shape[0] == 3 else "latents"
+        self.note(f"out of memory: batches of {what} of {shape[1]} x {shape[2]} were lowered to {self.sizes[shape]}")
 
 
 def open_scorer(settings: Settings, local: int = 0) -> Scorer:
@@ -281,23 +308,4 @@ def keyed_generator(*key: object) -> torch.Generator:
 
 def as_images(pixels: Sequence[Pixels], device: torch.device) -> Float[Tensor, "b 3 height width"]:
     """uint8 HWC to float [-1, 1] BCHW."""
-    return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-
-
-def evenly(items: float, most: int, samples: int = 1) -> int:
-    """Items of so many ``samples`` in a batch, at most ``most``, so that ``items`` fill equal batches: 33 fill three of 12,
-    where 32 and 1 would leave 31 places.  A batch more costs as much as two items.
-
-    Batches hold a multiple of eight samples where they can: of other numbers, a sample's bytes depend on its neighbours (a CPU
-    multiplies the last rows of a matrix another way).
-    """
-    step = EIGHT // math.gcd(EIGHT, samples)
-    sizes = range(step, most + 1, step) or range(most, most + 1)
-    return min(sizes, key=lambda size: (math.ceil(items / size) * (size + 2), -size))
-
-
-def padded(items: Sequence, size: int) -> Iterator[list]:
-    """Runs of exactly ``size`` items; the last is filled up by repeating its last item."""
-    for start in range(0, len(items), size):
-        part = list(items[start : start + size])
-        yield part + part[-1:] * (size - len(part))
+    return to_device(torch.from_numpy(np.stack(pixels)), device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.pixels import Pixels
-from ..machine.device import to_host
+from ..machine.device import to_device, to_host
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings
+from .batching import Job, Launched
 from .diffusion import Diffusion
-from .draws import Launched, Scorer, as_images, keyed_generator, latent_size, soundly
+from .draws import Scorer, as_images, keyed_generator, latent_size, soundly
 from .patches import Box
 
 Vector = NDArray[np.float32]
@@ -53,16 +54,16 @@ def _embed(
 ) -> Iterator[tuple[int, Vector]]:
     if settings.kind == "clip":
         places = list(range(len(patches)))
-        for i, vector in scorer.batches(places, CLIP, 1, partial(_embed_clip, patches, settings, scorer.model.device)):
-            yield i, vector.numpy()
+        jobs = [Job(places, CLIP, 1, partial(_embed_clip, patches, settings, scorer.model.device))]
+        yield from ((i, vector.numpy()) for i, vector in scorer.batches(jobs))
         return
     whole = settings.pooling == "box"
     words = {text: scorer.model.embed_prompts([text])[0] for text in dict.fromkeys(texts)}
+    make, jobs = partial(_embed_dift, scorer, patches, [words[text] for text in texts], settings), []
     for size in sorted({_view(p, whole).shape[:2] for p in patches}):
         places = [i for i, p in enumerate(patches) if _view(p, whole).shape[:2] == size]
-        make = partial(_embed_dift, scorer, patches, [words[text] for text in texts], settings)
-        for i, vector in scorer.batches(places, latent_size(scorer.model, *size), 1, make):
-            yield i, vector.numpy()
+        jobs.append(Job(places, latent_size(scorer.model, *size), 1, make))
+    yield from ((i, vector.numpy()) for i, vector in scorer.batches(jobs))
 
 
 def _embed_dift(
@@ -94,7 +95,7 @@ def _dift(
                 for p in patches
             ]
         )
-        noisy = model.add_noise(latents, noise.to(model.device), t)
+        noisy = model.add_noise(latents, to_device(noise, model.device), t)
         feature = model.features(noisy, t, words, model.point(settings))
         total = feature if total is None else total + feature
     assert total is not None  # ensemble >= 1

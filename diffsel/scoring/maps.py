@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.rows import Row
+from ..machine.device import to_host
 from ..settings.sections import PatchSettings, ScoringSettings
 from .adaptive import undecided
+from .batching import Shape, evenly
 from .diffusion import Diffusion
-from .draws import Bucket, LossRows, Picture, Scorer, Shape, all_losses, evenly, is_sound, latent_shape, plain_losses, soundly
+from .draws import Bucket, LossRows, Picture, Scorer, all_losses, is_sound, latent_shape, plain_losses, soundly
 
 GROUP = 16  # images that are scored together, for each sample of a forward: then filling costs about 2 %
 
@@ -39,7 +41,7 @@ class Maps:
     gap: Float[np.ndarray, "P B h w"]  # float16, G above
     null: Float[np.ndarray, "B h w"]  # float32, the null prompt's loss, so that a prompt added later needs no new one
     draws: int  # how many (timestep, noise) pairs they are the mean of
-    latent: Float[Tensor, "4 h w"]  # of the picture, on the model's device
+    latent: Float[np.ndarray, "4 h w"]  # float32, of the picture
     again: bool = False  # whether they were made in fp32, since they overflowed in the precision of the pass
 
     @property
@@ -120,8 +122,7 @@ def encode_images(scorer: Scorer, images: Sequence[tuple[str, Picture]]) -> Iter
 
 def _encode(scorer: Scorer, images: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Float[np.ndarray, "4 h w"]]]:
     for places in _by_shape(scorer.model, [picture for _, picture in images]):
-        latents = scorer.encode([images[place] for place in places]).float().cpu().numpy()
-        yield from zip(places, latents, strict=True)
+        yield from zip(places, scorer.encode([images[place] for place in places]).cpu().numpy(), strict=True)
 
 
 def _by_shape(model: Diffusion, pictures: Sequence[Picture]) -> list[list[int]]:
@@ -130,14 +131,16 @@ def _by_shape(model: Diffusion, pictures: Sequence[Picture]) -> list[list[int]]:
     return [[place for place, cell in enumerate(cells) if cell == shape] for shape in sorted(set(cells))]
 
 
-def _bucket(scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], apart: bool = False) -> Bucket:
-    """Images of one latent shape, each to be asked ``first`` and then its own prompts; ``apart``: embedded one by one."""
+def _buckets(scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], apart: bool = False) -> Iterator[Bucket]:
+    """Images by latent shape, each to be asked ``first`` and then its own prompts; ``apart``: embedded one by one."""
     texts = list(dict.fromkeys((*first, *image.prompts) for image in images))
     embed = scorer.model.embed_prompts
     words = [torch.cat([embed([text]) for text in each]) if apart else embed(list(each)) for each in texts]
-    latents = scorer.encode([(image.key, image.picture) for image in images])
-    kinds = [texts.index((*first, *image.prompts)) for image in images]
-    return Bucket(latents, [image.key for image in images], torch.stack(words), kinds)
+    for places in _by_shape(scorer.model, [image.picture for image in images]):
+        some = [images[place] for place in places]
+        latents = scorer.encode([(image.key, image.picture) for image in some])
+        kinds = [texts.index((*first, *image.prompts)) for image in some]
+        yield Bucket(latents, [i.key for i in some], torch.stack(words), kinds, {place: i for i, place in enumerate(places)})
 
 
 def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
@@ -192,7 +195,7 @@ class _Sums:
         mean = self.mean()
         prompts = len(mean) // 2
         differential, gap = mean[:prompts].astype(np.float16), mean[prompts:-1].astype(np.float16)
-        return Maps(differential, gap, mean[-1], self.draws, self.latent)
+        return Maps(differential, gap, mean[-1], self.draws, self.latent.numpy())
 
 
 @torch.inference_mode()
@@ -200,15 +203,23 @@ def _add_up(
     scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], rows_of: LossRows, apart: bool
 ) -> Iterator[tuple[int, _Sums]]:
     """All draws of each image, latent shape by latent shape.  Draws run through images in turn: few are unfinished."""
-    settings = scorer.settings
-    for places in _by_shape(scorer.model, [image.picture for image in images]):
-        bucket = _bucket(scorer, [images[place] for place in places], first, apart)
-        items = [(image, draw) for image in range(len(places)) for draw in range(settings.draws)]
-        sums: dict[int, _Sums] = {}
-        for (i, d), part in scorer.losses(bucket, items, rows_of, apart):
-            sums.setdefault(i, _Sums(settings, bucket.latents[i])).add(part)
-            if d == settings.draws - 1:
-                yield places[i], sums.pop(i)
+    draws, sums = scorer.settings.draws, dict[int, _Sums]()
+
+    def asked() -> Iterator[tuple[Bucket, Sequence[tuple[int, int]]]]:
+        for bucket in _buckets(scorer, images, first, apart):
+            sums.update(_begun(bucket, scorer.settings))
+            yield bucket, [(place, draw) for place in bucket.places for draw in range(draws)]
+
+    for (place, draw), losses in scorer.losses(asked(), rows_of, apart):
+        sums[place].add(losses)
+        if draw == draws - 1:
+            yield place, sums.pop(place)
+
+
+def _begun(bucket: Bucket, settings: ScoringSettings) -> dict[int, _Sums]:
+    """Of each image; the copy of the latents is waited for with the first losses, which leave the device after it."""
+    latents, _ = to_host(bucket.latents)
+    return {place: _Sums(settings, latents[i]) for place, i in bucket.places.items()}
 
 
 @torch.inference_mode()
@@ -218,17 +229,15 @@ def score_adaptively(scorer: Scorer, images: Sequence[Asked], patches: PatchSett
     Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
     """
     settings = scorer.settings
-    shapes = _by_shape(scorer.model, [image.picture for image in images])
-    buckets = [_bucket(scorer, [images[i] for i in places], (settings.null_prompt,)) for places in shapes]
-    sums = {i: _Sums(settings, b.latents[j]) for b, places in zip(buckets, shapes, strict=True) for j, i in enumerate(places)}
+    buckets = list(_buckets(scorer, images, (settings.null_prompt,)))
+    sums = {place: begun for bucket in buckets for place, begun in _begun(bucket, settings).items()}
     seen: list[list[np.ndarray]] = [[] for _ in images]
     left = set(range(len(images)))
     for count in settings.rounds():
-        for bucket, places in zip(buckets, shapes, strict=True):
-            items = [(j, d) for j, i in enumerate(places) if i in left for d in range(sums[i].draws, count)]
-            for (j, _), losses in scorer.losses(bucket, items):
-                sums[places[j]].add(losses)
-                seen[places[j]].append(losses[[patches.prompt, len(losses) // 2 + patches.prompt, -1]])
+        more = [[(i, draw) for i in b.places if i in left for draw in range(sums[i].draws, count)] for b in buckets]
+        for (i, _), losses in scorer.losses(zip(buckets, more, strict=True)):
+            sums[i].add(losses)
+            seen[i].append(losses[[patches.prompt, len(losses) // 2 + patches.prompt, -1]])
         if count < settings.rounds()[-1]:
             settled = left - _undecided(images, seen, patches, settings)
             yield from ((i, sums[i].maps()) for i in sorted(settled))

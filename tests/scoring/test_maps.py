@@ -7,8 +7,9 @@ import pytest
 import torch
 from pictures import SETTINGS, picture, score
 
+from diffsel.scoring.batching import evenly, filled
 from diffsel.scoring.diffusion import Diffusion
-from diffsel.scoring.draws import Scorer, differential_and_gap, draw_noise, evenly, padded
+from diffsel.scoring.draws import Scorer, differential_and_gap, draw_noise
 from diffsel.scoring.maps import Maps, batch_sizes, filled_forwards, forwards, label_losses
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ScoringSettings
@@ -203,9 +204,9 @@ def test_items_are_spread_over_equal_batches_of_eights(items: int, most: int, sa
     assert evenly(items, most, samples) == expected
 
 
-def test_padding_repeats_the_last_item() -> None:
-    assert list(padded([1, 2, 3], 2)) == [[1, 2], [3, 3]]
-    assert list(padded([], 2)) == []
+def test_filling_repeats_the_last_item() -> None:
+    assert filled([1, 2], 2) == [1, 2]
+    assert filled([3], 3) == [3, 3, 3]
 
 
 def test_a_prompt_that_is_too_long_is_named(tiny: Diffusion) -> None:
