@@ -21,6 +21,7 @@ from ..data.views import normalise
 from ..machine.device import Machine
 from ..machine.files import write_atomically
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
+from ..machine.processes import Workers
 from ..machine.tensors import read_unit, write_unit
 from ..settings.errors import SettingsDiffer, StoreError
 from ..settings.settings import fingerprint
@@ -39,17 +40,21 @@ def fixed_logits(pictures: Pictures, teacher: Teacher) -> Float[Tensor, "n class
     return torch.cat(parts).half().float()
 
 
-def write_fixed(out: Path, pictures: Pictures, teacher: Teacher) -> bool:
-    """Store the labels of a set; False where they are there.  Raises SettingsDiffer where ``out`` holds other labels."""
+def write_fixed(out: Path, pictures: Pictures, teacher: Teacher, workers: Workers | None = None) -> bool:
+    """Store the labels of a set, in one process of all; False where they are there.
+
+    Raises SettingsDiffer where ``out`` holds other labels.
+    """
     told = _identity(pictures.digest, teacher.digest) | {"network": teacher.name}
     told |= {"classes": [info.folder for info in pictures.classes]}
     if not is_mine(out, "labels.yaml", told, "a folder of stored labels"):
         write_atomically(out / "labels.yaml", dump_yaml(told))
     if there := _file(out).exists():
         read_unit(_file(out), fingerprint(told), f"delete it, {RECOVER}")
-    else:
-        logits = fixed_logits(pictures, teacher).half().cpu().numpy()
-        write_unit(_file(out), fingerprint(told), {"logits": logits}, {})
+    with (workers or Workers()).share([out], _file) as left:
+        for _ in left:
+            logits = fixed_logits(pictures, teacher).half().cpu().numpy()
+            write_unit(_file(out), fingerprint(told), {"logits": logits}, {})
     return not there
 
 

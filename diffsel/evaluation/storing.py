@@ -10,6 +10,7 @@ stream of batches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..data.views import Mix, Views
 from ..machine.device import to_device
 from ..machine.files import write_atomically
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
+from ..machine.processes import Workers
 from ..machine.progress import Progress, quiet
 from ..machine.tensors import read_unit, write_unit
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
@@ -63,10 +65,11 @@ def write_labels(
     epochs: int,
     top_k: int | None = None,
     progress: Progress = quiet,
+    workers: Workers | None = None,
 ) -> int:
-    """Write the labels of ``epochs`` epochs to ``out``; those that are there and whole are kept.
+    """Write the labels of ``epochs`` epochs to ``out``, shared with other processes; those that are there and whole are kept.
 
-    Returns how many were written.
+    Returns how many were not.
 
     ``top_k``: only the k largest logits of each image; the others are taken to be their mean, to which the softmax at a
     protocol's temperature (20) comes nearest.
@@ -78,18 +81,18 @@ def write_labels(
     identity = label_identity(pictures, protocol, recipe, seed, teacher, top_k)
     if not is_mine(out, "labels.yaml", identity, "a folder of stored labels"):
         write_atomically(out / "labels.yaml", dump_yaml(identity))
-    written = 0
-    with progress(total=epochs, desc="labelling epochs", unit="epoch") as bar:
-        for epoch in range(epochs):
-            bar.update()
-            file = _epoch_file(out, epoch)
-            if _is_whole(file, fingerprint(identity), epoch):
-                continue
+    mark, file_of = fingerprint(identity), partial(_epoch_file, out)
+    missing = [epoch for epoch in range(epochs) if not _is_whole(file_of(epoch), mark, epoch)]
+    for epoch in missing:
+        file_of(epoch).unlink(missing_ok=True)  # what is damaged would count as made
+    done = progress(total=epochs, initial=epochs - len(missing), desc="labelling epochs", unit="epoch")
+    with done as bar, (workers or Workers()).share(missing, file_of, lambda epoch: bar.update()) as left:
+        for epoch in left:
             plans = plan_epoch(pictures, protocol, recipe, seed, epoch)
             logits = torch.cat([teacher.logits(show(pictures, [plan], protocol, recipe)) for plan in plans])
-            write_unit(file, fingerprint(identity), _tensors(plans, logits, top_k), {"epoch": epoch})
-            written += 1
-    return written
+            write_unit(file_of(epoch), mark, _tensors(plans, logits, top_k), {"epoch": epoch})
+            bar.update()
+    return len(missing)
 
 
 def check_labels(folder: Path, set_digest: str, protocol: ProtocolSettings, recipe: Recipe, teacher: str | None = None) -> dict:

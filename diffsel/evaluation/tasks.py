@@ -11,9 +11,11 @@ from typing import Any
 from ..data.albums import open_validation, validation_pictures
 from ..data.images import open_data
 from ..machine.files import AsPath, beside, named
+from ..machine.processes import Workers
 from ..machine.progress import Progress, quiet
 from ..sets.opening import home, members, open_set
 from ..settings.errors import ConfigError
+from ..settings.sections import ComputeSettings
 from ..settings.settings import DEFAULT, Settings
 from ..settings.training import ProtocolSettings
 from .bench import Bench
@@ -52,10 +54,18 @@ def train_teacher(
         for note in (*album.data.notes, album.note()):
             bench.tell(note) if note else None
     bench.track = bench.workers.tracker(settings.compute.tracker, out / "logs", t.model_dump(mode="json"))
-    loaders = min(settings.compute.workers, os.cpu_count() or 1)  # more is slower, and torch warns
+    loaders = loaders_of(settings.compute, bench.workers)
     # one process measures; the others know the pictures by their digest
     pictures = album.load(progress, settings.compute.workers) if album and bench.workers.is_main else album
     return train(images, pictures, out, t, settings.seed, bench, loaders)
+
+
+def loaders_of(compute: ComputeSettings, workers: Workers) -> int:
+    """Processes that read a training's images: as many as ``compute.workers`` says where it was set, else one for each core
+    that this process has of its machine; more are slower, and torch warns of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = max(1, cores // workers.here)
+    return min(compute.workers, own) if "workers" in compute.model_fields_set else own
 
 
 def relabel(
@@ -96,12 +106,13 @@ def relabel(
         bench.check_teacher(loaded, album, recorded=False, images="images of the set itself")
     target = Path(out or beside(home(found.path), "labels"))
     if p.labels == "fixed":
-        new = write_fixed(target, bench.pictures(album), loaded)
+        new = write_fixed(target, bench.pictures(album), loaded, bench.workers)
         bench.tell(f"one label each of {len(album.rows)} images {'written' if new else 'was there'}: {target}")
         return target
     size = stored_bytes(len(album.rows), len(album.classes), p.epochs, top_k, recipe.factor)
     bench.tell(f"{p.epochs} epochs of {len(album.rows)} images: {size / 1e6:,.1f} MB")
-    written = write_labels(target, bench.pictures(album), p, recipe, settings.seed, loaded, p.epochs, top_k, progress)
+    pictures = bench.pictures(album)
+    written = write_labels(target, pictures, p, recipe, settings.seed, loaded, p.epochs, top_k, progress, bench.workers)
     bench.tell(f"{written} epochs written, {p.epochs - written} were there: {target}")
     return target
 

@@ -84,8 +84,9 @@ def train(
     shown = Held(data, t, seed, bench.progress) if fits(data, t) else Shown(data, t, seed)
     loader = _loader(shown, t, order, loaders, machine)
     accelerator = workers.accelerator(machine.precision, machine.device.type == "cpu")
-    begun, best = _resume(out, network, optimizer, accelerator.scaler)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
+    # Not before: accelerate would send AdamW's counts of steps to the device too, and each step would ask for each of them.
+    begun, best = _resume(out, accelerator.unwrap_model(network), optimizer.optimizer, accelerator.scaler)
     if machine.compile:
         compile_network(network)
     line: dict[str, Any] = _metrics(out, begun)[-1] if begun else {}
@@ -136,8 +137,8 @@ def _train_epoch(
         loss = F.cross_entropy(output.float(), labels, label_smoothing=t.label_smoothing)
         accelerator.backward(loss)
         optimizer.step()
-        right = (output.detach().argmax(1) == labels).sum()
-        sums += torch.stack([loss.detach() * len(labels), right, torch.tensor(len(labels), device=sums.device)])
+        for place, value in enumerate((loss.detach() * len(labels), (output.detach().argmax(1) == labels).sum(), len(labels))):
+            sums[place] += value
         if t.record:
             each[:, ids] += difficulty(output.detach().float(), labels)
     total = accelerator.reduce(sums, "sum").tolist()
@@ -155,14 +156,10 @@ def difficulty(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) ->
 
 
 def _loader(shown: Held | Shown, t: TrainingSettings, order: Order, loaders: int, machine: Machine) -> DataLoader:
-    loaders = 0 if isinstance(shown, Held) else loaders
-    options: dict[str, Any] = {
-        "num_workers": loaders,
-        "persistent_workers": loaders > 0,
-        "pin_memory": machine.device.type == "cuda",
-    }
-    if isinstance(shown, Held):
-        options["collate_fn"] = _whole
+    options: dict[str, Any] = {"pin_memory": machine.device.type == "cuda"}
+    options |= (
+        {"collate_fn": _whole} if isinstance(shown, Held) else {"num_workers": loaders, "persistent_workers": loaders > 0}
+    )
     alone = len(shown) % t.batch_size == 1  # BatchNorm cannot take one image
     return DataLoader(shown, t.batch_size, sampler=order, drop_last=alone, **options)
 

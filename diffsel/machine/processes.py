@@ -39,6 +39,7 @@ class Workers:
         self.count = _told("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", default=1)
         self.shard = shard_of(os.environ.get(SHARD, ""))
         self.local = _told("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", default=0)  # on this machine
+        self.here = _told("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", default=1)  # of them
 
     @property
     def is_main(self) -> bool:
@@ -83,7 +84,8 @@ class Workers:
         from accelerate.utils import DataLoaderConfiguration
 
         mixed = "no" if precision in ("fp32", "tf32") else precision
-        return Accelerator(cpu=cpu, mixed_precision=mixed, dataloader_config=DataLoaderConfiguration(split_batches=True))
+        loading = DataLoaderConfiguration(split_batches=True, non_blocking=True)
+        return Accelerator(cpu=cpu, mixed_precision=mixed, dataloader_config=loading)
 
     @staticmethod
     def check_tracker(name: str) -> None:

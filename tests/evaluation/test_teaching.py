@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import accelerate.optimizer
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from waits import CUDA, Waits, a_gpu
 
 from diffsel.data.albums import validation_pictures
 from diffsel.data.images import open_data
-from diffsel.data.views import normalise
+from diffsel.data.views import mean_and_deviation, normalise
 from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.checkpoints import read_checkpoint
 from diffsel.evaluation.cutting import Held, Order, Shown, fits, training_transform
 from diffsel.evaluation.networks import build
-from diffsel.evaluation.tasks import train_teacher
+from diffsel.evaluation.tasks import loaders_of, train_teacher
 from diffsel.evaluation.teachers import load_teacher
-from diffsel.evaluation.teaching import _resume, _save, rate
+from diffsel.evaluation.teaching import _resume, _save, _train_epoch, rate
 from diffsel.evaluation.teaching import train as teach
 from diffsel.machine.device import Machine
+from diffsel.machine.processes import Workers
 from diffsel.machine.progress import quiet
 from diffsel.sets.difficulty import read_records
 from diffsel.settings.errors import ConfigError, DataError, SettingsDiffer, StoreError
-from diffsel.settings.sections import DataSettings
+from diffsel.settings.sections import ComputeSettings, DataSettings
 from diffsel.settings.settings import resolve
 from diffsel.settings.training import TrainingSettings
 
@@ -236,3 +241,46 @@ def test_rates() -> None:
     assert [rate(cosine, e) for e in (0, 1, 2)] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
     assert rate(cosine, 6) == pytest.approx(0.05)
     assert math.isclose(rate(cosine, 9), 0.05 * (1 + math.cos(math.pi * 7 / 8)))
+
+
+def test_a_step_on_a_gpu_waits_for_no_copy(monkeypatch) -> None:
+    """How many images a batch has was sent up in every step."""
+
+    class Alone:
+        device, autocast, backward = CUDA, nullcontext, staticmethod(lambda loss: None)
+        reduce = staticmethod(lambda each, how: total)  # what the host asks for at the end
+
+    total = torch.ones(3)
+    with a_gpu(monkeypatch):
+        mean_and_deviation(CUDA)
+        with CUDA:
+            network = build("conv3w8", 2, 16)
+            batch = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), torch.arange(4)
+        optimizer = torch.optim.SGD(network.parameters())
+        with Waits() as waits:
+            _train_epoch(network, [batch] * 3, optimizer, Alone(), QUICK, 0)
+    assert waits.seen == []
+
+
+def test_a_stopped_training_counts_its_steps_on_the_host(images, tmp_path: Path, monkeypatch) -> None:
+    """On the device AdamW asks for them one by one, in each step; accelerate would bring what it finds in an optimizer."""
+    moved, move = [], accelerate.optimizer.move_to_device
+    spy = lambda what, device: (moved.append(what), move(what, device))[1]  # noqa: E731
+    monkeypatch.setattr(accelerate.optimizer, "move_to_device", spy)
+    t = QUICK.model_copy(update={"optimizer": "adamw", "epochs": 1})
+    for epochs in (1, 2):
+        monkeypatch.setattr("diffsel.evaluation.teaching.is_mine", lambda *_: True)
+        teach(images[0], None, tmp_path, t.model_copy(update={"epochs": epochs}), 0, Bench(CPU))
+    assert len(moved) > 2
+    assert not any(isinstance(each, torch.Tensor) for each in moved)
+
+
+CORES = [({}, 1, 16), ({}, 8, 2), ({}, 32, 1), ({"workers": 3}, 1, 3), ({"workers": 99}, 2, 8)]
+
+
+@pytest.mark.parametrize(("asked", "beside", "count"), CORES)
+def test_loaders_follow_the_cores(monkeypatch, asked: dict[str, int], beside: int, count: int) -> None:
+    """Four gave 1,400 images a second, where a GPU wants 2,500 to 5,000."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
+    assert loaders_of(ComputeSettings(**asked), Workers()) == count
