@@ -8,9 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..evaluation.results import Spread
 from ..machine.formats import as_csv
 from ..settings.errors import ConfigError
 
@@ -18,6 +17,9 @@ Place = tuple[str, str]  # row, column
 Paper = float | str | tuple[float, float]  # a mean, a word, or (mean, standard deviation)
 Expected = Mapping[Place, Paper]
 Shape = Literal["bars", "lines", "grid"]
+
+if TYPE_CHECKING:  # numpy comes with it
+    from ..evaluation.results import Spread
 
 
 @dataclass(frozen=True)
