@@ -85,7 +85,6 @@ def train(
     loader = _loader(shown, t, order, loaders, machine)
     accelerator = workers.accelerator(machine.precision, machine.device.type == "cpu")
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
-    # Not before: accelerate would send AdamW's counts of steps to the device too, and each step would ask for each of them.
     begun, best = _resume(out, accelerator.unwrap_model(network), optimizer.optimizer, accelerator.scaler)
     if machine.compile:
         compile_network(network)
@@ -156,10 +155,9 @@ def difficulty(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) ->
 
 
 def _loader(shown: Held | Shown, t: TrainingSettings, order: Order, loaders: int, machine: Machine) -> DataLoader:
-    options: dict[str, Any] = {"pin_memory": machine.device.type == "cuda"}
-    options |= (
-        {"collate_fn": _whole} if isinstance(shown, Held) else {"num_workers": loaders, "persistent_workers": loaders > 0}
-    )
+    read = {"num_workers": loaders, "persistent_workers": loaders > 0}
+    options: dict[str, Any] = {"collate_fn": _whole} if isinstance(shown, Held) else read
+    options["pin_memory"] = machine.device.type == "cuda"
     alone = len(shown) % t.batch_size == 1  # BatchNorm cannot take one image
     return DataLoader(shown, t.batch_size, sampler=order, drop_last=alone, **options)
 
@@ -263,7 +261,10 @@ def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def _resume(
     out: Path, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
 ) -> tuple[int, float]:
-    """Take up a stopped training: the epoch to go on with, and the best top-1 so far."""
+    """Take up a stopped training: the epoch to go on with, and the best top-1 so far.
+
+    After ``prepare``, for accelerate would send AdamW's counts of steps to the device too, and each step would ask for them.
+    """
     file = out / "state.safetensors"
     if not file.exists():
         return 0, -1.0
