@@ -10,7 +10,7 @@ import typer
 from ..machine.processes import as_shard
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
-from ..settings.sections import BASELINES
+from ..settings.sections import BASELINES, CORESETS
 from ..settings.settings import Settings
 from .flags import (
     STORING,
@@ -90,7 +90,11 @@ def select(
     only: Classes = None,
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", metavar="T", help="For rded, who judges crops; for el2n and such, who kept records."),
+        typer.Option(
+            "--teacher",
+            metavar="T",
+            help="For rded, who judges crops; for el2n and such, who kept records; for a coreset, whose last features it sees.",
+        ),
     ] = None,
     sets: Annotated[
         int, typer.Option("--sets", min=1, help="So many sets that chance alone makes different: SET/set-0, set-1 ...")
@@ -105,9 +109,11 @@ def select(
 
     if sets > 1 and not settings.selection.by_chance:
         raise ConfigError(f"--sets {sets}: --method {settings.selection.method} leaves nothing to chance; all would be one set")
+    if teacher and settings.selection.method.startswith("diffsel"):
+        raise ConfigError(f"--teacher: --method {settings.selection.method} asks none")
     folders = {n: out if len(ipc) == 1 else out / f"ipc{n}" for n in ipc}
     wanted = [(n, k, where / f"set-{k}" if sets > 1 else where) for n, where in folders.items() for k in range(sets)]
-    if settings.selection.method in BASELINES:
+    if settings.selection.method in BASELINES or (teacher and settings.selection.method in CORESETS):
         return _baseline(run, settings, wanted, only, teacher, moved, quiet)
     opened = resume(Path(run), settings, progress(quiet), moved)
     names = split_names(only, opened.run.infos)

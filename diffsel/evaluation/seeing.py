@@ -34,6 +34,11 @@ class TeacherEye:
     def name(self) -> str:
         return f"the last features of {self.teacher.name}"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its vectors."""
+        return {"network": self.teacher.name, "digest": self.teacher.digest, "size": self.size}
+
     @torch.inference_mode()
     def vectors(self, pictures: Sequence[Pixels]) -> Float[np.ndarray, "n channels"]:
         """What goes into the network's last linear layer, unit length."""

@@ -33,6 +33,7 @@ from ..settings.sections import BaselineSettings
 from ..settings.settings import Settings, identity
 from . import difficulty
 from .assembly import assemble
+from .coresets import CORESETS, Vectors
 from .difficulty import Records
 from .opening import is_there
 from .selection import Pick, too_few
@@ -56,6 +57,15 @@ class Judge(Protocol):
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
 
 
+class Looker(Protocol):
+    """Who places pictures in a space, for a coreset."""
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def vectors(self, pictures: Sequence[Pixels]) -> Vectors: ...
+
+
 def select_baseline(
     data: ImageData,
     ipc: int,
@@ -65,10 +75,12 @@ def select_baseline(
     judge: Judge | None = None,
     progress: Progress = quiet,
     records: Records | None = None,
+    eye: Looker | None = None,
 ) -> bool:
     """Images -> SET by a method that needs no scoring pass, through the same assembly; False where it is there already.
 
-    ``judge``, for rded, knows the classes in the order asked for; ``records`` are for el2n, forgetting and ccs.
+    ``judge``, for rded, knows the classes in the order asked for; ``records`` are for el2n, forgetting and ccs, ``eye`` is for
+    a coreset.
     Raises SelectionError, DataError, StoreError.
     """
     data = replace(data, settings=data.settings.model_copy(update={"side_multiple": 1}))  # crops of images as they are
@@ -77,7 +89,7 @@ def select_baseline(
     factor = s.assembly.factor_at(ipc, s.selection.method)
     if not s.assembly.factor and min(limit.values()) < ipc * factor**2:
         factor = 1
-    record = baseline_provenance(data, ipc, factor, s, names, judge, records)
+    record = baseline_provenance(data, ipc, factor, s, names, judge, records, eye)
     if is_there(out, record):
         return False
     picks = {}
@@ -87,6 +99,8 @@ def select_baseline(
             picks[label] = select_rded(data, label, number, *rules, progress, workers)
         elif records:
             picks[label] = select_hard(data, label, ipc, factor, s, records)
+        elif eye:
+            picks[label] = select_coreset(data, label, ipc, factor, s, eye)
         else:
             picks[label] = select_random(data, label, ipc, factor, s.baseline, s.seed)
     assemble(out, picks, data, s.assembly, record, progress, s.compute.workers)
@@ -114,6 +128,7 @@ def baseline_provenance(
     classes: Sequence[str],
     judge: Judge | None,
     records: Records | None = None,
+    eye: Looker | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a baseline set's bytes."""
     return {
@@ -127,6 +142,7 @@ def baseline_provenance(
         "selection": {"method": s.selection.method},
         "teacher": {"network": judge.name, "digest": judge.digest, "size": judge_size(s)} if judge else None,
         **({"records": records.digest} if records else {}),
+        **({"eye": eye.identity, "restarts": s.selection.restarts} if eye else {}),
         "baseline": identity(s.baseline),
         "assembly": identity(s.assembly),
         **copies(data, classes),
@@ -181,9 +197,20 @@ def select_hard(data: ImageData, label: str, ipc: int, factor: int, s: Settings,
         raise too_few(label, len(rows), ipc, factor)
     rng, b = np.random.default_rng([s.seed, *label.encode()]), s.baseline
     chosen, score = difficulty.order(method, records.of(rows), need, b.early, b.cut, rng)
-    whole = b.model_copy(update={"whole": True})
-    boxes = {i: boxes_of(data, rows[i], whole, s.seed, 1)[0] for i in chosen.tolist()}
-    return [_pick(label, rank, rows[i], box, float(score[i]), method) for rank, (i, box) in enumerate(boxes.items())]
+    return [_whole(data, label, rank, rows[i], s, float(score[i]), method) for rank, i in enumerate(chosen.tolist())]
+
+
+def select_coreset(data: ImageData, label: str, ipc: int, factor: int, s: Settings, eye: Looker) -> list[Pick]:
+    """Whole images of a class that stand for the others in the space of ``eye``.  Raises SelectionError if it has too few."""
+    rows, vectors, need = list[Row](), list[Vectors](), ipc * factor**2
+    found = readable(data, sorted(distinct(data.of_class(label)), key=lambda row: row.path), s.compute.workers)
+    while part := list(islice(found, IMAGES_AT_ONCE)):
+        rows += [row for row, _ in part]
+        vectors.append(eye.vectors([pixels for _, pixels in part]))
+    if len(rows) < need:
+        raise too_few(label, len(rows), ipc, factor)
+    chosen = CORESETS[s.selection.method](np.concatenate(vectors), need, s.seed, s.selection.restarts)
+    return [_whole(data, label, rank, rows[i], s, 0.0, "coverage") for rank, i in enumerate(chosen.tolist())]
 
 
 def select_rded(
@@ -246,6 +273,11 @@ def best_crops(losses: Float[Tensor, "images crops"]) -> tuple[Int[Tensor, " ima
     """Which crop of each image has the lowest loss, and that loss (golden `rded_selector`)."""
     loss, best = losses.min(dim=1)
     return best, loss
+
+
+def _whole(data: ImageData, label: str, rank: int, row: Row, s: Settings, score: float, reason: str) -> Pick:
+    middle = s.baseline.model_copy(update={"whole": True})
+    return _pick(label, rank, row, boxes_of(data, row, middle, s.seed, 1)[0], score, reason)
 
 
 def _pick(label: str, rank: int, row: Row, box: Sequence[int], score: float, reason: str) -> Pick:

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Estimator = Literal["differential", "gap", "combined", "gated"]
 Baseline = Literal["random", "rded", "el2n-easy", "el2n-hard", "forgetting", "ccs"]
-Method = Literal["diffsel", "diffsel-noclusters", "herding", "kcenter", "medoids", Baseline]
+Coreset = Literal["herding", "kcenter", "medoids"]
+Method = Literal["diffsel", "diffsel-noclusters", Coreset, Baseline]
 BASELINES = get_args(Baseline)  # need no scoring pass
+CORESETS = get_args(Coreset)  # of vectors: those of a pass, or a teacher's
 EXECUTION: dict[str, Any] = {"execution": True}
 
 
@@ -259,7 +261,7 @@ class SelectionSettings(Section):
     @property
     def clustered(self) -> bool:
         """Whether it looks at vectors."""
-        return self.method in ("diffsel", "herding", "kcenter", "medoids")
+        return self.method in ("diffsel", *CORESETS)
 
     @property
     def by_chance(self) -> bool:

@@ -47,9 +47,9 @@ def test_from_images_to_a_table(diffsel: Callable, pictures: Path) -> None:
     code, out, err = diffsel("teacher", train, "--val", val, "--out", pictures / "t", *TEACH)
     assert code == 0, err
     assert "top1" in out
-    for method in ("random", "rded"):
+    for method in ("random", "rded", "herding"):
         words = ["select", train, "--method", method, "--ipc", 2, "--factor", 1, "--image-size", 16, "--patch-size", 0]
-        judge = ["--teacher", pictures / "t"] if method == "rded" else []
+        judge = ["--teacher", pictures / "t"] if method != "random" else []
         code, out, err = diffsel(*words, "--size", 16, "--out", pictures / method, *judge, "-q")
         assert code == 0, err
         assert ("% on 20 of the images whose crops it judges" in out) == (method == "rded")
@@ -134,6 +134,7 @@ def test_several_sets_are_one_line_that_covers_their_choice(diffsel: Callable, p
     ("words", "message"),
     [
         (["select", "DATA", "--method", "rded", "--ipc", 1, "--out", "SET"], "--method rded needs a classifier"),
+        (["select", "DATA", "--ipc", 1, "--out", "SET", "--teacher", "x"], "--teacher: --method diffsel asks none"),
         (["select", "DATA", "--method", "random", "--ipc", 99, "--out", "SET"], "has 10 patches, but ipc 99"),
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv3", "--teacher", "conv3"], "no public weights of conv3"),
         (["evaluate", "DATA", "--val", "DATA", "--student", "conv9"], "'conv9' (and no file or folder of that name); did you"),

@@ -126,6 +126,37 @@ def test_rded_sets_have_provenance_and_are_not_overwritten(data: ImageData, tmp_
         select_baseline(data, 9, tmp_path / "more", s, None, teacher())
 
 
+class Light:
+    """Who sees how bright a picture is, and nothing else."""
+
+    def __init__(self, digest: str) -> None:
+        self.identity = {"network": "light", "digest": digest, "size": 32}
+
+    def vectors(self, pictures: list[np.ndarray]) -> np.ndarray:
+        return np.array([[picture.mean()] for picture in pictures])
+
+
+def test_a_coreset_of_what_a_teacher_sees_needs_no_pass(data: ImageData, tmp_path: Path) -> None:
+    """Herding on brightness, written out: the next image brings the mean of those taken nearest to the mean of all."""
+    values = {"data": {"image_size": 32}, "patches": {"patch_size": 0}, "assembly": {"size": 32, "factor": 1}}
+    s = resolve({**values, "selection": {"method": "herding"}})
+    assert select_baseline(data, 3, tmp_path / "set", s, eye=Light("a"))
+    lines = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    for label in ("cat", "dog"):
+        light = {row.path: data.pixels(row).mean() for row in data.of_class(label)}
+        aim, taken = np.mean(list(light.values())), list[str]()
+        for _ in range(3):
+            left = sorted(light.keys() - taken)
+            taken.append(min(left, key=lambda path: abs(np.mean([light[each] for each in [*taken, path]]) - aim)))
+        assert [line["tiles"][0]["source"] for line in lines if line["class"] == label] == taken
+    tiles = [tile for line in lines for tile in line["tiles"]]
+    assert {(tile["reason"], *tile["box"][2:]) for tile in tiles} == {("coverage", 32, 32)}
+    with pytest.raises(StoreError, match=r"eye\.digest: stored 'a', asked 'b'"):
+        select_baseline(data, 3, tmp_path / "set", s, eye=Light("b"))
+    with pytest.raises(SelectionError, match="class 'cat' has 8 patches, but ipc 9"):
+        select_baseline(data, 9, tmp_path / "more", s, eye=Light("a"))
+
+
 def test_rded_makes_mosaics_at_any_ipc_where_a_class_has_enough_crops() -> None:
     assert [AssemblySettings().factor_at(ipc, "rded") for ipc in (1, 10, 50, 100)] == [2, 2, 2, 2]
     assert [AssemblySettings().factor_at(ipc, "diffsel") for ipc in (1, 10, 50, 100)] == [2, 2, 1, 1]
