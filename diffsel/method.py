@@ -12,24 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .data.pool import copies_note, known_classes, looks
+from .data.pool import copies_note, known_classes
 from .data.rows import Skipped
 from .machine.claims import ahead
 from .machine.files import AsPath
 from .machine.progress import Progress, bars, quiet
 from .machine.tensors import read_extra
+from .machine.threads import Behind
 from .runs.index import read_skipped, write_skipped
 from .runs.knowledge import what_it_knows
 from .runs.session import Session, open_features, start
 from .runs.units import Placed, Unit, devices, mixed, unit_by_unit
-from .runs.writing import keep_latents, write_maps, write_vectors
+from .runs.writing import cut, embedded, keep_latents, with_vectors, write_maps, write_vectors
 from .sets.assembly import assemble
 from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_note, provenance
 from .sets.opening import DistilledSet, is_there, read_set
 from .sets.selection import select_all
 from .settings.errors import DataError
 from .settings.settings import DEFAULT, Settings
+
+if TYPE_CHECKING:  # torch comes with the model
+    from .scoring.features import Patch
 
 
 def distill(
@@ -60,29 +65,33 @@ def make_sets(source: AsPath, run: AsPath, sets: Mapping[int, Path], settings: S
     session = start(source, run, settings, progress)
     for ipc, out in sets.items():
         check_set(session.run, ipc, out)
-    score(session)
-    embed(session)
+    score(session, vectors=settings.selection.clustered)
+    embed(session)  # what an earlier start has scored
     file_of = session.run.feature_file if settings.selection.clustered else session.run.map_file
     for ipc, out in sets.items() if session.workers.all_made(session.run.units, file_of, session.note) else ():
         select(session, ipc, out)
     return session
 
 
-def score(session: Session) -> None:
-    """Images -> RUN/maps (paper 3.1)."""
+def score(session: Session, vectors: bool = False) -> None:
+    """Images -> RUN/maps (paper 3.1); with ``vectors`` also what ``embed`` makes of them, while their pixels are in memory."""
     from .scoring.maps import Asked, score_all  # brings torch, which selection does without
 
     s, run = session.settings, session.run
     before = {unit.name for unit in run.units if run.map_file(unit).exists()}
-    with session.left(run.map_file, "scoring images") as (units, bar):
+    if vectors and len(before) < len(run.units):
+        open_features(run)
+    with session.left(run.map_file, "scoring images") as (units, bar), Behind() as later:
         for group, read in ahead(units, lambda group: session.read_units([unit.rows for unit in group])):
             asked = []
             for unit, (pictures, _) in zip(group, read, strict=True):
                 prompts = tuple(run.infos[unit.label].prompt(template) for template in s.scoring.prompts)
                 asked += [Asked(row.digest, pixels, prompts, unit.name) for row, pixels in pictures]
             found = score_all(session.scorer, asked, s.patches)
-            for number, maps in unit_by_unit([len(pictures) for pictures, _ in read], found, bar.update):
-                write_maps(session, group[number], read[number], maps)
+            whole = unit_by_unit([len(pictures) for pictures, _ in read], found, bar.update)
+            each = with_vectors(session, group, read, whole, later) if vectors else ((*part, None) for part in whole)
+            for number, maps, held in each:
+                later(write_maps, session, group[number], read[number], maps, held)
                 bar.update(len(read[number][1]))
     if s.compute.keep_latents:
         keep_latents(session)  # of units that were scored without
@@ -100,28 +109,22 @@ def score(session: Session) -> None:
 def embed(session: Session) -> None:
     """RUN/maps -> the best patches and their vectors -> RUN/features/KEY (paper 3.2)."""
     s, run = session.settings, session.run
-    clip, files = s.features.kind == "clip", [run.feature_folder / "settings.yaml", *map(run.feature_file, run.units)]
-    if not s.selection.clustered or (all(file.exists() for file in files) and not clip):
+    files = [run.feature_folder / "settings.yaml", *map(run.feature_file, run.units)]
+    if not s.selection.clustered or (all(file.exists() for file in files) and s.features.kind != "clip"):
         return  # ranks by score alone; or all is there, and of the run's own model
-    from .scoring.features import Patch, clip_digest, embed_patches
+    open_features(run)
 
-    open_features(run, clip_digest(s.features.clip_model) if clip else None)
-
-    def cut(group: list[Unit]) -> tuple[list[list[Placed]], list[Patch]]:
+    def load(group: list[Unit]) -> tuple[list[list[Placed]], list[list[Patch]]]:
         placed = [run.boxes(unit) for unit in group]
         read = session.read_units([list(dict.fromkeys(patch.row for patch in boxes)) for boxes in placed])
         if lost := [skipped for _, part in read for skipped in part]:
             raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
-        pixels = {row.row: image for pictures, _ in read for row, image in pictures}
-        return placed, [Patch(row.digest, pixels[row.row], box) for boxes in placed for row, box, *_ in boxes]
+        return placed, [cut(boxes, pictures) for boxes, (pictures, _) in zip(placed, read, strict=True)]
 
-    with session.left(run.feature_file, "embedding patches") as (units, bar):
-        for group, (placed, patches) in ahead(units, cut):
-            prompts = [run.prompt(unit.label) for unit, boxes in zip(group, placed, strict=True) for _ in boxes]
-            found = embed_patches(session.scorer, patches, prompts, s.features)
-            for number, vectors in unit_by_unit(list(map(len, placed)), found):
-                mine = patches[sum(map(len, placed[:number])) :][: len(vectors)]
-                write_vectors(session, group[number], placed[number], vectors, looks(patch.pixels for patch in mine))
+    with session.left(run.feature_file, "embedding patches") as (units, bar), Behind() as later:
+        for group, (placed, patches) in ahead(units, load):
+            for number, vectors in embedded(session, group, placed, patches):
+                later(write_vectors, session, group[number], placed[number], patches[number], vectors)
                 bar.update(len(group[number].rows))
 
 

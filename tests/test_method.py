@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsel import method
+from diffsel.data.images import ImageData
 from diffsel.machine import claims
 from diffsel.machine.processes import as_shard
 from diffsel.machine.tensors import read_unit
 from diffsel.report.text import trace_image
 from diffsel.runs import run as run_module
+from diffsel.runs import writing
 from diffsel.runs.index import read_skipped
 from diffsel.runs.session import Session, resume, start
 from diffsel.scoring import features
@@ -429,6 +433,30 @@ def test_batches_are_filled_across_units_and_sizes_and_hold_no_more_than_is_need
         session.run.map_file(unit).unlink()
         distill(source, tmp_path / "run", with_(small, compute={"batch_size": 10**6}))
         assert session.run.map_file(unit).read_bytes() == before
+
+
+def test_a_pass_reads_no_image_twice_and_writes_in_another_thread(folder, tmp_path, small, monkeypatch) -> None:
+    """Vectors are made while the pixels of the maps are in memory; their bytes are those of the two stages apart."""
+    source, read, threads = folder(cat=5, dog=4), Counter[str](), dict[str, set[int]]()
+    session = start(source, tmp_path / "apart", small)
+    method.score(session)
+    method.embed(session)
+    pixels, predict, write = ImageData.pixels, Diffusion.predict_noise, writing.write_unit
+
+    def noted(what: str, call: Callable) -> Callable:
+        return lambda *args: threads.setdefault(what, set()).add(threading.get_ident()) or call(*args)
+
+    monkeypatch.setattr(ImageData, "pixels", lambda self, row: read.update([row.path]) or pixels(self, row))
+    monkeypatch.setattr(Diffusion, "predict_noise", noted("device", predict))
+    monkeypatch.setattr(writing, "write_unit", noted("disk", write))
+    method.score(start(source, tmp_path / "run", small), vectors=True)
+    assert set(read.values()) == {1}
+    assert len(read) == 9
+    assert not threads["device"] & threads["disk"]
+    assert contents(tmp_path / "run") == contents(tmp_path / "apart")
+    session = resume(tmp_path / "run")
+    method.embed(session)
+    assert "patches embedded" not in session.counts
 
 
 def test_hostile_class_names_stay_inside_the_run(tmp_path, small) -> None:

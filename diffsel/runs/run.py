@@ -31,7 +31,7 @@ from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, sizes_of
 from .index import read_index, read_skipped, remake
 from .record import as_scored, nats_per_pixel, read_record, recorded_settings
-from .units import Means, Placed, Unit, check_unit, columns, damage, image_means, rows_of
+from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, rows_of
 
 UNIT_ROWS = 256  # images per unit of work, at most
 Texts = Mapping[str, str]  # class folder -> prompt
@@ -149,7 +149,7 @@ class Run:
     def latent_file(self, unit: Unit) -> Path:
         return self.path / "latents" / f"{unit.name}.safetensors"
 
-    def maps(self, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def maps(self, unit: Unit) -> Held:
         """A scored unit: its tensors, and which rows it holds and passed over.  Raises StoreError if it is not there."""
         file = self.map_file(unit)
         if not file.exists():
@@ -182,9 +182,9 @@ class Run:
         s = self.settings
         return image_means(*self.maps(unit), unit, s.patches.prompt, chosen_bins(s.patches, s.scoring))
 
-    def boxes(self, unit: Unit) -> list[Placed]:
-        """The best patches of every scored image of a unit."""
-        tensors, extra = self.maps(unit)
+    def boxes(self, unit: Unit, held: Held | None = None) -> list[Placed]:
+        """The best patches of every scored image of a unit, whose maps are stored, or in memory (``held``)."""
+        tensors, extra = held or self.maps(unit)
         scored, found = set(extra["rows"]), []
         for row in unit.rows:
             if row.row in scored:

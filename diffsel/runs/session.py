@@ -284,12 +284,14 @@ def create_run(path: Path, identity: dict[str, Any], settings: Settings, data: I
     return record
 
 
-def open_features(run: Run, weights: str | None = None) -> None:
-    """Make the folder of these patch and feature settings, where it is new.
+def open_features(run: Run) -> None:
+    """Make the folder of these patch and feature settings, where it is new; it keeps the digest of another network than the
+    run's.  Raises SettingsDiffer where the folder was made by others."""
+    folder, features, weights = run.feature_folder, run.settings.features, None
+    if features.kind == "clip":
+        from ..scoring.features import clip_digest
 
-    ``weights``: digest of another network than the run's.  Raises SettingsDiffer where the folder was made by others.
-    """
-    folder = run.feature_folder
+        weights = clip_digest(features.clip_model)
     if not (folder / "settings.yaml").exists():
         write_atomically(folder / "settings.yaml", dump_yaml(run.feature_identity))
     if weights and not (folder / "weights.yaml").exists():

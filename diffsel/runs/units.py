@@ -17,6 +17,7 @@ from ..scoring.patches import Box
 from ..settings.errors import StoreError
 
 Means = tuple[Row, float, float]  # an image, its mean of D, its mean of G
+Held = tuple[dict[str, np.ndarray], dict[str, Any]]  # a unit's tensors, and what its file says of itself
 T = TypeVar("T")
 
 
