@@ -54,10 +54,7 @@ class DataSettings(Section):
     image_column: str | None = Field(None, description="Column of the images; default: image, img, or the only one.")
     label_column: str | None = Field(None, description="Column of the labels; default: label, fine_label ..., or the only one.")
     cache_gb: float = Field(
-        10.0,
-        ge=0,
-        description="Local copies of images behind an address, GB at most (in DIFFSEL_CACHE, else ~/.cache/diffsel).",
-        json_schema_extra=EXECUTION,
+        10.0, ge=0, description="GB at most of local copies of far images (in DIFFSEL_CACHE).", json_schema_extra=EXECUTION
     )
     max_pixels: int = Field(178_956_970, ge=1, description="Larger images are passed over and listed, pixels.")
     max_aspect: float = Field(8.0, ge=1, description="Images with longer side / shorter side above this are passed over.")
@@ -247,9 +244,7 @@ class SelectionSettings(Section):
         None, ge=1, description="K of K-means, per class (Fig. 8: 32); default: as many as patches are needed."
     )
     top_clusters: int | None = Field(
-        None,
-        ge=1,
-        description="N best clusters that give patches (Fig. 8: 10); default: all, as far as there are patches to give.",
+        None, ge=1, description="N best clusters that give patches (Fig. 8: 10); default: all that the IPC needs."
     )
     restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
     images: int | None = Field(None, ge=1, description="Choose among this many scored images a class, drawn by seed (Fig. 7).")
