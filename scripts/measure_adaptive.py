@@ -18,7 +18,7 @@ import torch
 
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table
-from diffsel.scoring.adaptive import undecided
+from diffsel.scoring.adaptive import leader, undecided
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Bucket, Scorer
 from diffsel.scoring.features import Patch, embed_patches
@@ -70,9 +70,9 @@ def race(draws: np.ndarray, sizes: list[tuple[int, int]], settings: ScoringSetti
     """How many draws each image gets in an adaptive pass."""
     counts = [settings.draws] * len(draws)
     for count in settings.rounds()[:-1]:
-        more = undecided(
-            [each[:n] for each, n in zip(draws, counts, strict=True)], sizes, PatchSettings(patch_size=PATCH), settings
-        )
+        seen = zip(draws, counts, sizes, strict=True)
+        leaders = [leader(each[:n], size, PatchSettings(patch_size=PATCH), settings) for each, n, size in seen]
+        more = undecided(leaders, settings)
         counts = [2 * count if n == count and again else n for n, again in zip(counts, more, strict=True)]
     return counts
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -20,22 +21,27 @@ from .patches import estimate, patch_scores
 DrawMaps = Float[np.ndarray, "n 3 h w"]  # D, G and the null prompt's loss of each draw of an image
 
 
-def undecided(
-    maps: Sequence[DrawMaps], sizes: Sequence[tuple[int, int]], patches: PatchSettings, scoring: ScoringSettings
-) -> NDArray[np.bool_]:
-    """Images of one class that deserve more draws; ``sizes`` are their (height, width) in pixels.
+class Leader(NamedTuple):
+    """An image's best patch: mean and standard error of its score, and its lead over the best patch that is half a patch away
+    or more, in standard errors (infinite where there is none)."""
+
+    mean: float
+    error: float
+    lead: float
+
+
+def undecided(leaders: Sequence[Leader], scoring: ScoringSettings) -> NDArray[np.bool_]:
+    """Images of one class that deserve more draws.
 
     Let k = ``adaptive_keep`` x images.  An image is out if its upper bound lies below the k-th largest lower bound, and in
     if its lower bound lies above all upper bounds but k - 1.  In between it is undecided; so is an image that is not out
     and whose best patch does not lead the best one elsewhere by ``adaptive_z`` standard errors of their difference.
     """
-    scores = [_draw_scores(m, size, patches, scoring) for m, size in zip(maps, sizes, strict=True)]
-    found = [_leader(s, size, patches) for s, size in zip(scores, sizes, strict=True)]
-    mean, error, clear = (np.array(column) for column in zip(*found, strict=True))
-    z, k = scoring.adaptive_z, min(len(maps), max(1, math.ceil(scoring.adaptive_keep * len(maps))))
+    mean, error, clear = np.array(leaders).T
+    z, k = scoring.adaptive_z, min(len(leaders), max(1, math.ceil(scoring.adaptive_keep * len(leaders))))
     low, high = mean - z * error, mean + z * error
     out = high < np.sort(low)[-k]
-    surely_in = low > np.sort(high)[-k - 1] if k < len(maps) else np.ones(len(maps), bool)
+    surely_in = low > np.sort(high)[-k - 1] if k < len(leaders) else np.ones(len(leaders), bool)
     return ~out & (~surely_in | (clear < z))
 
 
@@ -51,18 +57,18 @@ def _draw_scores(
     single = scoring.model_copy(update={"bins": 1})
     every, stride, n = patches.model_copy(update={"t_range": None}), max(patches.stride, min(size) // 32), len(maps)
 
-    def scores(mean: Float[np.ndarray, "3 h w"], draws: int) -> Float[np.ndarray, "rows cols"]:
-        d, g, null = mean[:, None]
+    def scores(mean: Float[np.ndarray, "*n 3 h w"], draws: int) -> Float[np.ndarray, "*n rows cols"]:
+        d, g, null = np.moveaxis(mean[..., None, :, :], -4, 0)
         return patch_scores(estimate(d, g, every, single, null, draws), *size, patches.patch_size or 0, stride)[0]
 
     total = maps.sum(0, dtype=np.float64)
     whole = scores(total / n, n)
-    return np.stack([n * whole - (n - 1) * scores((total - each) / (n - 1), n - 1) for each in maps]) if n > 1 else whole[None]
+    return n * whole - (n - 1) * scores((total - maps) / (n - 1), n - 1) if n > 1 else whole[None]
 
 
-def _leader(scores: Float[np.ndarray, "n rows cols"], size: tuple[int, int], patches: PatchSettings) -> tuple[float, ...]:
-    """Mean and standard error of the best patch's score, and its lead over the best patch that is half a patch away or
-    more, in standard errors (infinite where there is none)."""
+def leader(maps: DrawMaps, size: tuple[int, int], patches: PatchSettings, scoring: ScoringSettings) -> Leader:
+    """Of an image of (height, width) pixels; a function of its own draws alone."""
+    scores = _draw_scores(maps, size, patches, scoring)
     n, total = len(scores), scores.mean(0)
     row, col = np.unravel_index(int(total.argmax()), total.shape)
     best = scores[:, row, col]
@@ -72,8 +78,8 @@ def _leader(scores: Float[np.ndarray, "n rows cols"], size: tuple[int, int], pat
     rows, cols = np.ogrid[: total.shape[0], : total.shape[1]]
     far = (abs(rows - row) >= away) | (abs(cols - col) >= away)
     if not far.any():
-        return float(total[row, col]), error, math.inf
+        return Leader(float(total[row, col]), error, math.inf)
     far_row, far_col = np.unravel_index(int(np.where(far, total, -np.inf).argmax()), total.shape)
     lead = best - scores[:, far_row, far_col]
     spread = lead.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
-    return float(total[row, col]), error, float(lead.mean() / spread) if spread > 0 else math.inf
+    return Leader(float(total[row, col]), error, float(lead.mean() / spread) if spread > 0 else math.inf)

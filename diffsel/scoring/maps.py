@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor
 from ..data.rows import Row
 from ..machine.device import to_host
 from ..settings.sections import PatchSettings, ScoringSettings
-from .adaptive import undecided
+from .adaptive import Leader, leader, undecided
 from .batching import Shape, evenly
 from .diffusion import Diffusion
 from .draws import Bucket, LossRows, Picture, Scorer, all_losses, is_sound, latent_shape, plain_losses, soundly
@@ -228,34 +229,31 @@ def score_adaptively(scorer: Scorer, images: Sequence[Asked], patches: PatchSett
 
     Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
     """
-    settings = scorer.settings
+    settings, rounds = scorer.settings, scorer.settings.rounds()
     buckets = list(_buckets(scorer, images, (settings.null_prompt,)))
     sums = {place: begun for bucket in buckets for place, begun in _begun(bucket, settings).items()}
     seen: list[list[np.ndarray]] = [[] for _ in images]
+    leaders: dict[int, Future[Leader]] = {}
     left = set(range(len(images)))
-    for count in settings.rounds():
-        more = [[(i, draw) for i in b.places if i in left for draw in range(sums[i].draws, count)] for b in buckets]
-        for (i, _), losses in scorer.losses(zip(buckets, more, strict=True)):
-            sums[i].add(losses)
-            seen[i].append(losses[[patches.prompt, len(losses) // 2 + patches.prompt, -1]])
-        if count < settings.rounds()[-1]:
-            settled = left - _undecided(images, seen, patches, settings)
+    with ThreadPoolExecutor(1) as pool:  # an image's bounds are found while the device draws others
+        for count in rounds:
+            more = [[(i, draw) for i in b.places if i in left for draw in range(sums[i].draws, count)] for b in buckets]
+            for (i, draw), losses in scorer.losses(zip(buckets, more, strict=True)):
+                sums[i].add(losses)
+                seen[i].append(losses[[patches.prompt, len(losses) // 2 + patches.prompt, -1]])
+                if draw == count - 1 < rounds[-1] - 1:
+                    leaders.pop(i, None)
+                    if is_sound(drawn := np.stack(seen[i])):
+                        leaders[i] = pool.submit(leader, drawn, images[i].picture.shape[:2], patches, settings)
+            settled = left - _undecided(images, leaders, settings) if count < rounds[-1] else left
             yield from ((i, sums[i].maps()) for i in sorted(settled))
-            left -= settled
-    yield from ((i, sums[i].maps()) for i in sorted(left))
+            left = left - settled
 
 
-def _undecided(
-    images: Sequence[Asked], seen: Sequence[Sequence[np.ndarray]], patches: PatchSettings, settings: ScoringSettings
-) -> set[int]:
+def _undecided(images: Sequence[Asked], leaders: Mapping[int, Future[Leader]], settings: ScoringSettings) -> set[int]:
     """Of all images, unit by unit; one that overflowed is out, and is no bound for the others."""
-    units: dict[str, list[int]] = {}
-    for i, image in enumerate(images):
-        if all(map(is_sound, seen[i])):
-            units.setdefault(image.among, []).append(i)
-    found = set()
-    for members in units.values():
-        maps, sizes = [np.stack(seen[i]) for i in members], [images[i].picture.shape[:2] for i in members]
-        more = undecided(maps, sizes, patches, settings)
-        found |= {i for i, again in zip(members, more, strict=True) if again}
-    return found
+    units: dict[str, dict[int, Leader]] = {}
+    for i, found in sorted(leaders.items()):
+        units.setdefault(images[i].among, {})[i] = found.result()
+    again = ((members, undecided(list(members.values()), settings)) for members in units.values())
+    return {i for members, more in again for i, yes in zip(members, more, strict=True) if yes}

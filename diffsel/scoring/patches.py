@@ -21,13 +21,13 @@ Box = tuple[int, int, int, int]
 
 
 def estimate(
-    differential: Float[np.ndarray, "B h w"],
-    gap: Float[np.ndarray, "B h w"],
+    differential: Float[np.ndarray, "*n B h w"],
+    gap: Float[np.ndarray, "*n B h w"],
     settings: PatchSettings,
     scoring: ScoringSettings,
-    null: Float[np.ndarray, "B h w"] | None = None,
+    null: Float[np.ndarray, "*n B h w"] | None = None,
     draws: int | None = None,
-) -> Float[np.ndarray, "h w"]:
+) -> Float[np.ndarray, "*n h w"]:
     """The map that scores patches, HIGHER = more class-relevant: the chosen estimator, averaged over the chosen bins.
 
     G says sharply where the words change anything, -D noisily whether they fit.  So ``combined`` blurs D, which keeps its
@@ -35,8 +35,8 @@ def estimate(
     how sure blurred -D is to be positive; it needs the ``null`` prompt's loss, and how many ``draws`` the image had.
     """
     bins = chosen_bins(settings, scoring)
-    d, g = (m[bins].astype(np.float64).mean(0) for m in (differential, gap))
-    sigma = settings.blur * min(d.shape)
+    d, g = (m[..., bins, :, :].astype(np.float64).mean(-3) for m in (differential, gap))
+    sigma = settings.blur * min(d.shape[-2:])
     match settings.estimator:
         case "differential":
             return -d
@@ -48,13 +48,13 @@ def estimate(
             if null is None:
                 raise ConfigError("patches.estimator = gated needs the null prompt's loss map")
             count = (draws or scoring.draws) * len(bins) / scoring.bins
-            noise = (gap[bins].astype(np.float64) * null[bins]).mean(0) / count
+            noise = (gap[..., bins, :, :].astype(np.float64) * null[..., bins, :, :]).mean(-3) / count
             return g * certainty(d, noise, sigma, settings.gate)
 
 
 def certainty(
-    d: Float[np.ndarray, "h w"], variance: Float[np.ndarray, "h w"], sigma: float, gate: float
-) -> Float[np.ndarray, "h w"]:
+    d: Float[np.ndarray, "*n h w"], variance: Float[np.ndarray, "*n h w"], sigma: float, gate: float
+) -> Float[np.ndarray, "*n h w"]:
     """Phi(c z) with z = -blur(D) over the deviation of its noise: near 1 where the label surely lowers the loss.
 
     ``variance`` of D in each cell, up to a factor; a Gaussian of ``sigma`` cells divides that of white noise by 4 pi sigma^2
@@ -77,10 +77,10 @@ def guided(differential: Float[np.ndarray, " n"], gap: Float[np.ndarray, " n"], 
     return -differential - (guidance - 1) * gap
 
 
-def _blur(cells: Float[np.ndarray, "h w"], sigma: float) -> Float[np.ndarray, "h w"]:
+def _blur(cells: Float[np.ndarray, "*n h w"], sigma: float) -> Float[np.ndarray, "*n h w"]:
     from scipy.ndimage import gaussian_filter  # a quarter of a second, which looking at a run can do without
 
-    return gaussian_filter(cells, sigma, mode="reflect")
+    return gaussian_filter(cells, (*[0] * (cells.ndim - 2), sigma, sigma), mode="reflect")
 
 
 def chosen_bins(settings: PatchSettings, scoring: ScoringSettings) -> list[int]:
@@ -97,8 +97,8 @@ def chosen_bins(settings: PatchSettings, scoring: ScoringSettings) -> list[int]:
 
 
 def patch_scores(
-    cells: Float[np.ndarray, "h w"], height: int, width: int, patch: int, stride: int = 1
-) -> tuple[Float[np.ndarray, "rows cols"], NDArray[np.int64], NDArray[np.int64]]:
+    cells: Float[np.ndarray, "*n h w"], height: int, width: int, patch: int, stride: int = 1
+) -> tuple[Float[np.ndarray, "*n rows cols"], NDArray[np.int64], NDArray[np.int64]]:
     """Mean of the upsampled map over every patch, with the top and left pixel of each row and column of scores.
 
     >>> patch_scores(np.array([[0.0, 0.0], [0.0, 1.0]]), 16, 16, patch=8, stride=8)[0].tolist()
@@ -108,8 +108,8 @@ def patch_scores(
     pool.  ``patch`` 0 is the whole image.
     """
     tops, lefts = positions(height, patch or height, stride), positions(width, patch or width, stride)
-    rows = _weights(cells.shape[0], height, patch or height, stride)
-    cols = _weights(cells.shape[1], width, patch or width, stride)
+    rows = _weights(cells.shape[-2], height, patch or height, stride)
+    cols = _weights(cells.shape[-1], width, patch or width, stride)
     return rows @ cells.astype(np.float64) @ cols.T, tops, lefts
 
 

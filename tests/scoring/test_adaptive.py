@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+
 import numpy as np
 import pytest
 from pictures import PROMPTS, picture, score
 
-from diffsel.scoring.adaptive import undecided
+from diffsel.scoring import maps as maps_module
+from diffsel.scoring.adaptive import Leader, leader, undecided
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
 from diffsel.scoring.maps import Asked, score_adaptively
@@ -30,7 +34,7 @@ def asked(images: list[tuple[str, np.ndarray]], unit: str = "") -> list[Asked]:
 
 def race(images: list[np.ndarray], keep: float, z: float = 2.0, patches: PatchSettings = WHOLE) -> list[bool]:
     settings = ScoringSettings(draws=2, bins=1, adaptive_draws=4, adaptive_keep=keep, adaptive_z=z)
-    return list(undecided(images, [(32, 32)] * len(images), patches, settings))
+    return list(undecided([leader(each, (32, 32), patches, settings) for each in images], settings))
 
 
 def test_the_bounds_are_means_and_standard_errors() -> None:
@@ -89,3 +93,22 @@ def test_adaptive_scoring_does_not_depend_on_the_order_of_images(tiny: Diffusion
         found = {order[i][0]: maps for i, maps in score_adaptively(Scorer(tiny, SETTINGS, 0, 8), asked(order), patches)}
         runs.append({key: (maps.draws, maps.gap.tobytes()) for key, maps in found.items()})
     assert runs[0] == runs[1]
+
+
+def test_bounds_are_found_beside_the_draws_and_once_for_each_count_of_them(tiny: Diffusion, monkeypatch) -> None:
+    """Whoever launches draws ranks nothing, and images that are settled are not ranked again."""
+    ranked, threads = Counter[int](), set[int]()
+    original = maps_module.leader
+
+    def noted(maps: np.ndarray, *rest: object) -> Leader:
+        ranked.update([len(maps)])
+        threads.add(threading.get_ident())
+        return original(maps, *rest)
+
+    monkeypatch.setattr(maps_module, "leader", noted)
+    images = [(str(i), picture(i)) for i in range(6)]
+    found = dict(score_adaptively(Scorer(tiny, SETTINGS, 0, 8), asked(images), WHOLE))
+    again = sum(maps.draws > 2 for maps in found.values())
+    assert 0 < again < 6
+    assert ranked == {2: 6, 4: again}
+    assert threading.get_ident() not in threads
