@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,7 +40,7 @@ def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> Non
     from ..data.images import open_data
     from ..report.text import describe_data
     from ..scoring.folder import locate
-    from ..scoring.suiting import suited
+    from ..scoring.suiting import pairs, suited
 
     opened = open_data(data, settings.data, settings.seed, settings.compute.workers, progress(quiet))
     try:
@@ -49,8 +50,7 @@ def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> Non
         return print(f"whether the model takes these prompts is told when it is there: {error}")
     settings = suited(settings, folder, opened.classes)
     print(describe_data(opened, settings))
-    null = settings.scoring.null_prompt
-    folder.check_prompts((info.prompt(each), null) for each in settings.scoring.prompts for info in opened.classes)
+    folder.check_prompts(pairs(settings.scoring, opened.classes))
 
 
 @settings_flags("patches", "features", "selection", "assembly")
@@ -74,32 +74,33 @@ def trace(
 
 
 def check(
-    target: Annotated[Path, typer.Argument(metavar="RUN|SET|LABELS|TEACHER", help="A folder that diffsel wrote.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="RUN, SET, LABELS, TEACHER, an export, or results.")],
     remove: Annotated[
-        bool, typer.Option("--remove", help="Delete damaged files of a RUN or of LABELS; the next start makes them again.")
+        bool, typer.Option("--remove", help="Delete damaged files that the next start makes again: of RUN, LABELS, results.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read every file of a RUN, SET, LABELS or TEACHER against what it should be.  Exit code 1 where one is damaged."""
+    """Read every file of a folder that diffsel wrote against what it should be.  Exit code 1 where one is damaged."""
     from ..runs.units import devices, mixed, told_by
     from ..studies.checking import Damage, check_folder
 
-    files, bad = 0, list[Damage]()
+    files, bad, left = 0, list[Damage](), 0
     with progress(quiet)(desc="checking", unit="file") as bar:
         for damage in check_folder(target):
             files += 1
             bar.update()
             if damage.reason:
                 bad.append(damage)
-                removed = remove and damage.remake and damage.file.exists()
+                removed = remove and damage.remake and (damage.file.is_file() or damage.file.is_symlink())
                 damage.file.unlink() if removed else None
+                left += not (remove and damage.remake) or os.path.lexists(damage.file)
                 print(f"{damage.file} {damage.reason}{': removed' if removed else ''}")
-    for way in dict.fromkeys(damage.remake or damage.way for damage in bad):
+    for way in dict.fromkeys(way for damage in bad if (way := damage.remake or damage.way)):
         print(way)
     if told := mixed(devices(told_by(target))):
         print(told)
     print(f"{files} files, {len(bad)} damaged")
-    if bad and not (remove and all(damage.remake for damage in bad)):
+    if left:
         raise typer.Exit(1)
 
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ..settings.errors import DataError
 from ..settings.sections import DataSettings
+from ..settings.yamls import load_yaml
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,8 @@ def _near(name: str, listing: Iterable[str]) -> str:
 def read_class_file(file: Path) -> dict[str, ClassInfo]:
     """``folder: name`` or ``folder: {name: ..., wnid: ..., any word: ...}``.  Raises DataError."""
     try:
-        table: Any = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # texts as they stand: "off", "007"
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        table = load_yaml(file, texts=True)
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: {error}") from None
     if not isinstance(table, dict):
         raise DataError(f"{file}: expected lines like `folder: name`")

@@ -178,7 +178,7 @@ def _is_ours(root: Path, folder: str, found: Found, ours: Sequence[str], out: Pa
     ``out``, of which a stopped start may have left anything."""
     if any(folder in (each, *(f"{each}-{what}" for what in BESIDE)) for each in ours):
         return True
-    written = out is not None and out.resolve().is_relative_to((root / folder).resolve())
+    written = out is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root / folder))
     return not found.images and (bool(found.ours) or written)
 
 

@@ -33,7 +33,7 @@ from .bench import Bench
 from .fixed import check, source_of
 from .networks import canonical, check_size
 from .protocols import Recipe, check_batches, resolve_recipe, whole_name
-from .results import Line, line_of, read_result, result_key
+from .results import Line, as_result, line_of, read_result, result_key
 from .students import Diverged
 from .teachers import Teacher
 
@@ -151,7 +151,7 @@ def run_cells(
         with bench.workers.share(missing, lambda file: file, finished, patience=math.inf) as left:
             for file in left:
                 result = train_one(*todo[file], bench)
-                write_atomically(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+                write_atomically(file, as_result(result))
                 finished(file)
 
     def finished(file: Path) -> None:

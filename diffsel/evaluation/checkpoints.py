@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from ..data.classes import imagenet_wnids
 from ..data.views import MEAN, STD
 from ..settings.errors import ConfigError
+from ..settings.settings import fingerprint
 from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
 
+ANEW = "train it anew, or put a whole copy back"
 WRAPPERS = ("model", "state_dict", "net", "network", "model_state_dict")  # where .pth files keep the weights
 
 
@@ -57,15 +60,52 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"teacher {path} is damaged: {error}") from None
+        told = {key: value for key, value in about.items() if key != "head"}
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise ConfigError(f"teacher {path} is damaged ({error}); {ANEW}") from None
     if about.get("digest", digest := weights_digest(state)) != digest:
-        raise ConfigError(
-            f"teacher {path} is damaged (its weights have another digest); train it anew, or put a whole copy back"
-        )
+        raise ConfigError(f"teacher {path} is damaged (its weights have another digest); {ANEW}")
+    if about.get("head", head := fingerprint(told)) != head:
+        raise ConfigError(f"teacher {path} is damaged (what is told of its weights has another digest); {ANEW}")
     network = canonical(about["network"]) if "network" in about else recognise(state, path)
     classes = tuple(about["classes"]) if "classes" in about else None
     return Checkpoint(network, _plain_names(state), classes, about.get("size"), about.get("accuracy"), str(path))
+
+
+def as_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """Weights and what is told of them, with digests of both."""
+    told = {**about, "digest": weights_digest(state)}
+    return save_safetensors(dict(state), {"diffsel": json.dumps({**told, "head": fingerprint(told)})})
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Where a training stands.  Raises ConfigError where that is damaged."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = json.loads((opened.metadata() or {}).get("diffsel", "{}"))
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        whole = "epoch" in state and about.get("digest", digest := weights_digest(state)) == digest
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error}); put a whole copy back, or delete it: the training then begins anew"
+        ) from None
+    if not whole:
+        raise ConfigError(
+            f"{file} is damaged (digest differs); put a whole copy back, or delete it: the training then begins anew"
+        )
+    return state
+
+
+def read_metrics(out: Path, epochs: int = 0) -> list[dict[str, Any]]:
+    """What a training told of each epoch; of ``epochs`` at least.  Raises ConfigError where that is damaged."""
+    file = out / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if epochs or file.exists() else []
+        if [line["epoch"] for line in lines] != list(range(len(lines))) or len(lines) < epochs:
+            raise ValueError(f"it does not tell of {max(epochs, len(lines))} epochs in their order")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); {ANEW}") from None
+    return lines
 
 
 def weights_digest(state: Mapping[str, Tensor], more: str = "") -> str:
@@ -87,7 +127,8 @@ def _read_pth(path: Path) -> Checkpoint:
         raise ConfigError(f"teacher {path} holds a {type(loaded).__name__}, not a dictionary of weights")
     accuracy = None
     while (inner := next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)) is not None:
-        accuracy = next((float(loaded[key]) for key in ("acc1", "best_acc1", "top1") if key in loaded), accuracy)
+        told = (loaded[key] for key in ("acc1", "best_acc1", "top1") if key in loaded)
+        accuracy = next((float(each) for each in told if np.size(each) == 1 and not isinstance(each, str)), accuracy)
         loaded = inner
     if not any(isinstance(value, Tensor) for value in loaded.values()):
         raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))}")

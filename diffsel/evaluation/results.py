@@ -168,6 +168,17 @@ def result_key(identity: Mapping[str, Any], precision: str) -> str:
     return fingerprint([identity, precision])
 
 
+def as_result(told: Mapping[str, Any]) -> bytes:
+    """What a student's file holds: all that is told of it, and a checksum."""
+    return (json.dumps({**told, "checksum": fingerprint(told)}, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _accuracy(value: Any) -> float:
+    if not 0 <= float(value) <= 100:
+        raise ValueError(f"an accuracy of {value} percent")
+    return float(value)
+
+
 def read_result(file: Path) -> dict[str, Any]:
     """One student's result, RESULTS/...-KEY/seed-N.json.
 
@@ -182,10 +193,12 @@ def read_result(file: Path) -> dict[str, Any]:
         _ = (
             failed["reason"]
             if failed
-            else [float(result[epoch][top]) for epoch in ("best", "last") for top in ("top1", "top5")]
+            else [_accuracy(result[epoch][top]) for epoch in ("best", "last") for top in ("top1", "top5")]
         )
         _ = failed or float(result["seconds"]), result["report"]
         told = f"seed-{int(result['seed'])}", result_key(identity, result["precision"])
+        if result.pop("checksum", None) not in (None, fingerprint(result)):
+            raise ValueError("its checksum differs")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file} is damaged ({type(error).__name__}: {error}); {again}") from None
     if told != (file.stem, file.parent.name.rpartition("-")[2]):

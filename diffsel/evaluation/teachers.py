@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.classes import ClassInfo, imagenet_names, imagenet_wnids, refuse_shared, spelled
 from ..data.views import MEAN, STD
 from ..settings.errors import ConfigError, DataError
-from .checkpoints import Checkpoint, _outputs, read_checkpoint, weights_digest
+from .checkpoints import ANEW, Checkpoint, _outputs, read_checkpoint, weights_digest
 from .networks import Renormalised, build, check_size
 
 LEVEL = 1e-3  # how often a good teacher may be refused by chance
@@ -62,6 +62,9 @@ def load_teacher(spec: str, classes: Sequence[ClassInfo], size: int, device: tor
         trained = f" (it was trained at {found.size} pixels)" if found.size else ""
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"teacher {spec} does not fit images of {size} x {size} pixels{trained}: {reason}") from None
+    for name, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ConfigError(f"teacher {spec} is damaged ({name} holds numbers that are not finite); {ANEW}")
     own = (found.mean, found.std) != (MEAN, STD)
     digest = weights_digest(found.state, repr((found.mean, found.std)) if own else "")
     network = Renormalised(network, found.mean, found.std) if own else network

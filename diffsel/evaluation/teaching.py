@@ -22,9 +22,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -39,7 +36,7 @@ from ..settings.errors import ConfigError, DataError
 from ..settings.settings import identity
 from ..settings.training import TrainingSettings
 from .bench import Bench
-from .checkpoints import weights_digest
+from .checkpoints import as_safetensors, read_metrics, read_state
 from .cutting import Held, Order, Shown, fits
 from .networks import build, canonical, check_size
 from .students import measure
@@ -88,7 +85,7 @@ def train(
     begun, best = _resume(out, accelerator.unwrap_model(network), optimizer.optimizer, accelerator.scaler)
     if machine.compile:
         compile_network(network)
-    line: dict[str, Any] = _metrics(out, begun)[-1] if begun else {}
+    line: dict[str, Any] = read_metrics(out, begun)[begun - 1] if begun else {}
     with bench.progress(total=t.epochs, initial=begun, desc=f"teacher {t.network}", unit="epoch") as bar:
         for epoch in range(begun, t.epochs):
             start, order.epoch = time.monotonic(), epoch
@@ -185,8 +182,7 @@ def is_trained(out: Path, data: ImageData, validation: Album, t: TrainingSetting
     is_mine(out, "teacher.yaml", _describe(data, validation, t, seed, machine), "a teacher")
     if not (out / "state.safetensors").exists():
         return False
-    with safe_open(out / "state.safetensors", framework="pt") as state:
-        return int(state.get_tensor("epoch")) >= t.epochs
+    return int(read_state(out / "state.safetensors")["epoch"]) >= t.epochs
 
 
 def _describe(
@@ -211,11 +207,6 @@ def _record(out: Path, epoch: int, data: ImageData, each: Float[Tensor, "2 n"]) 
     write_epoch(out, epoch, el2n, right > 0.5)
 
 
-def _metrics(out: Path, epochs: int) -> list[dict[str, Any]]:
-    file = out / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()][:epochs] if file.exists() else []
-
-
 def _save(
     out: Path,
     network: nn.Module,
@@ -230,21 +221,19 @@ def _save(
     epoch = line["epoch"]
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     about = {"network": canonical(t.network), "classes": described["classes"], "size": t.size, "epoch": epoch}
-    about["digest"] = weights_digest(weights)
     top1 = line.get("top1")
-    blob = save_safetensors(weights, {"diffsel": json.dumps(about | ({"accuracy": top1} if top1 is not None else {}))})
+    blob = as_safetensors(weights, about | ({"accuracy": top1} if top1 is not None else {}))
     if top1 is None or top1 > best:
         write_atomically(out / "best.safetensors", blob)
     best = max(best, top1 if top1 is not None else best)
-    lines = [*_metrics(out, epoch), line]
+    lines = [*read_metrics(out, epoch)[:epoch], line]
     write_atomically(out / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in lines).encode())
     if epoch % t.save_every == t.save_every - 1 or epoch == t.epochs - 1:
         write_atomically(out / "last.safetensors", blob)
         state = {f"network.{name}": value for name, value in weights.items()} | _flat(optimizer)
         state |= {f"scaler.{key}": torch.tensor(value) for key, value in (scaler.state_dict() if scaler else {}).items()}
-        write_atomically(
-            out / "state.safetensors", save_safetensors({**state, "epoch": torch.tensor(epoch + 1), "best": torch.tensor(best)})
-        )
+        state |= {"epoch": torch.tensor(epoch + 1), "best": torch.tensor(best)}
+        write_atomically(out / "state.safetensors", as_safetensors(state, {}))
     return best
 
 
@@ -268,7 +257,7 @@ def _resume(
     file = out / "state.safetensors"
     if not file.exists():
         return 0, -1.0
-    state = load_safetensors(file.read_bytes())
+    state = read_state(file)
     network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():

@@ -14,6 +14,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
@@ -188,14 +189,18 @@ def check_place(path: Path) -> None:
     if os.path.ismount(target):
         raise StoreError(f"{path} is where a disk is mounted, which cannot be replaced at once; give a folder inside it")
     above = next(each for each in target.parents if each.exists())
+    if not above.is_dir():
+        raise StoreError(f"{path}: {above} is a file, and no folder can be made in it; give another folder")
     if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
         raise StoreError(f"{path}: no folder can be written in {above}; give another folder")
 
 
 def check_words(words: Iterable[str]) -> None:
     """Raises ConfigError for an argument that is no text, such as a path of another encoding: it could be written, but
-    libraries that read tensors and tables cannot open it."""
-    for word in words:
+    libraries that read tensors and tables cannot open it; and for an empty one where a place is asked, which would be here."""
+    for before, word in pairwise(["", *words]):
+        if not word and not re.match("--(prompt|null|source|only|classes)", before):
+            raise ConfigError("an argument is empty (a variable that is not set?); give a folder, or . for this one")
         try:
             word.encode()
         except UnicodeEncodeError:

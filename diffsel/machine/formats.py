@@ -13,10 +13,9 @@ from typing import Any
 import yaml
 
 from ..settings.errors import SettingsDiffer, StoreError
+from ..settings.yamls import load_yaml
 from .addresses import refuse_address
 from .files import PART
-
-SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is five times as fast
 
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -29,13 +28,19 @@ def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[An
     return {} if stored == asked else {prefix.rstrip("."): (stored, asked)}
 
 
+ANEW = "put a whole copy back, or make its folder anew"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
+    """A record of ours.  Raises StoreError where it cannot be read, or is damaged."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), SafeLoader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        value = load_yaml(path)
+    except OSError as error:
         raise StoreError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); {ANEW}") from None
     if not isinstance(value, dict):
-        raise StoreError(f"{path}: not written by diffsel")
+        raise StoreError(f"{path} is damaged (it holds no settings); {ANEW}")
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,7 +20,7 @@ from .classes import PER_CLUSTER
 
 def html_file(target: AsPath, out: AsPath | None, kind: str) -> Path:
     """``out``, or TARGET-KIND.html beside TARGET.  Raises ConfigError for what is no HTML file."""
-    whole = Path(target).resolve()
+    whole = Path(os.path.realpath(target))
     out = Path(out or whole.with_name(f"{whole.name}-{kind}.html"))
     if out.suffix != ".html" or out.is_dir():
         raise ConfigError(f"--out {out}: must be a file that ends in .html")

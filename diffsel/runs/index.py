@@ -4,6 +4,7 @@ taken over by those who open them again."""
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,8 @@ from .record import read_record
 
 def remake(data: str, path: Path) -> str:
     """What makes a lost or damaged index again."""
-    return f"`diffsel score {data} --out {path}` makes it again, with the settings in run.yaml (--config {path / 'run.yaml'})"
+    data, out, settings = (shlex.quote(str(each)) for each in (data, path, path / "run.yaml"))
+    return f"`diffsel score {data} --out {out} --config {settings}` makes it again"
 
 
 def read_index(path: Path) -> Rows:

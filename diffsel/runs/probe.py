@@ -14,6 +14,7 @@ from ..data.classes import ClassInfo
 from ..data.images import ImageData
 from ..data.pixels import Pixels
 from ..machine.progress import Progress, quiet
+from ..scoring.answers import check_answers
 from ..scoring.draws import Bucket, Scorer, differential_and_gap, latent_shape
 from ..scoring.nats import nats_per_unit
 from ..settings.errors import ConfigError, UnreadableImage
@@ -24,9 +25,11 @@ LABELS = 10  # that an image is tried with, at most: its own, and others drawn b
 
 @torch.inference_mode()
 def probe(data: ImageData, scorer: Scorer, template: str, images: int, progress: Progress = quiet) -> dict[str, list[Answer]]:
-    """The first readable ``images`` of each class, by class.  Raises ConfigError where there is only one class."""
+    """The first readable ``images`` of each class, by class.  Raises ConfigError where there is only one class, and as
+    ``check_answers``."""
     if len(data.classes) < 2:
         raise ConfigError(f"{data.root} has one class; a probe compares labels and needs two or more")
+    check_answers(scorer.model, data.classes[0].prompt(template), scorer.settings.null_prompt, data.settings.image_size)
     words = scorer.model.embed_prompts([scorer.settings.null_prompt, *(info.prompt(template) for info in data.classes)])
     answers: dict[str, list[Answer]] = {}
     with progress(total=images * len(data.classes), desc="probing", unit="image") as bar:

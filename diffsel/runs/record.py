@@ -7,12 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..machine.formats import read_yaml
+from ..machine.formats import ANEW, read_yaml
 from ..scoring.folder import ModelFolder, locate
 from ..scoring.patches import chosen_bins
 from ..settings.errors import ConfigError, StoreError
 from ..settings.sections import ScoringSettings
-from ..settings.settings import Settings, without_execution
+from ..settings.settings import Settings, fingerprint, without_execution
 
 FORMAT = 1
 
@@ -32,8 +32,23 @@ def read_record(path: Path) -> dict[str, Any]:
     lost = [key for key, kind in shapes.items() if not isinstance(record.get(key), kind)]
     lost += [f"settings.{key}" for key in Settings.model_fields if key not in record.get("settings", {key: 0})]
     if lost:
-        raise StoreError(f"{path / 'run.yaml'} is damaged: {', '.join(lost)} missing; put a whole copy back, or score anew")
+        raise StoreError(f"{path / 'run.yaml'} is damaged: {', '.join(lost)} missing; {ANEW}")
+    if record.get("checksum", told := checksum(record)) != told:
+        raise StoreError(f"{path / 'run.yaml'} is damaged or was edited (checksum differs); {ANEW}; flags change settings")
     return record
+
+
+def signed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its checksum, which stands early: nothing behind it can be lost unseen."""
+    return {"format": FORMAT, "checksum": checksum(record), **record}
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """Of all but where the images lie, each of which has a hash of its own."""
+    try:
+        return fingerprint({key: value for key, value in record.items() if key not in ("format", "checksum", "data")})
+    except (TypeError, ValueError):  # YAML knows dates, and numbers that are none
+        return "none"
 
 
 def recorded_settings(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,14 +24,14 @@ from ..data.images import ImageData, reopen
 from ..data.notebook import facts_html
 from ..data.rows import Row
 from ..machine.files import AsPath, apart, safe_name, write_atomically
-from ..machine.formats import differences, dump_yaml, read_yaml
+from ..machine.formats import differences, dump_yaml
 from ..machine.tensors import read_extra, read_unit, write_unit
 from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, guided
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, sizes_of
 from .index import read_index, read_skipped, remake
 from .record import as_scored, nats_per_pixel, read_record, recorded_settings
-from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, rows_of
+from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, named_after, rows_of
 
 UNIT_ROWS = 256  # images per unit of work, at most
 Texts = Mapping[str, str]  # class folder -> prompt
@@ -262,12 +262,12 @@ class Run:
     def damaged(self) -> Iterator[tuple[Path, str | None]]:
         """Every file of the pass, and what is wrong with it (None: whole): read to the last byte against its checksum."""
         marks = {self.path / "maps": self.mark, self.path / "latents": self.mark}
-        for file in sorted(file for part in ("features", "prompts") for file in (self.path / part).glob("*/settings.yaml")):
-            told = read_yaml(file)
-            if fingerprint(told) == file.parent.name:
-                marks[file.parent] = fingerprint([self.mark, told])
-            else:  # what its units should be is not known then
-                yield file, "does not say the settings that its folder is named after"
+        for part in (self.path / "features", self.path / "prompts"):
+            for folder in sorted(each for each in part.iterdir() if each.is_dir()) if part.is_dir() else ():
+                if (told := named_after(folder)) is not None:
+                    marks[folder] = fingerprint([self.mark, told])
+                else:  # what its units should be is not known then
+                    yield folder / "settings.yaml", "does not say the settings that its folder is named after"
         units = {f"{unit.name}.safetensors": unit for unit in self.units}
         for folder, mark in marks.items():
             for file in sorted(folder.glob("*.safetensors")):

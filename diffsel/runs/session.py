@@ -28,7 +28,7 @@ from ..scoring.patches import chosen_bins
 from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import DEFAULT, Settings, identity
 from .index import known_images, mend_index, taken_over, write_index, write_skipped
-from .record import FORMAT, in_its_precision, read_record, versions
+from .record import in_its_precision, read_record, signed, versions
 from .run import Run, image_identity, open_run, pass_identity
 from .units import Unit
 
@@ -185,9 +185,10 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
 
     Raises ConfigError, DataError, or StoreError (SettingsDiffer where RUN holds results of other settings).
     """
+    from ..scoring.answers import check_answers
     from ..scoring.draws import open_scorer
     from ..scoring.folder import locate
-    from ..scoring.suiting import suited
+    from ..scoring.suiting import pairs, suited
 
     source, out, workers = str(source), Path(out), Workers()
     settings = in_its_precision(settings, out)
@@ -203,25 +204,18 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     loaded: list[Scorer] = []
 
     def check(classes: Sequence[ClassInfo]) -> None:
-        asked = suited(settings, folder, classes).scoring
-        folder.check_prompts((info.prompt(text), asked.null_prompt) for text in asked.prompts for info in classes)
+        asked = pairs(suited(settings, folder, classes).scoring, classes)
+        folder.check_prompts(asked)
         if workers.is_main and not (out / "run.yaml").exists():  # weights that are not whole are told before images are read
             loaded.append(open_scorer(settings, workers.local))
+            check_answers(loaded[0].model, *asked[0], settings.data.image_size)
 
     with workers.awaited(out / "run.yaml"):
         known = known_images(out, root, settings)
         data = None if workers.is_main else taken_over(out, root, settings, known)
         data = data or open_data(root, settings.data, settings.seed, settings.compute.workers, progress, known, check, out)
         settings = suited(settings, folder, data.classes)
-        described = {
-            **pass_identity(settings),
-            **precision,
-            "images": image_identity(data),
-            "classes": [asdict(c) for c in data.classes],
-            "model": folder.digest,
-        }
-        if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
-            described["racing"] = identity(settings.patches)
+        described = {**_identity(settings, data), **precision, "model": folder.digest}
         settings = settings.model_copy(update={"model": folder.placed(settings.model)})
         if workers.is_main:
             sweep(out)
@@ -235,6 +229,14 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     if loaded:
         session.scorer = session.filled(loaded[0])
     return session
+
+
+def _identity(settings: Settings, data: ImageData) -> dict[str, Any]:
+    """What decides the bytes of a pass, apart from its model and its precision."""
+    described = {**pass_identity(settings), "images": image_identity(data), "classes": [asdict(c) for c in data.classes]}
+    if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
+        described["racing"] = identity(settings.patches)
+    return described
 
 
 def resume(path: AsPath, settings: Settings | None = None, progress: Progress = quiet, moved: AsPath | None = None) -> Session:
@@ -269,7 +271,6 @@ def create_run(path: Path, identity: dict[str, Any], settings: Settings, data: I
         write_index(path / "index.parquet", data.rows)
         write_skipped(path, data.skipped)
         record = {
-            "format": FORMAT,
             "identity": dict(identity),
             "data": data.root,
             "classes": [asdict(c) for c in data.classes],
@@ -277,7 +278,7 @@ def create_run(path: Path, identity: dict[str, Any], settings: Settings, data: I
             "versions": versions(),
             "unit": unit,
         }
-        write_new(path / "run.yaml", dump_yaml(record))  # last: a run.yaml that exists means a whole run folder
+        write_new(path / "run.yaml", dump_yaml(signed(record)))  # last: a run.yaml that exists means a whole run folder
     record = read_record(path)
     if found := differences(record.get("identity"), dict(identity)):
         raise SettingsDiffer(path, found)

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..data.rows import Row
+from ..machine.formats import read_yaml
 from ..machine.tensors import RECOVER, read_extra, read_unit
 from ..scoring.patches import Box
 from ..settings.errors import StoreError
+from ..settings.settings import fingerprint
 
 Means = tuple[Row, float, float]  # an image, its mean of D, its mean of G
 Held = tuple[dict[str, np.ndarray], dict[str, Any]]  # a unit's tensors, and what its file says of itself
@@ -86,6 +88,15 @@ def mixed(found: Mapping[str, int]) -> str:
     """What units of several ``devices`` mean; empty where there is one."""
     told = ", ".join(f"{count:,} by {name}" for name, count in sorted(found.items()))
     return f"units of several devices ({told}) are equal to rounding, not byte by byte" if len(found) > 1 else ""
+
+
+def named_after(folder: Path) -> dict[str, Any] | None:
+    """The settings that a folder of stored units is named after, as its settings.yaml says; None where it does not."""
+    try:
+        told = read_yaml(folder / "settings.yaml")
+        return told if fingerprint(told) == folder.name else None
+    except (StoreError, TypeError, ValueError):  # lost, damaged, or nothing that settings are made of
+        return None
 
 
 def image_means(

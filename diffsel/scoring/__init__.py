@@ -1,6 +1,7 @@
 """What a diffusion prior says of an image.  Knows no run and no set.
 
 adaptive   which images need more draws
+answers    does each part of a prior answer to what it is asked?
 batching   items in batches that are all alike, of one shape each
 classids   which of a class-conditional prior's classes is meant
 diffusion  a prior behind four verbs: what all families share

@@ -22,10 +22,15 @@ from ..machine.device import keep_freed_memory, set_tf32
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings
 from .folder import ModelFolder
-from .levels import Flow, Table, noise_from
+from .levels import Flow, Table, noise_from, unsound
 from .nats import stable_diffusion
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Of a part, what is not used: a decoder, and of text encoders buffers of old versions and other towers.
+NEEDLESS = {
+    "vae": r"decoder\.|post_quant_conv\.",
+    "text": r".*position_ids$|vision_model\.|visual_projection\.|text_projection\.|logit_scale$|decoder\.|lm_head\.",
+}
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
 Network = Callable[..., Any]
 
@@ -65,10 +70,12 @@ class Diffusion(ABC):
 
         Raises ConfigError for a part that does not load, or whose file lacks weights or holds others.
         """
+        from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # ours are the bars worth seeing, and the errors below
         transformers_logging.set_verbosity_error()
+        diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
         set_tf32(precision)
         folder.check()
         model: Diffusion = import_module(f"{__package__}.priors.{folder.family}").Prior(folder, device, DTYPES[precision])
@@ -91,6 +98,10 @@ class Diffusion(ABC):
         for needless in without:
             setattr(module, needless, None)
         module.eval().requires_grad_(False).to(self.device)
+        for key, value in module.state_dict().items():
+            if not torch.isfinite(value).all():
+                told = f"{key} holds numbers that are not finite in {str(self.dtype).removeprefix('torch.')}"
+                raise ConfigError(f"model {self.folder}: {name} is damaged, {told}; take a whole copy, or another --precision")
         if self.device.type == "cuda" and name in ("vae", "unet"):  # tensor cores; on a CPU oneDNN picks its own layout
             module = module.to(memory_format=torch.channels_last)
         return module
@@ -126,6 +137,8 @@ class Diffusion(ABC):
 
         load = lambda: DDPMScheduler.from_pretrained(self.folder.path, subfolder="scheduler")  # noqa: E731
         self.scheduler = self.folder.loaded("scheduler", load)
+        if reason := unsound(self.scheduler.alphas_cumprod):
+            raise ConfigError(f"model {self.folder}: scheduler has no sound noise table: {reason}")
         self.levels = Table(self.scheduler.alphas_cumprod, self.device)
         self.prediction = self.scheduler.config.prediction_type
 
@@ -241,14 +254,14 @@ class _Reached(Exception):
 def _whole(folder: ModelFolder, part: str, kind: Any, options: dict[str, Any]) -> Any:
     """A part with every weight from its file: one that is missing would be random, one too many belongs to another network.
 
-    Raises ConfigError naming the first of them.  A VAE's decoder is not needed, nor what else a CLIP file holds.
+    Raises ConfigError naming the first of them.  A VAE's decoder is not needed, nor what else a CLIP or T5 file holds.
     """
     options = {**options, "use_safetensors": True, "low_cpu_mem_usage": True, "output_loading_info": True}
     network, told = folder.loaded(part, lambda: kind.from_pretrained(folder.path, subfolder=part, **options))
-    texts = r"(?!)" if part == folder.kind.network else r".*position_ids$"
-    needless = re.compile(r"decoder\.|post_quant_conv\." if part == "vae" else texts)
-    missing = sorted(str(key) for key in told["missing_keys"] if not needless.match(str(key)))
-    other = sorted(str(key) for key in told["unexpected_keys"] if part == folder.kind.network)
+    needless = re.compile(NEEDLESS.get("vae" if part == "vae" else "text" if part in folder.kind.texts else "", r"(?!)"))
+    missing, other = (
+        sorted(str(key) for key in told[keys] if not needless.match(str(key))) for keys in ("missing_keys", "unexpected_keys")
+    )
     shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ()))
     for what, names in (("lacks", missing), ("has other shapes of", shapes), ("holds, beside its own weights,", other)):
         if names:

@@ -21,6 +21,7 @@ from .parts import Parts
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
+MANY = 100  # words of a vocabulary that are tried
 EMBEDDED = {"demo": "demo-sd", "cifar10": "cifar10-sd"}  # names of --model -> folder in assets
 
 
@@ -127,11 +128,16 @@ class ModelFolder(Parts):
             raise ConfigError(f"model {self}: {part} holds {held}, but no vocabulary; wanted is {wanted}")
         reader: Any = {CLIP: CLIPTokenizer, T5: T5TokenizerFast, GEMMA: GemmaTokenizerFast}[kind]
         found = self.loaded(part, lambda: reader.from_pretrained(self.path, subfolder=part))
-        known = int(self.text_config(encoder)["vocab_size"])
-        if len(found) > known or found("cat", verbose=False)["input_ids"] == found("dog", verbose=False)["input_ids"]:
+        known, numbers = int(self.text_config(encoder)["vocab_size"]), found.get_vocab()
+        alike = self.loaded(part, lambda: len({tuple(found(text, verbose=False)["input_ids"]) for text in ("cat", "dog")}) < 2)
+        if alike or not 0 <= min(numbers.values()) <= max(numbers.values()) < known or len(found) > known:
             raise ConfigError(
                 f"model {self}: {part} has {len(found)} words, which are not those of the text encoder ({known} words)"
             )
+        words = [word for word in numbers if re.fullmatch("[a-z]{3,}</w>", word)][:MANY]  # of CLIP, each of which merges make
+        whole = sum(numbers[word] in found(word.removesuffix("</w>"), verbose=False)["input_ids"] for word in words)
+        if 2 * whole < len(words):
+            raise ConfigError(f"model {self}: {part} makes letters of words that it has; its vocabulary and its merges differ")
         return found
 
     def _most(self, tokenizer: Any, encoder: str, kind: str, most: int) -> int:

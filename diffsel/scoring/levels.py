@@ -18,6 +18,18 @@ from .nats import log_snr
 Sides = tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]  # alpha, sigma
 
 
+def unsound(alphas: Float[Tensor, " steps"]) -> str:
+    """Why these cumulated alphas are no noise table, in words; empty where they fall from nearly image to nearly noise."""
+    falls = len(alphas) > 1 and bool((alphas.diff() < 0).all())  # false where one is no number
+    if falls and 1 > alphas[0] > 0.5 > alphas[-1] >= 0:
+        return ""
+    ends = f"from {alphas[0]:.4g} to {alphas[-1]:.4g}" if len(alphas) else "over nothing"
+    return (
+        f"over its {len(alphas)} steps an image's share of the variance goes {ends}, and should fall at every step, from "
+        "nearly 1 to nearly 0 (num_train_timesteps, beta_start, beta_end, trained_betas)"
+    )
+
+
 class Table:
     """A noise table (variance preserving, alpha^2 + sigma^2 = 1); times are its rows."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from ..settings.errors import ConfigError
 from .families import SERVED, T5, Family, distilled, family_of
@@ -21,6 +24,8 @@ RENAMED = {
 }
 # Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+FLOATS = ("F32", "F16", "BF16", "F64")  # of weights; as safetensors calls them
+COUNTERS = ("position_ids", "num_batches_tracked")  # whole numbers beside them
 WANTED = f"wanted is a text-to-image or class-conditional model: {SERVED}"
 # What a text-to-image U-Net has not: setting -> what a model with it is.
 FOREIGN = {
@@ -29,6 +34,16 @@ FOREIGN = {
     "encoder_hid_dim_type": "a U-Net with image or other conditions (Kandinsky, DeepFloyd, IP-Adapter)",
     "time_cond_proj_dim": "a guidance- or step-distilled model (LCM), which predicts no posterior mean",
 }
+
+
+def dtypes(file: Path) -> dict[str, str]:
+    """Of every weight in a .safetensors file, as its head tells."""
+    with safe_open(file, framework="numpy") as opened:
+        return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no setting")
 
 
 def _hash(state: hashlib.blake2b, name: str, file: Path) -> None:
@@ -93,7 +108,7 @@ class Parts:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            found = json.loads((self.path / name).read_text(encoding="utf-8"), parse_constant=_no_number)
         except (OSError, ValueError) as error:
             raise ConfigError(f"model {self}: {name}: {error}") from None
         if not isinstance(found, dict):
@@ -125,6 +140,7 @@ class Parts:
         if kind.texts:
             self._check_text(network)
         self._check_scheduler(scheduler)
+        self._check_scale(self.config("vae"))
         for part in (kind.network, "vae", *kind.texts):
             self._check_weights(part)
 
@@ -158,7 +174,7 @@ class Parts:
         gives = list(widths.values())[-1] if self.kind.flow else sum(widths.values())  # SD3: CLIP's are filled up to T5's
         if network.get(self.kind.width) != gives:
             what = "U-Net" if self.kind.network == "unet" else "transformer"
-            self._refuse(part, f"gives {gives} numbers a word, but the {what} takes {network.get(self.kind.width)}")
+            self._refuse(part, f"gives {gives} numbers a word, but the {what} takes {network.get(self.kind.width)!r}")
 
     def _check_scheduler(self, scheduler: dict[str, Any]) -> None:
         if self.kind.flow:
@@ -172,8 +188,14 @@ class Parts:
         if (kind := scheduler.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction", "sample"):
             self._refuse("scheduler", f"has prediction_type {kind!r}; known: epsilon, v_prediction, sample")
 
+    def _check_scale(self, vae: dict[str, Any]) -> None:
+        scale, shift = vae.get("scaling_factor", 1.0), vae.get("shift_factor") or 0.0  # old ones do not say them
+        numbers = [each for each in (scale, shift) if isinstance(each, int | float) and abs(each) < math.inf]
+        if len(numbers) < 2 or scale <= 0:
+            self._refuse("vae", f"has scaling_factor {scale!r}, shift_factor {shift!r}: no finite numbers, the first above 0")
+
     def _check_weights(self, part: str) -> None:
-        there = sorted(file.name for file in (self.path / part).iterdir())
+        there = sorted(file.name for file in (self.path / part).iterdir() if file.is_file())
         if not any(WEIGHTS.fullmatch(name) for name in there):
             held = ", ".join(name for name in there if name != "config.json") or "nothing"
             name = "model" if part in self.kind.texts else "diffusion_pytorch_model"
@@ -181,3 +203,7 @@ class Parts:
                 f"model {self}: {part} holds no weights in full precision ({name}.safetensors); it holds {held} "
                 "(fp16-only or .bin-only copies: save them again with `save_pretrained`)"
             )
+        for file in (self.path / part / name for name in there if name.endswith(".safetensors") and WEIGHTS.fullmatch(name)):
+            for name, kind in self.loaded(part, lambda file=file: dtypes(file)).items():  # type: ignore[misc]
+                if kind not in FLOATS and not name.endswith(COUNTERS):
+                    self._refuse(part, f"holds {name} as {kind}, not as one of {', '.join(FLOATS)}: a quantised copy")

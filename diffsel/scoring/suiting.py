@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..data.classes import ClassInfo, refuse_shared
 from ..settings.errors import ConfigError, DataError
+from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
 from .folder import ModelFolder
 from .nats import stable_diffusion
@@ -29,6 +31,26 @@ def suited(settings: Settings, folder: ModelFolder, classes: Sequence[ClassInfo]
     if not folder.kind.texts and "prompts" not in s.model_fields_set and classes:
         told["prompts"] = (_template(folder, classes),)
     return settings.model_copy(update={"scoring": s.model_copy(update=told)})
+
+
+def pairs(scoring: ScoringSettings, classes: Sequence[ClassInfo]) -> list[tuple[str, str]]:
+    """Every label prompt, filled in, with the null prompt.
+
+    Raises ConfigError for a null prompt with a placeholder, which nothing fills, and for a template that is one prompt for all
+    of several classes; DataError for a word that a class lacks.
+    """
+    null, found = scoring.null_prompt, list[tuple[str, str]]()
+    if placeholder := re.search(r"\{\w+\}", null):
+        raise ConfigError(
+            f"scoring.null_prompt = {null!r}: {placeholder[0]} is not filled in; it is one prompt for all classes"
+        )
+    for template in scoring.prompts:
+        texts = [info.prompt(template) for info in classes]
+        if len(texts) > 1 and len(set(texts)) == 1:
+            way = "name them apart in classes.yaml" if "{" in template else "put {label} into it"
+            raise ConfigError(f"scoring.prompts: {template!r} says the same of all {len(texts)} classes; {way}")
+        found += [(text, null) for text in texts]
+    return found
 
 
 def _template(folder: ModelFolder, classes: Sequence[ClassInfo]) -> str:

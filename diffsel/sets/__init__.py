@@ -7,6 +7,7 @@ card        README.md of a set and of its exports
 coresets    which vectors stand for the others: herding, k-centre, medoids
 difficulty  which images a teacher found hard while it learned: EL2N, forgetting, CCS
 export      a set in the forms that other tools read; the hub
+exported    a folder for other tools: written at once, still whole?
 figures     figures of a set itself: coverage, diversity, realism
 handover    the scores of a run in the forms that other tools read
 lists       a set made again of its list, or its sources alone

@@ -141,7 +141,8 @@ def assemble(
     except OSError as error:
         if error.errno not in APPEARED:
             raise
-        is_there(out, record)  # another launch was first: with the same set, or it is refused
+        if not is_there(out, record):  # else another launch was first: with the same set, or it is refused
+            raise
 
 
 def _write_set(

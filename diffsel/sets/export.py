@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,11 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..machine.addresses import Store, check_writable, is_address
-from ..machine.files import check_place, whole_folder, write_atomically
-from ..machine.formats import PREFIXED, as_csv, dump_yaml, is_mine
-from ..settings.errors import ConfigError, StoreError
+from ..machine.files import write_atomically
+from ..machine.formats import PREFIXED, as_csv
+from ..settings.errors import ConfigError
 from .card import card
+from .exported import EXPORT, hand_over, listed
 from .opening import DistilledSet, Picture, check_whole, read_set
 from .record import LISTED, SUMS
 
@@ -70,40 +69,6 @@ def export_set(path: Path | str, form: Form, out: Path | str, source: str = "") 
     }
     record = {"format": 1, "form": form, "set": found.digest, "source": source}
     return hand_over(out, record, partial(write[form], found), lambda: _card(found, form, source))
-
-
-def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]) -> bool:
-    """A folder for other tools, all at once: what ``write`` puts there, README.md, and ``record`` as export.yaml; False where
-    it is there already.  Behind an address export.yaml comes last: where it is, all is.
-
-    Raises StoreError where OUT holds something else, ConfigError for an address where files may be seen half-written.
-    """
-    place = Store(str(out)) if is_address(str(out)) else None
-    if place:
-        check_writable(place.root)
-    if _is_there(place, record) if place else is_mine(Path(out), "export.yaml", record, "this export"):
-        return False
-    if not place:
-        check_place(Path(out))
-    with tempfile.TemporaryDirectory() if place else whole_folder(Path(out)) as folder:
-        part = Path(folder)
-        write(part)
-        write_atomically(part / "README.md", card().encode("utf-8", "backslashreplace"))
-        if place:
-            place.upload(part)
-            place.write("export.yaml", dump_yaml(record))
-        else:
-            write_atomically(part / "export.yaml", dump_yaml(record))
-    return True
-
-
-def _is_there(place: Store, record: Mapping[str, Any]) -> bool:
-    """As ``is_mine``, behind an address; what a broken upload left there is written over."""
-    if not place.exists("export.yaml"):
-        return False
-    if place.read("export.yaml") != dump_yaml(record):
-        raise StoreError(f"{place.root} holds another export; give a new address")
-    return True
 
 
 def _names(found: DistilledSet) -> tuple[str, ...]:
@@ -289,17 +254,20 @@ def check_login(hub_id: str) -> str:
 
 
 def push_to_hub(folder: Path | str, hub_id: str, private: bool = True) -> str:
-    """Upload an exported folder as a data set repository, made where it is missing; its address.
+    """Upload an exported folder as a data set repository, made where it is missing; its address.  What else lies in the folder
+    stays here.
 
     Raises ConfigError where the hub refuses; started again, only what is missing there is uploaded.
     """
     from huggingface_hub import HfApi
 
+    ours = ["README.md", EXPORT, *listed(Path(folder))]
     try:
         api = HfApi()
         repo = api.create_repo(hub_id, repo_type="dataset", private=private, exist_ok=True)
+        said = "Upload a distilled set (diffsel)"
         api.upload_folder(
-            folder_path=folder, repo_id=repo.repo_id, repo_type="dataset", commit_message="Upload a distilled set (diffsel)"
+            folder_path=folder, repo_id=repo.repo_id, repo_type="dataset", commit_message=said, allow_patterns=ours
         )
         return str(repo)
     except Exception as error:

@@ -31,7 +31,7 @@ from ..runs.run import Run
 from ..settings.errors import ConfigError, DataError
 from ..settings.settings import identity
 from .card import hub_card
-from .export import hand_over
+from .exported import hand_over
 from .scores import COLUMNS, Scores
 
 if TYPE_CHECKING:

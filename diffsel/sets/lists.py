@@ -17,7 +17,7 @@ from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, StoreError
 from ..settings.sections import AssemblySettings, DataSettings
 from .assembly import assemble, class_folders
-from .opening import DistilledSet, is_there, read_set
+from .opening import DistilledSet, check_listing, is_there, read_set
 from .record import read_sums
 from .selection import Pick, tile_rank
 
@@ -25,9 +25,11 @@ from .selection import Pick, tile_rank
 def open_list(path: Path) -> DistilledSet:
     """A SET, an export of the form ``list``, or the metadata.jsonl of either, beside which set.yaml lies.
 
-    Raises StoreError for anything else.
+    Raises StoreError for anything else, DataError where it is not as it was made.
     """
-    return read_set(path.parent if path.is_file() else path)
+    found = read_set(path.parent if path.is_file() else path)
+    check_listing(found)
+    return found
 
 
 def sources(found: DistilledSet, data: str, settings: DataSettings) -> ImageData:

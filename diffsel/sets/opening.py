@@ -159,6 +159,14 @@ def read_set(path: AsPath) -> DistilledSet:
     return DistilledSet(path, *read_listing(path))
 
 
+def check_listing(found: DistilledSet) -> None:
+    """Raises DataError where set.yaml or metadata.jsonl is not as it was made, whether the pictures are there or not."""
+    sums = read_sums(found.path)
+    for name in LISTED:
+        if reason := _damage(found.path, name, sums.get(name), missing=bool(sums) and name not in sums):
+            raise DataError(f"{found.path / name} {reason}; put a whole copy back")
+
+
 def open_set(path: AsPath, factor: int | None = None, progress: Progress = quiet) -> DistilledSet:
     """Any distilled set.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -103,9 +104,12 @@ def read_listing(path: Path) -> tuple[dict[str, Any], tuple[Picture, ...]]:
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """File and digest, as B2SUMS tells; empty for a set of an earlier version.  Raises StoreError where it is damaged."""
-    file = path / SUMS
-    if not file.exists():
+    """File and digest, as B2SUMS tells; empty for a set of an earlier version.  Raises StoreError where it is damaged, or lost
+    though the card speaks of it."""
+    file, card = path / SUMS, path / "README.md"
+    if not os.path.lexists(file):
+        if card.is_file() and SUMS.encode() in card.read_bytes():
+            raise StoreError(f"{file} is lost, which told what all files are")
         return {}
     try:
         lines = [re.fullmatch(r"([0-9a-f]{32})  (.+)", line) for line in file.read_text("utf-8").split("\n") if line]

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from .errors import ConfigError
@@ -28,6 +27,7 @@ from .sections import (
     SelectionSettings,
 )
 from .training import ProtocolSettings, TrainingSettings
+from .yamls import load_yaml
 
 
 def default_patch(image_size: int) -> int:
@@ -125,8 +125,8 @@ def load_settings(
     _merge(merged, base or {})
     for file in map(find_preset, [files] if isinstance(files, str | Path) else files):
         try:
-            part = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            part = load_yaml(file) or {}
+        except (OSError, ValueError) as error:
             raise ConfigError(f"settings file {file}: {error}") from None
         if not isinstance(part, dict):
             raise ConfigError(f"settings file {file}: expected sections such as `scoring:`, found {type(part).__name__}")

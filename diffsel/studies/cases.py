@@ -14,13 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from ..settings.errors import ConfigError
 from ..settings.sections import BASELINES
 from ..settings.settings import Settings, fingerprint, identity, load_settings
+from ..settings.yamls import load_yaml
 
 STRICT = ConfigDict(extra="forbid")
 AXES = ("dataset", "ipc", "method", "teacher", "student")
@@ -126,14 +126,14 @@ def read_scale(name: str, configs: Path, model: str | None = None, students: int
         known = ", ".join(sorted(path.stem for path in (configs / "scales").glob("*.yaml")))
         raise ConfigError(f"--scale {name}: there is {known}, or a YAML file of your own")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = load_yaml(file)
         scale = TypeAdapter(Scale).validate_python(values)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         keys = ", ".join(Scale.__dataclass_fields__)
         raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']} (keys: {keys})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}") from None
     if wrong := [key for key in scale.stands if key not in AXES and not _is_setting(key)]:
         raise ConfigError(
             f"{file}: stands.{wrong[0]}: neither one of {', '.join(AXES)} nor a setting such as selection.clusters"
@@ -232,7 +232,7 @@ def _protocol(name: str, configs: Path) -> dict[str, Any]:
     file = configs / "protocols" / f"{name}.yaml"
     if not file.exists():
         raise ConfigError(f"protocol {name!r}: {file} is missing")
-    return {f"protocol.{key}": value for key, value in yaml.safe_load(file.read_text(encoding="utf-8"))["protocol"].items()}
+    return {f"protocol.{key}": value for key, value in load_yaml(file)["protocol"].items()}
 
 
 def place(text: str, out: Path) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..evaluation.results import read_result
 from ..machine.formats import read_yaml
 from ..machine.tensors import read_unit
 from ..runs.index import read_index, read_skipped
 from ..runs.run import open_run, read_record
+from ..sets.exported import EXPORT, damaged_files, listed
 from ..sets.opening import damaged_pictures, read_set
 from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import fingerprint
@@ -30,16 +33,24 @@ class Damage:
 
 
 def check_folder(path: Path) -> Iterator[Damage]:
-    """Every file of a RUN, SET, LABELS or TEACHER.  Raises StoreError for another folder, or a record that says nothing."""
+    """Every file of a RUN, SET, LABELS, TEACHER, EXPORT or RESULTS.  Raises StoreError for another folder."""
     kinds: dict[str, Callable[[Path], Iterator[Damage]]] = {
         "run.yaml": _run,
+        EXPORT: _export,  # before a set, whose list it may hold
         "set.yaml": _set,
         "labels.yaml": _labels,
         "teacher.yaml": _teacher,
     }
     for name, check in kinds.items():
-        if (path / name).exists():
-            return check(path)
+        if os.path.lexists(path / name):
+            try:
+                yield from check(path)
+            except (StoreError, ConfigError) as error:  # its record tells nothing, so nothing can be told of the rest
+                yield Damage(path / name, str(error).removeprefix(f"{path / name} "))
+            return
+    if any(path.glob("*/seed-*.json")):
+        yield from _results(path)
+        return
     read_record(path)  # tells what this folder is instead
     raise StoreError(f"{path} holds none of {', '.join(kinds)}: not a folder that diffsel wrote")
 
@@ -55,12 +66,13 @@ def _reason(read: Callable[[], object]) -> str | None:
 
 def _run(path: Path) -> Iterator[Damage]:
     record = read_record(path)
-    again = f"`diffsel score {record['data']} --out {path} --config {path / 'run.yaml'}"
+    run, told = shlex.quote(str(path)), shlex.quote(str(path / "run.yaml"))
+    again = f"`diffsel score {shlex.quote(record['data'])} --out {run} --config {told}"
     index, skipped = path / "index.parquet", path / "skipped.jsonl"
     lost = _reason(lambda: read_index(path))
     yield Damage(index, lost, f"{again}` makes {index} again")
     yield Damage(skipped, _reason(lambda: read_skipped(path)), f"{again}` makes {skipped} again")
-    if lost:
+    if lost or _reason(lambda: read_skipped(path)):
         return  # what a unit should hold is not known then
     for file, reason in open_run(path).damaged():
         part, key = file.relative_to(path).parts[:2]
@@ -68,11 +80,13 @@ def _run(path: Path) -> Iterator[Damage]:
         ways = {
             "maps": f"{again}` makes maps again",
             "latents": f"{again} --keep-latents` makes latents again",
-            "features": f"`diffsel embed {path} --config {settings}` makes these vectors again",
-            "prompts": f"`diffsel prompts {path}` with the prompts in {settings} makes these maps again",
+            "features": f"`diffsel embed {run} --config {shlex.quote(str(settings))}` makes these vectors again",
+            "prompts": f"`diffsel prompts {run}` with the prompts in {settings} makes these maps again",
         }
         if file == settings:
-            ways |= {"features": f"`diffsel embed {path}` with the settings of {key} writes it again"}
+            ways |= {"features": f"`diffsel embed {run}` with the settings of {key} writes it again"}
+        elif part == "features" and "prompt" in read_yaml(settings):
+            ways |= {"features": f"`diffsel prompts {run}` with the prompt of {settings} makes these vectors again"}
         yield Damage(file, reason, ways[part])
 
 
@@ -85,24 +99,48 @@ def _set(path: Path) -> Iterator[Damage]:
 
 
 def _labels(path: Path) -> Iterator[Damage]:
-    mark = fingerprint(read_yaml(path / "labels.yaml"))
-    for file in sorted(path.glob("epoch-*.safetensors")):
+    mark, remake = (
+        fingerprint(read_yaml(path / "labels.yaml")),
+        "`diffsel relabel`, started as before, writes lost labels again",
+    )
+    epochs = sorted(path.glob("epoch-*.safetensors"))
+    for number, file in enumerate(epochs):
         reason = _reason(lambda file=file: read_unit(file, mark))  # type: ignore[misc]
-        if not reason and f"epoch-{read_unit(file, mark)[1]['epoch']:03d}" != file.stem:
+        if not reason and f"epoch-{read_unit(file, mark)[1].get('epoch'):03d}" != file.stem:
             reason = "holds the labels of another epoch"
-        yield Damage(file, reason, "`diffsel relabel`, started as before, writes lost epochs again")
+        yield Damage(file, reason, remake)
+        if number == len(epochs) - 1:
+            lost = {f"epoch-{epoch:03d}" for epoch in range(int(file.stem[6:]))} - {each.stem for each in epochs}
+            yield from (Damage(path / f"{name}.safetensors", "is not there", remake) for name in sorted(lost))
+    for file in path.glob("fixed.safetensors"):
+        yield Damage(file, _reason(lambda file=file: read_unit(file, mark)), remake)  # type: ignore[misc]
 
 
 def _teacher(path: Path) -> Iterator[Damage]:
-    from ..evaluation.checkpoints import read_checkpoint  # brings torch
+    from ..evaluation.checkpoints import read_checkpoint, read_metrics, read_state  # brings torch
 
     classes = tuple(read_yaml(path / "teacher.yaml").get("classes", ()))
+    way = f"train the teacher anew, into another folder than {path}"
     for name in ("best.safetensors", "last.safetensors"):
         file = path / name
         reason = _reason(lambda file=file: read_checkpoint(str(file)))  # type: ignore[misc]
         if not reason and read_checkpoint(str(file)).classes != classes:
             reason = "has other classes than teacher.yaml"
-        yield Damage(file, reason, way=f"train the teacher anew, into another folder than {path}")
-    metrics = path / "metrics.jsonl"
-    reason = _reason(lambda: [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()])
-    yield Damage(metrics, reason, way=f"train the teacher anew, into another folder than {path}")
+        yield Damage(file, reason, way=way)
+    metrics, state = path / "metrics.jsonl", path / "state.safetensors"
+    yield Damage(metrics, _reason(lambda: read_metrics(path)), way=way)
+    yield Damage(state, _reason(lambda: read_state(state)) if state.exists() else None, way=way)
+    for file in sorted((path / "records").glob("*.safetensors")):
+        yield Damage(file, _reason(lambda file=file: read_unit(file, "records")), way=way)  # type: ignore[misc]
+
+
+def _export(path: Path) -> Iterator[Damage]:
+    wrong = dict(damaged_files(path))
+    for file in sorted(path / name for name in listed(path)):
+        yield Damage(file, wrong.get(file), way=f"remove {path}, and export it anew")
+
+
+def _results(path: Path) -> Iterator[Damage]:
+    for file in sorted(path.glob("*/seed-*.json")):
+        reason = _reason(lambda file=file: read_result(file))  # type: ignore[misc]
+        yield Damage(file, reason, "`diffsel evaluate`, started as before, trains lost students again")

@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
@@ -32,6 +31,7 @@ from ..settings.errors import ConfigError
 from ..settings.sections import BASELINES, Method, SelectionSettings
 from ..settings.settings import Settings, default_patch, fingerprint, load_settings
 from ..settings.training import ProtocolSettings
+from ..settings.yamls import load_yaml
 from .making import make_set
 from .tables import Place, Value, picture
 
@@ -116,15 +116,15 @@ class Point:
 def read_matrix(file: Path) -> Matrix:
     """Raises ConfigError naming the file, the key, and what would be right."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = load_yaml(file)
         return TypeAdapter(Matrix).validate_python(values)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         axes = ", ".join(Matrix.__dataclass_fields__)
         raise ConfigError(f"{file}: {where}: {first['msg']} (axes: {axes})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def points(matrix: Matrix) -> list[Point]:

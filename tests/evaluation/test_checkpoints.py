@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffsel.evaluation.checkpoints import read_checkpoint, weights_digest
+from diffsel.data.classes import ClassInfo
+from diffsel.evaluation.checkpoints import as_safetensors, read_checkpoint, read_metrics, read_state, weights_digest
 from diffsel.evaluation.networks import build
+from diffsel.evaluation.teachers import load_teacher
 from diffsel.settings.errors import ConfigError
 
 
@@ -62,3 +64,38 @@ def test_weights_changed_after_they_were_written_are_refused(state, tmp_path: Pa
     save_file(changed, file, {"diffsel": json.dumps(about)})
     with pytest.raises(ConfigError, match=r"best.safetensors is damaged .* train it anew"):
         read_checkpoint(str(tmp_path))
+
+
+def test_what_is_told_of_weights_is_theirs(state, tmp_path: Path) -> None:
+    file = tmp_path / "best.safetensors"
+    file.write_bytes(as_safetensors(state, {"network": "conv3w8", "classes": ["a", "b", "c"], "size": 16}))
+    assert read_checkpoint(str(tmp_path)).classes == ("a", "b", "c")
+    file.write_bytes(file.read_bytes().replace(b'\\"a\\", \\"b\\"', b'\\"b\\", \\"a\\"'))
+    with pytest.raises(ConfigError, match="what is told of its weights has another digest"):
+        read_checkpoint(str(tmp_path))
+    save_file(state, file, {"diffsel": "[]"})
+    with pytest.raises(ConfigError, match=r"best.safetensors is damaged"):
+        read_checkpoint(str(tmp_path))
+
+
+def test_weights_that_are_no_numbers_label_nothing(state, tmp_path: Path) -> None:
+    state["classifier.bias"][1] = torch.nan
+    torch.save(state, tmp_path / "t.pth")
+    with pytest.raises(ConfigError, match=r"t.pth is damaged \(classifier.bias holds numbers that are not finite"):
+        load_teacher(str(tmp_path / "t.pth"), [ClassInfo(name, name) for name in "abc"], 16, torch.device("cpu"))
+
+
+def test_a_training_goes_on_from_whole_files_alone(state, tmp_path: Path) -> None:
+    file = tmp_path / "state.safetensors"
+    blob = as_safetensors({**state, "epoch": torch.tensor(2)}, {})
+    file.write_bytes(blob)
+    assert int(read_state(file)["epoch"]) == 2
+    for damaged in (b"", blob[:100], blob[:-9], blob[:-1] + bytes([blob[-1] ^ 1]), as_safetensors(state, {})):
+        file.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"state.safetensors is damaged .*; put a whole copy back, or delete it"):
+            read_state(file)
+    assert read_metrics(tmp_path) == []
+    for text in ('{"epoch": 0}\n', '{"epoch": 1}\n{"epoch": 0}\n', "", "{", "[]\n[]\n"):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        with pytest.raises(ConfigError, match=r"metrics.jsonl is damaged"):
+            read_metrics(tmp_path, 2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from diffsel.evaluation.results import difference, fairness, line_of, nested, read_result, result_key, spread
+from diffsel.evaluation.results import as_result, difference, fairness, line_of, nested, read_result, result_key, spread
 from diffsel.settings.errors import StoreError
 
 
@@ -92,7 +92,11 @@ def test_a_result_is_its_seeds_and_its_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"last": "gone"}, {"identity": {}}, {"best": {"top1": "x"}}, {"precision": "gone"}, {"seconds": "gone"}]
+    "changes",
+    [
+        *({"last": "gone"}, {"identity": {}}, {"best": {"top1": "x"}}, {"precision": "gone"}, {"seconds": "gone"}),
+        *({"best": {"top1": number, "top5": 90.0}} for number in (-1, 100.1, float("nan"), float("inf"))),
+    ],
 )
 def test_half_a_result_is_told_with_the_way_out(tmp_path: Path, changes: dict) -> None:
     with pytest.raises(StoreError, match=r"seed-0.json is damaged \(.*\); delete it, and evaluate again"):
@@ -101,3 +105,12 @@ def test_half_a_result_is_told_with_the_way_out(tmp_path: Path, changes: dict) -
     empty.write_text("")
     with pytest.raises(StoreError, match="delete it, and evaluate again"):
         read_result(empty)
+
+
+def test_a_number_that_was_edited_is_told(tmp_path: Path) -> None:
+    file = result(tmp_path)
+    file.write_bytes(as_result(json.loads(file.read_text())))
+    assert line_of([read_result(file)]).top1.mean == 50
+    file.write_text(file.read_text().replace("50.0", "60.0", 1))
+    with pytest.raises(StoreError, match=r"its checksum differs.*delete it, and evaluate again"):
+        read_result(file)

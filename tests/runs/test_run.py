@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_an_index_that_is_lost_or_damaged_is_made_again(scored: Path, tmp_path: 
 
 def test_a_record_that_was_edited_is_refused(scored: Path, diffsel) -> None:
     file = scored / "run.yaml"
-    whole = file.read_text()
+    whole = re.sub("checksum: .*\n", "", file.read_text())  # as earlier versions wrote it: the record must speak for itself
     renamed = "  name: tiger".join(whole.rsplit("  name: cat", 1))
     cut = whole[: whole.index("  training:")]
     for text, message in (

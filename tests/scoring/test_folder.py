@@ -55,6 +55,10 @@ def weights(folder: Path, part: str, change: Callable[[dict], dict]) -> None:
         ("scheduler", {"beta_schedule": "gone"}, "scheduler .* has no beta schedule"),
         ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow-matching or EDM"),
         ("scheduler", {"prediction_type": "flow"}, "prediction_type 'flow'; known: epsilon"),
+        ("vae", {"scaling_factor": 0}, "vae has scaling_factor 0, .* no finite numbers, the first above 0"),
+        ("vae", {"scaling_factor": None}, "vae has scaling_factor None"),
+        ("vae", {"scaling_factor": "0.18"}, "vae has scaling_factor '0.18'"),
+        ("vae", {"shift_factor": 1e400}, "vae/config.json: Infinity is no setting"),
     ],
 )
 def test_other_kinds_of_models_are_refused_by_part_and_reason(copy: Path, part: str, changes: dict, message: str) -> None:
@@ -74,11 +78,20 @@ def test_other_kinds_of_models_are_refused_by_part_and_reason(copy: Path, part: 
         ("unet", lambda s: {**s, "conv_in.bias": torch.ones(3)}, "unet"),
         ("vae", lambda s: {k: v for k, v in s.items() if k != "quant_conv.weight"}, "vae lacks quant_conv.weight"),
         ("vae", lambda s: {k: v for k, v in s.items() if not k.startswith("encoder.conv_in")}, "vae lacks encoder.conv_in"),
+        ("vae", lambda s: {**s, "encoder.more": torch.ones(2)}, "vae holds, beside its own weights, encoder.more"),
+        ("unet", lambda s: {**s, "conv_in.weight": s["conv_in.weight"] * torch.nan}, "unet is damaged, conv_in.weight holds"),
+        ("vae", lambda s: {**s, "quant_conv.bias": (s["quant_conv.bias"] * 9).to(torch.int8)}, "quant_conv.bias as I8, not"),
     ],
 )
 def test_weights_that_are_not_whole_are_refused_by_name(copy: Path, part: str, change: Callable, message: str) -> None:
     weights(copy, part, change)
     with pytest.raises(ConfigError, match=message):
+        Diffusion.load(ModelFolder(copy), CPU, "fp32")
+
+
+def test_layers_that_the_config_leaves_out_are_refused(copy: Path) -> None:
+    config(copy, "text_encoder", num_hidden_layers=1)
+    with pytest.raises(ConfigError, match=r"text_encoder holds, beside its own weights, .*layers\.1\."):
         Diffusion.load(ModelFolder(copy), CPU, "fp32")
 
 
@@ -115,6 +128,25 @@ def test_a_tokenizer_without_words_is_refused(copy: Path, keep: tuple[str, ...],
     for file in (copy / "tokenizer").iterdir():
         if file.name not in keep:
             file.unlink()
+    with pytest.raises(ConfigError, match=message):
+        _ = ModelFolder(copy).tokenizer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda words: {word: number + 10 for word, number in words.items()}, "not those of the text encoder"),
+        (lambda words: {word: -number for word, number in words.items()}, "not those of the text encoder|does not load"),
+        (lambda words: dict.fromkeys(words, 5), "not those of the text encoder"),
+        (lambda words: words, "makes letters of words that it has; its vocabulary and its merges differ"),
+    ],
+)
+def test_a_vocabulary_of_another_model_is_refused(copy: Path, change: Callable, message: str) -> None:
+    _ = ModelFolder(copy).tokenizer
+    words = json.loads((copy / "tokenizer" / "vocab.json").read_text())
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    (copy / "tokenizer" / "vocab.json").write_text(json.dumps(change(words)))
+    (copy / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(ConfigError, match=message):
         _ = ModelFolder(copy).tokenizer
 

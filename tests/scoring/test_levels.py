@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffsel.scoring.draws import differential_and_gap
-from diffsel.scoring.levels import Flow, Table, noise_from
+from diffsel.scoring.levels import Flow, Table, noise_from, unsound
 from diffsel.scoring.nats import nats_per_unit
 from diffsel.settings.errors import ConfigError
 
@@ -29,6 +29,31 @@ def test_times_and_log_snr_are_one_anothers_inverse(levels: Table | Flow) -> Non
 def test_the_window_of_stable_diffusion_on_a_flow() -> None:
     """s in [.256, .769], as METHOD has it for lambda from 2.13 to -2.41."""
     assert [round(Flow(1).time(each), 3) for each in (2.13, -2.41)] == [0.256, 0.769]
+
+
+@pytest.mark.parametrize(
+    "betas",
+    [
+        np.linspace(0.00085**0.5, 0.0001**0.5, 1000) ** 2,  # ends before it begins
+        np.zeros(1000),
+        np.linspace(0.00085, 2, 1000),  # negative from some step on
+        np.full(1000, np.nan),
+        np.linspace(0.00085**0.5, 0.012**0.5, 3) ** 2,  # three steps, which hide nothing
+        [0.9, 0.9],
+        [],
+    ],
+)
+def test_a_table_that_does_not_go_from_image_to_noise_is_unsound(betas: np.ndarray) -> None:
+    alphas = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
+    assert "should fall at every step, from nearly 1 to nearly 0" in unsound(alphas)
+
+
+def test_tables_of_published_models_are_sound() -> None:
+    steps = torch.linspace(0, 1, 1000, dtype=torch.float64)
+    scaled = torch.cumprod(1 - (0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * steps) ** 2, 0)
+    linear = torch.cumprod(1 - (1e-4 + (0.02 - 1e-4) * steps), 0)
+    no_image_left = ((scaled.sqrt() - scaled[-1].sqrt()) * (scaled[0].sqrt() / (scaled[0].sqrt() - scaled[-1].sqrt()))).square()
+    assert [unsound(each.float()) for each in (scaled, linear, no_image_left)] == [""] * 3
 
 
 def test_a_kind_of_prediction_that_is_unknown_is_refused() -> None:

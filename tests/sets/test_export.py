@@ -18,6 +18,7 @@ import pytest
 import yaml
 from conftest import draw, small_values
 from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from diffsel.data.images import open_data
@@ -232,7 +233,11 @@ def test_push_uploads_the_export_to_a_private_data_set_repository(diffsel, made:
     code, out, _ = diffsel("export", made, "--to", "hf", "--out", tmp_path / "out", "--push", "somebody/pets")
     assert code == 0
     assert "logged in to the hub as somebody" in out
-    repo, upload = fake.asked
+    (tmp_path / "out" / "secret.txt").write_text("mine")
+    assert diffsel("export", made, "--to", "hf", "--out", tmp_path / "out", "--push", "somebody/pets")[0] == 0
+    repo, upload = fake.asked[2:]
+    sent = set(filter_repo_objects(contents(tmp_path / "out"), allow_patterns=upload["allow_patterns"]))
+    assert sent == contents(tmp_path / "out").keys() - {"secret.txt"}
     assert (repo["repo_id"], repo["repo_type"], repo["private"]) == ("somebody/pets", "dataset", True)
     assert (upload["repo_id"], upload["repo_type"], Path(upload["folder_path"])) == (
         "somebody/pets",

@@ -157,6 +157,9 @@ def test_the_sums_are_those_that_b2sum_checks(made: Path) -> None:
 
 def test_a_set_of_an_earlier_version_opens_and_its_lost_and_strange_pictures_are_told(made: Path) -> None:
     (made / "B2SUMS").unlink()
+    with pytest.raises(DataError, match="B2SUMS is lost, which told what all files are"):
+        open_set(made)  # its card speaks of it
+    (made / "README.md").write_text("a set")
     assert isinstance(open_set(made), DistilledSet)
     for name in ("lost", "lost class", "added", "added class", "link out"):
         copy = shutil.copytree(made, made.parent / name.replace(" ", "-"), symlinks=True)
@@ -208,7 +211,7 @@ RECORDS: dict[str, tuple[Hand, str]] = {
     "ipc 0": (lambda p: yaml_of(p, ipc=0), "set.yaml is damaged (ipc: "),
     "ipc 3": (lambda p: yaml_of(p, ipc=3), "it lists 2 pictures of class 'Cat', but set.yaml tells 3"),
     "format 2": (lambda p: yaml_of(p, format=2), "has set format 2; this version reads format 1"),
-    "a list": (lambda p: (p / "set.yaml").write_text("- a"), "set.yaml: not written by diffsel"),
+    "a list": (lambda p: (p / "set.yaml").write_text("- a"), "set.yaml is damaged (it holds no settings)"),
     "a class more": (lambda p: yaml_of(p, classes=["Cat", "cat", "dog", "emu"]), "it lists 0 pictures of class 'emu'"),
     "metadata empty": (lambda p: (p / "metadata.jsonl").write_text(""), "it lists 0 pictures of class 'Cat'"),
     "metadata null": (lambda p: (p / "metadata.jsonl").write_text("null\n"), "metadata.jsonl is damaged (a line: "),

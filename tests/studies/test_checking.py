@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from students import CPU, Trusting, cell_of
 
 from diffsel.data.images import open_data
 from diffsel.evaluation.bench import Bench
+from diffsel.evaluation.fixed import write_fixed
 from diffsel.evaluation.storing import write_labels
 from diffsel.evaluation.teaching import train
 from diffsel.settings.errors import StoreError
@@ -33,9 +36,14 @@ def test_labels_of_other_epochs_and_damaged_ones_are_found_and_written_again(wor
     whole = {file.name: file.read_bytes() for file in (tmp_path / "l").iterdir()}
     shutil.copy(tmp_path / "l" / "epoch-000.safetensors", tmp_path / "l" / "epoch-001.safetensors")
     (tmp_path / "l" / "epoch-002.safetensors").write_bytes(b"")
+    write_fixed(tmp_path / "f", how[0], how[4])
+    (tmp_path / "f" / "fixed.safetensors").write_bytes(b"")
+    assert list(bad(tmp_path / "f")) == ["fixed.safetensors"]
     found = bad(tmp_path / "l")
     assert list(found) == ["epoch-001.safetensors", "epoch-002.safetensors"]
     assert found["epoch-001.safetensors"] == "holds the labels of another epoch"
+    (tmp_path / "l" / "epoch-000.safetensors").unlink()
+    assert list(bad(tmp_path / "l")) == ["epoch-001.safetensors", "epoch-002.safetensors", "epoch-000.safetensors"]
     write_labels(tmp_path / "l", *how)
     assert {file.name: file.read_bytes() for file in (tmp_path / "l").iterdir()} == whole
 
@@ -50,27 +58,85 @@ def test_a_teachers_files_are_read_to_the_last_weight(colours: Callable[..., Non
     blob[-2] ^= 1
     file.write_bytes(blob)
     (tmp_path / "t" / "metrics.jsonl").write_text("{")
-    assert list(bad(tmp_path / "t")) == ["best.safetensors", "metrics.jsonl"]
+    state = tmp_path / "t" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    assert list(bad(tmp_path / "t")) == ["best.safetensors", "metrics.jsonl", "state.safetensors"]
 
 
-@pytest.mark.parametrize("part", ["latents", "maps"])
-def test_latents_and_maps_that_are_removed_are_made_again_by_the_command_told(
+@pytest.mark.parametrize("part", ["latents/cat-000.safetensors", "maps/cat-000.safetensors", "index.parquet", "skipped.jsonl"])
+def test_what_is_removed_of_a_run_is_made_again_by_the_command_told(
     part: str, folder: Callable[..., Path], tmp_path: Path, small, diffsel
 ) -> None:
     from diffsel import method
     from diffsel.runs.session import start
 
     kept = small.model_copy(update={"compute": small.compute.model_copy(update={"keep_latents": True})})
-    method.score(start(str(folder(cat=3)), tmp_path / "run", kept))
-    file = tmp_path / "run" / part / "cat-000.safetensors"
+    method.score(start(str(folder("all my images", cat=3)), tmp_path / "a run", kept))
+    file = tmp_path / "a run" / part
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + b"x")
-    code, out, _ = diffsel("check", tmp_path / "run", "--remove", "-q")
+    code, out, _ = diffsel("check", tmp_path / "a run", "--remove", "-q")
     assert (code, file.exists()) == (0, False)
-    command = next(line for line in out.splitlines() if line.startswith("`diffsel")).split("`")[1].split()
+    command = shlex.split(next(line for line in out.splitlines() if line.startswith("`diffsel")).split("`")[1])
     code, _, err = diffsel(*command[1:], "--device", "cpu", "--batch-size", 8, "-q")
     assert code == 0, err
     assert file.read_bytes() == whole
+
+
+@pytest.fixture
+def scored(folder: Callable[..., Path], tmp_path: Path, small) -> Path:
+    from diffsel import method
+    from diffsel.runs.session import start
+
+    method.score(start(str(folder(cat=3)), tmp_path / "run", small))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (lambda text: "", "it holds no settings"),
+        (lambda text: text[:300], "is damaged"),
+        (lambda text: text[: text.index("versions:")], "checksum differs"),  # a whole YAML file all the same
+        (lambda text: text.replace("log_snr:\n  - ", "log_snr:\n  - 1"), "checksum differs"),
+        (lambda text: text.replace("draws: 3", "draws: 2020-13-45"), "is damaged"),  # which YAML takes for a date
+        (lambda text: "[" * 5000, "is damaged"),
+        (lambda text: "\0", "is damaged"),
+    ],
+)
+def test_a_record_that_was_cut_or_edited_is_told(scored: Path, cut: Callable[[str], str], message: str, diffsel) -> None:
+    file = scored / "run.yaml"
+    file.write_text(cut(file.read_text()))
+    for words in (("check", scored), ("suspects", scored)):
+        code, out, err = diffsel(*words, "-q")
+        assert (code, (out + err).count("run.yaml ")) == (1 if words[0] == "check" else 2, 1)
+        assert message in out + err
+        assert len((out + err).splitlines()) <= 2
+
+
+def test_vectors_whose_settings_are_lost_are_not_called_whole(scored: Path) -> None:
+    (scored / "features" / "0123456789abcdef").mkdir(parents=True)
+    found = [each for each in check_folder(scored) if each.reason]
+    assert [each.file.name for each in found] == ["settings.yaml"]
+    assert "is named after" in found[0].reason
+    (scored / "features" / "0123456789abcdef" / "settings.yaml").write_text("a: .nan")
+    assert bad(scored) == {"settings.yaml": found[0].reason}
+
+
+def test_where_images_lie_may_be_written_into_a_record(scored: Path) -> None:
+    record = yaml.safe_load((scored / "run.yaml").read_text())
+    (scored / "run.yaml").write_text(yaml.safe_dump({**record, "data": "elsewhere"}))
+    assert bad(scored) == {}
+
+
+def test_a_folder_in_a_files_place_is_told_and_stays(scored: Path, diffsel) -> None:
+    file = scored / "maps" / "cat-000.safetensors"
+    file.unlink()
+    file.mkdir()
+    (file / "mine.txt").touch()
+    code, out, _ = diffsel("check", scored, "--remove", "-q")
+    assert (code, (file / "mine.txt").exists()) == (1, True)
+    assert "cat-000.safetensors is damaged" in out
 
 
 def test_a_folder_of_somebody_else_is_told(tmp_path: Path) -> None:

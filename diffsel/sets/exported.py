@@ -1,0 +1,90 @@
+"""A folder for other tools: written all at once, and whole ever after?
+
+OUT/ what a form puts there   README.md (a card, for people to write in)   export.yaml (what it was made of; digests of all)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data.pixels import digest
+from ..machine.addresses import Store, check_writable, is_address
+from ..machine.files import check_place, whole_folder, write_atomically
+from ..machine.formats import dump_yaml, is_mine, read_yaml
+from ..settings.errors import DataError, StoreError
+
+EXPORT = "export.yaml"
+
+
+def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]) -> bool:
+    """A folder for other tools, all at once: what ``write`` puts there, README.md, and as export.yaml the ``record`` with a
+    digest of each file; False where it is there already.  Behind an address export.yaml comes last: where it is, all is.
+
+    Raises StoreError where OUT holds something else, DataError where it is this export but damaged, ConfigError for an address
+    where files may be seen half-written.
+    """
+    place = Store(str(out)) if is_address(str(out)) else None
+    if place:
+        check_writable(place.root)
+    if _is_there(place, record) if place else _is_mine(Path(out), record):
+        return False
+    if not place:
+        check_place(Path(out))
+    with tempfile.TemporaryDirectory() if place else whole_folder(Path(out)) as folder:
+        part = Path(folder)
+        write(part)
+        written = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("[!.]*")) if file.is_file()}
+        told = dump_yaml({**record, "files": {name: digest(file.read_bytes()) for name, file in written.items()}})
+        write_atomically(part / "README.md", card().encode("utf-8", "backslashreplace"))
+        if place:
+            place.upload(part)
+            place.write(EXPORT, told)
+        else:
+            write_atomically(part / EXPORT, told)
+    return True
+
+
+def _is_there(place: Store, record: Mapping[str, Any]) -> bool:
+    """As ``is_mine``, behind an address; what a broken upload left there is written over."""
+    if not place.exists(EXPORT):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        write_atomically(file := Path(folder) / EXPORT, place.read(EXPORT))
+        if {**read_yaml(file), "files": None} != {**record, "files": None}:
+            raise StoreError(f"{place.root} holds another export; give a new address")
+    return True
+
+
+def _is_mine(out: Path, record: Mapping[str, Any]) -> bool:
+    files = listed(out) if (out / EXPORT).exists() else {}
+    if not is_mine(out, EXPORT, {**record, "files": files} if files else record, "this export"):
+        return False
+    if damaged := list(damaged_files(out)):
+        file, reason = damaged[0]
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise DataError(f"{file} {reason}{more}; the export is damaged: delete {out} and make it anew")
+    return True
+
+
+def listed(out: Path) -> dict[str, str]:
+    """File and digest of an export; nothing for one of an earlier version.  Raises StoreError where its record is damaged."""
+    files = read_yaml(out / EXPORT).get("files") or {}
+    if not isinstance(files, dict) or not all(isinstance(each, str) for pair in files.items() for each in pair):
+        raise StoreError(f"{out / EXPORT} is damaged (files: expected names and digests); delete {out} and make it anew")
+    return files
+
+
+def damaged_files(out: Path) -> Iterator[tuple[Path, str]]:
+    """Files of an export that are not what they were when it was made, and what is wrong with each."""
+    for name, expected in listed(out).items():
+        file = out / name
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(out)):
+            yield file, "lies outside of the export"
+        elif not file.is_file():
+            yield file, f"is named in {EXPORT} but is not there"
+        elif digest(file.read_bytes()) != expected:
+            yield file, f"is not what {EXPORT} tells (its bytes have another hash)"
