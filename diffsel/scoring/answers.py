@@ -15,9 +15,10 @@ ALIKE = 1e-6  # share of the largest number within which two answers are one
 def check_answers(model: Diffusion, label: str, null: str, side: int) -> None:
     """Refuse a model of which a part says the same whatever it is asked: weights of zeros, or of another network.
 
-    It is asked of two images of ``side`` pixels, of a label prompt and of the null prompt.  Raises ConfigError.
+    It is asked of two images of ``side`` pixels (at most 256), of a label prompt and of the null prompt.  Raises ConfigError.
     """
     kind, keyed = model.folder.kind, keyed_generator("answers")
+    side = min(side, 256)
     latents = model.encode(torch.rand((2, 3, side, side), generator=keyed) * 2 - 1)
     words = model.embed_prompts([null, label])
     noisy = torch.randn((1, *latents.shape[1:]), generator=keyed).repeat(2, 1, 1, 1).to(model.device)

@@ -20,6 +20,7 @@ Coreset = Literal["herding", "kcenter", "medoids"]
 Method = Literal["diffsel", "diffsel-noclusters", Coreset, Baseline]
 BASELINES = get_args(Baseline)  # need no scoring pass
 CORESETS = get_args(Coreset)  # of vectors: those of a pass, or a teacher's
+MOST_PIXELS = 16_384  # a side of any picture that is made: of more, one picture alone fills a memory
 EXECUTION: dict[str, Any] = {"execution": True}
 
 
@@ -40,7 +41,9 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which images take part, and at what size the model sees them."""
 
-    image_size: int = Field(256, ge=8, description="Shortest side after resizing, pixels; aspect is kept (paper A.1).")
+    image_size: int = Field(
+        256, ge=8, le=MOST_PIXELS, description="Shortest side after resizing, pixels; aspect is kept (paper A.1)."
+    )
     side_multiple: int | None = Field(
         None, ge=1, description="Steps of the longer side, px; default image_size / 8; 1: any.", json_schema_extra=added(1)
     )
@@ -288,7 +291,7 @@ class BaselineSettings(Section):
 class AssemblySettings(Section):
     """Pictures of the distilled set (paper B.1, B.2)."""
 
-    size: int = Field(224, ge=8, description="Side of a distilled image, pixels.")
+    size: int = Field(224, ge=8, le=MOST_PIXELS, description="Side of a distilled image, pixels.")
     factor: int = Field(
         0,
         ge=0,

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from .sections import Section, added
+from .sections import MOST_PIXELS, Section, added
 
 
 class TrainingSettings(Section):
     """How `diffsel teacher` trains a network (torchvision's reference recipe for ResNets by default)."""
 
     network: str = Field("resnet18", description="conv3 ... conv6, resnet18, resnet18_modified, ..., or timm:NAME.")
-    size: int = Field(224, ge=8, description="Side of the network's input, pixels.")
+    size: int = Field(224, ge=8, le=MOST_PIXELS, description="Side of the network's input, pixels.")
     epochs: int = Field(90, ge=1, description="Passes over the images.")
     batch_size: int = Field(256, ge=2, description="Images a step, over all processes.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov-free momentum, or AdamW.")
@@ -44,7 +44,9 @@ class ProtocolSettings(Section):
         "soft",
         description="soft: the teacher's on the mixed batch; fixed: one an image, its on the image as it is; hard: the class.",
     )
-    size: int | None = Field(None, ge=8, description="Side of the student's input, pixels; default: that of the set's images.")
+    size: int | None = Field(
+        None, ge=8, le=MOST_PIXELS, description="Side of the student's input, pixels; default: that of the set's images."
+    )
     epochs: int = Field(300, ge=1, description="Passes over the distilled set.")
     batch_size: int | None = Field(None, ge=2, description="Default: RDED's table by ipc and number of classes.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, betas 0.9 and 0.999; or SGD, momentum 0.9.")

@@ -55,7 +55,7 @@ def test_inspect_tells_images_that_are_byte_by_byte_the_same(diffsel, folder) ->
     assert "identical" not in diffsel("inspect", folder("other", cat=3, dog=3), "-q")[1]
 
 
-@pytest.mark.parametrize(("prompt", "reason"), [("{label}" + 80 * " and", "tokens"), ("An image of .", "says the same as")])
+@pytest.mark.parametrize(("prompt", "reason"), [("{label}" + 80 * " and", "tokens"), ("An image of .", "says the same of all")])
 def test_inspect_refuses_the_prompts_that_score_would(prompt: str, reason: str, diffsel, folder, tmp_path: Path) -> None:
     data, words = folder(cat=3, dog=3), ["--prompt", prompt]
     code, out, told = diffsel("inspect", data, *words, "--model", TINY, "-q")

@@ -184,6 +184,12 @@ def test_our_own_folders_are_no_classes_and_hold_no_images_of_them(mark: str, tm
     )
 
 
+def test_a_folder_to_write_to_that_leads_in_a_circle_is_no_class(tmp_path: Path) -> None:
+    root = tree(tmp_path / "in", "cat/0.png")
+    (tmp_path / "circle").symlink_to("circle")
+    assert list(list_tree(root, SETTINGS, tmp_path / "circle" / "set").images) == ["cat"]
+
+
 def test_the_folder_that_is_written_to_is_no_class_whatever_a_stopped_start_left(tmp_path: Path) -> None:
     root = tree(tmp_path / "in", "cat/0.png")
     for left in ((), ("index.parquet",), ("logs/events",)):

@@ -146,6 +146,9 @@ def test_a_place_that_cannot_take_a_folder_is_told_before_any_work(tmp_path: Pat
     files.check_place(tmp_path / "not" / "there" / "yet")
     with pytest.raises(StoreError, match="/proc is where a disk is mounted"):
         files.check_place(Path("/proc"))
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"below: .*file is a file, and no folder can be made in it"):
+        files.check_place(tmp_path / "file" / "below")
     (tmp_path / "link").symlink_to("/proc")
     with pytest.raises(StoreError, match="link is where a disk is mounted"):
         files.check_place(tmp_path / "link")

@@ -97,6 +97,17 @@ def test_a_path_that_is_no_text_is_refused_before_any_work(diffsel, tmp_path, mo
         check_words(words)
 
 
+@pytest.mark.parametrize(
+    "words", [("inspect", ""), ("score", "data", "--out", ""), ("report", ""), ("select", "", "--ipc", "1", "--out", "x")]
+)
+def test_an_empty_argument_is_not_taken_for_this_folder(diffsel, tmp_path, monkeypatch, words: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = diffsel(*words)
+    assert (code, out) == (2, "")
+    assert err == "error: an argument is empty (a variable that is not set?); give a folder, or . for this one\n"
+    check_words(["score", "data", "--null-prompt", "", "--source", ""])
+
+
 def test_names_in_what_commands_print_are_harmless(diffsel, folder, tmp_path) -> None:
     data = folder(**{"cat\x1b[31m": 1, "dog": 1})
     (data / "dog" / "\x1b]0;x\x07.png").write_text("x")

@@ -162,3 +162,10 @@ def test_another_folder_or_another_set_is_not_overwritten(folder: Callable[..., 
         is_mine(out, "set.yaml", {"format": 1, "ipc": 2, "factor": 2}, "a distilled set")
     with pytest.raises(StoreError, match="not a distilled set"):
         is_mine(tmp_path / "data", "set.yaml", {}, "a distilled set")
+
+
+def test_a_set_that_could_not_be_made_is_not_called_made(folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A file in the way gives the same error number as a launch that was first."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file is a file, and no folder can be made in it"):
+        write(opened(folder(cat=1)), tmp_path / "file" / "set", factor=1)

@@ -31,6 +31,8 @@ from diffsel.settings.settings import Settings, fingerprint, identity, load_sett
         ),
         ({"patches": {"prompt": 1}}, "only 1 prompts are scored"),
         ({"assembly": {"quality": 101}}, "assembly.quality = 101"),
+        ({"assembly": {"size": 10**5}}, "assembly.size = 100000: Input should be less than or equal to 16384"),
+        ({"data": {"image_size": 10**6}}, "data.image_size = 1000000: Input should be less than or equal to 16384"),
         ({"data": {"classes": ["a", "a"]}}, "names a class twice"),
         ({"patches": {"patch_size": 5}}, r"patch_size \(5\) must be 0 or at least 8"),
         ({"assembly": {"factor": 40}}, r"factor \(40\) must leave tiles"),
