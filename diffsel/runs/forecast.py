@@ -6,55 +6,73 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from ..data.images import ImageData, count_images, open_data
 from ..data.pixels import Pixels
-from ..scoring.diffusion import Diffusion
-from ..scoring.draws import Scorer, as_images, keyed_generator, latent_shape, latent_size
+from ..data.rows import Row
+from ..machine.device import device_name
+from ..scoring.batching import Shape
+from ..scoring.diffusion import DTYPES, Diffusion
+from ..scoring.draws import Scorer, as_images, draw_noise, keyed_generator, latent_size, vae_batch
 from ..scoring.maps import GROUP, batch_sizes, filled_forwards, forwards
 from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
+from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
 from .run import UNIT_ROWS
 
-SAMPLE = 8  # classes of which the headers of one unit's images are read, and one image is decoded
+SAMPLE = 8  # classes of which the headers of one unit's images are read, and that many images are decoded
+MEASURED = 3  # latent shapes, the most frequent ones, at which the U-Net is timed
+DEVICE = ("U-Net", "VAE")  # what the device does
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``flop`` counts a multiply-add as 2; ``seconds`` for one process, from a probe of a few forwards."""
+    """``flop`` counts a multiply-add as 2; ``parts`` are seconds of one process, from a probe of each."""
 
     classes: int
     images: int
     forwards: int
-    filled: int  # forwards with what fills up the last batch of each latent shape of a unit; as the sampled classes have it
+    filled: int  # forwards with what fills up the last batch of each latent shape of a group; as the sampled classes have it
     most_forwards: int  # with adaptive draws, if every image were undecided to the end
     flop: float
     bytes: int
-    seconds: float
-    rate: float  # FLOP/s that the probe reached
-    shape: tuple[int, ...]  # of the sampled latents in the middle
-    batch_size: int
+    parts: Mapping[str, float]  # the networks (DEVICE), and what the host does beside them, on a GPU
+    beside: bool  # whether host and device work side by side
+    rate: float  # FLOP/s that the probe reached at the usual shape
+    shapes: Sequence[Shape]  # of the sampled latents, the usual first; MEASURED of them were timed
+    batch_size: int  # at the usual shape
+    where: str  # precision and device
+
+    @property
+    def seconds(self) -> float:
+        """Of one process: the slower of device and host where they work side by side."""
+        device = sum(self.parts[name] for name in DEVICE)
+        host = [value for name, value in self.parts.items() if name not in DEVICE]
+        return max(device, *host) if self.beside else device + sum(host)
 
     def __str__(self) -> str:
-        speed = f"{self.rate:.3g} FLOP/s in batches of {self.batch_size}"
+        usual, most = " x ".join(map(str, self.shapes[0][1:])), self.most_forwards / self.forwards
+        timed = ", ".join(" x ".join(map(str, shape[1:])) for shape in self.shapes[:MEASURED])
+        rest = f"; the other {len(self.shapes) - MEASURED} shapes by their area" if len(self.shapes) > MEASURED else ""
+        parts = ", ".join(f"{name} {value / 3600:.3g}" for name, value in self.parts.items())
         lines = {
             "images": f"{self.images:,} in {self.classes} classes",
             "U-Net forwards": f"{self.forwards:,} ({self.filled:,} with filling of batches)"
-            + (f" to {self.most_forwards:,} (adaptive)" if self.most_forwards > self.forwards else ""),
+            + (f" to {self.most_forwards:,} (adaptive)" if most > 1 else ""),
             "FLOP": f"{self.flop:.3g}",
             "bytes to store": f"{self.bytes:,}",
-            "this machine": f"{speed} (latents of {self.shape[1]} x {self.shape[2]})",
+            "this machine": f"{self.rate:.3g} FLOP/s in batches of {self.batch_size} ({usual} latents, {self.where})",
             "estimated hours": f"{self.seconds / 3600:.3g} with one process"
-            + (
-                f", at most {self.seconds / 3600 * self.most_forwards / self.forwards:.3g}"
-                if self.most_forwards > self.forwards
-                else ""
-            ),
+            + (f", at most {self.seconds / 3600 * most:.3g}" if most > 1 else ""),
+            "of which": f"{parts}; {'side by side' if self.beside else 'one after the other'}",
+            "measured": f"here and now: all of these, the U-Net at {timed}{rest}",
         }
         width = max(map(len, lines))
         return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())
@@ -62,38 +80,52 @@ class Plan:
 
 def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     """Lists the images, reads a few of them, and times a batch of each network.  Raises DataError, ConfigError."""
-    model, batch_size = scorer.model, scorer.batch_size
+    model, s = scorer.model, suited(settings, scorer.model.folder).scoring
     counts = count_images(source, settings.data)
-    few = list(counts)[:: max(1, len(counts) // SAMPLE)][:SAMPLE]
-    samples = {label: sample for label in few if (sample := _look(source, label, settings)) is not None}
-    found = sorted((each for sample in samples.values() if (each := _first(sample)) is not None), key=lambda p: p.size)
-    if not found:
-        raise DataError(f"{source}: none of the images looked at can be read ({SAMPLE} classes, {UNIT_ROWS} images of each)")
-    pixels = found[len(found) // 2]
-    shape, s = latent_shape(model, pixels), suited(settings, model.folder).scoring
     images, prompts = sum(counts.values()), len(s.prompts)
-    vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels], model.device)), model)
-    noisy = torch.randn((batch_size, *shape), generator=keyed_generator("plan")).to(model.device)
-    words = model.embed_prompts([s.null_prompt]).expand(batch_size, -1, -1)
-    steps = torch.full((batch_size,), model.steps // 2, device=model.device)
-    unet_flop, unet_seconds = _probe(lambda: model.predict_noise(noisy, steps, words), model)
+    few = list(counts)[:: max(1, len(counts) // SAMPLE)][:SAMPLE]
+    samples = [sample for label in few if (sample := _look(source, label, settings)) is not None]
+    reading, pixels = _reading(samples, settings.compute.workers)
+    if not pixels:
+        raise DataError(f"{source}: none of the images looked at can be read ({SAMPLE} classes, {UNIT_ROWS} images of each)")
+    shares, sizes, filling = _shapes(samples, images, settings, model, scorer.batch_size)
+    shapes = sorted(shares, key=lambda shape: (-shares[shape], shape))
+    probed = {shape: _unet(model, s, shape, sizes[shape]) for shape in shapes[:MEASURED]}
+    flop, seconds = probed[shapes[0]]
+    area = sum(share * math.prod(shape) for shape, share in shares.items())  # of the mean image
+    cells = {shape: share * math.prod(shape) for shape, share in shares.items() if shape in probed}
+    one = sum(count * probed[shape][1] / math.prod(shape) for shape, count in cells.items()) / sum(cells.values()) * area
     total = forwards(images, prompts, s)
-    filled = round(total * _filling(list(samples.values()), images, settings, model, batch_size))
-    flop = images * vae_flop + total * unet_flop / batch_size
-    cells = shape[1] * shape[2] * s.bins
+    most = vae_batch(model.device)
+    vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels[0]] * most, model.device)), model)
+    drawn = _noise(scorer, shapes[0], s)
+    relative = area / math.prod(shapes[0])
+    stored = area / shapes[0][0] * s.bins * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area
     return Plan(
         classes=len(counts),
         images=images,
         forwards=total,
-        filled=filled,
+        filled=round(total * filling),
         most_forwards=total // s.draws * s.rounds()[-1],
-        flop=flop,
-        bytes=images * (cells * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * math.prod(shape)),
-        seconds=images * vae_seconds + filled * unet_seconds / batch_size,
-        rate=unet_flop / unet_seconds,
-        shape=shape,
-        batch_size=batch_size,
+        flop=images * vae_flop / most + total * flop * relative,
+        bytes=round(images * stored),
+        parts={
+            "U-Net": total * filling * one,
+            "VAE": images * vae_seconds / most,
+            "reading": images * reading,
+            "noise": images * s.draws * drawn,
+        },
+        beside=model.device.type != "cpu",
+        rate=flop / seconds,
+        shapes=shapes,
+        batch_size=sizes[shapes[0]],
+        where=f"{_precision(settings, model)} on {device_name(model.device)}",
     )
+
+
+def _precision(settings: Settings, model: Diffusion) -> str:
+    asked = settings.compute.precision
+    return next(name for name, dtype in DTYPES.items() if dtype == model.dtype) if asked == "auto" else asked
 
 
 def _look(source: str, label: str, settings: Settings) -> ImageData | None:
@@ -105,24 +137,54 @@ def _look(source: str, label: str, settings: Settings) -> ImageData | None:
     return None
 
 
-def _first(sample: ImageData) -> Pixels | None:
-    """The first image that decodes."""
-    for row in sample.rows:
+def _reading(samples: Sequence[ImageData], workers: int) -> tuple[float, list[Pixels]]:
+    """Seconds an image takes, ``workers`` read at once, and the pixels of a few, those of middle size first."""
+
+    def one(job: tuple[ImageData, Row]) -> Pixels | None:
         with contextlib.suppress(UnreadableImage):
-            return sample.pixels(row)
-    return None
+            return job[0].pixels(job[1])
+        return None
+
+    begin, jobs = time.perf_counter(), [(sample, row) for sample in samples for row in islice(sample.rows, SAMPLE)]
+    with ThreadPoolExecutor(workers) as pool:
+        found = [each for each in pool.map(one, jobs) if each is not None]
+    middle = sorted(each.size for each in found)[len(found) // 2] if found else 0
+    seconds = (time.perf_counter() - begin) / max(1, len(jobs))
+    return seconds, sorted(found, key=lambda each: abs(each.size - middle))
 
 
-def _filling(samples: Sequence[ImageData], images: int, settings: Settings, model: Diffusion, batch_size: int) -> float:
-    """U-Net samples that run for each that is needed, if all ``images`` have the sizes of the samples: group by group."""
+def _shapes(
+    samples: Sequence[ImageData], images: int, settings: Settings, model: Diffusion, batch_size: int
+) -> tuple[dict[Shape, float], dict[Shape, int], float]:
+    """If all ``images`` have the sizes of the samples: the share of each latent shape, samples in its forwards, and U-Net
+    samples that run, group by group, for each that is needed."""
     s, side, group = settings.scoring, settings.data.image_size, GROUP * batch_size
     shapes = [latent_size(model, *sample.size(row)[::-1]) for sample in samples for row in sample.rows]
     shapes *= -(-min(images, group) // len(shapes))
     shapes, prompts = shapes[:images], len(s.prompts)
-    whole: dict[tuple[int, ...], float] = {shape: count * images / len(shapes) for shape, count in Counter(shapes).items()}
+    shares: dict[Shape, float] = {shape: count / len(shapes) for shape, count in Counter(shapes).items()}
+    whole = {shape: share * images for shape, share in shares.items()}
     sizes = batch_sizes(whole, latent_size(model, side, side), prompts, s, batch_size)
     groups = (shapes[i : i + group] for i in range(0, len(shapes), group))
-    return sum(filled_forwards(each, prompts, s, sizes) for each in groups) / forwards(len(shapes), prompts, s)
+    filled = sum(filled_forwards(each, prompts, s, sizes) for each in groups)
+    return shares, sizes, filled / forwards(len(shapes), prompts, s)
+
+
+def _unet(model: Diffusion, s: ScoringSettings, shape: Shape, size: int) -> tuple[float, float]:
+    """FLOP and seconds of a sample in a forward of ``size``."""
+    noisy = torch.randn((size, *shape), generator=keyed_generator("plan")).to(model.device)
+    words = model.embed_prompts([s.null_prompt]).expand(size, -1, -1)
+    steps = torch.full((size,), model.steps // 2, device=model.device)
+    flop, seconds = _probe(lambda: model.predict_noise(noisy, steps, words), model)
+    return flop / size, seconds / size
+
+
+def _noise(scorer: Scorer, shape: Shape, s: ScoringSettings) -> float:
+    """Seconds that a draw's noise takes the host."""
+    begin = time.perf_counter()
+    for draw in range(SAMPLE):
+        draw_noise("plan", draw, shape, s, scorer.seed, scorer.model.steps, scorer.model.levels if s.log_snr else None)
+    return (time.perf_counter() - begin) / SAMPLE
 
 
 def _probe(run, model: Diffusion) -> tuple[float, float]:

@@ -34,6 +34,10 @@ from .suiting import suited
 
 LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
+VAE_BATCH = (
+    4,
+    2,
+)  # pictures that the VAE takes at once, on a CPU the second: more would be filling, which costs more than a call
 T = TypeVar("T")
 V = TypeVar("V")
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
@@ -67,7 +71,7 @@ class Scorer:
         model = self.model
         kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
         found = {i: to_device(torch.from_numpy(latent), model.device) for i, latent in kept.items()}
-        most = 2 if model.device.type == "cpu" else 4  # more would be filling, which costs more than a call
+        most = vae_batch(model.device)
         jobs = []
         for size in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
             same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == size]
@@ -210,6 +214,11 @@ def soundly(
         careful, places = replace(scorer.exact(), settings=scorer.settings, note=scorer.note), list(lost)
         lost = {places[i]: value for i, value in make(careful, [items[place] for place in places])}
     yield from lost.items()
+
+
+def vae_batch(device: torch.device) -> int:
+    """Pictures that the VAE takes at once: more would be filling, which costs more than a call."""
+    return 2 if device.type == "cpu" else 4
 
 
 def is_latent(picture: Picture) -> bool:

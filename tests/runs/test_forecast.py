@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import draw
 from test_method import distill, with_
 
 from diffsel import method
-from diffsel.data.images import count_images
+from diffsel.data.images import ImageData, count_images
+from diffsel.runs import forecast as module
 from diffsel.runs.forecast import forecast
 from diffsel.runs.session import start
 from diffsel.scoring.diffusion import Diffusion
@@ -60,3 +63,36 @@ def test_images_are_counted_without_being_read(folder, small) -> None:
     (source / "cat" / "0.png").write_bytes(b"not looked at")
     assert count_images(str(source), small.data) == {"cat": 5, "dog": 3}
     assert count_images(str(source), small.data.model_copy(update={"images_per_class": 4})) == {"cat": 4, "dog": 3}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_hours_are_those_of_each_part_at_each_shape(folder, small, monkeypatch, beside: bool) -> None:
+    """On a clock that model, VAE and reading alone move: 1 s a latent cell and sample, 100 s a picture, 30 s to read one."""
+    source, now = folder(cat=6), [0.0]
+    for i, size in enumerate([(96, 64), (96, 64), (64, 128), (128, 64)]):
+        draw(source / "cat" / f"wide{i}.png", i, *size)
+
+    def moved(original, seconds):
+        def call(self, first, *rest):
+            now[0] += seconds(first)
+            return original(self, first, *rest)
+
+        return call
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Diffusion, "predict_noise", moved(Diffusion.predict_noise, lambda z: len(z) * z[0, 0].numel()))
+    monkeypatch.setattr(Diffusion, "encode", moved(Diffusion.encode, lambda images: 100 * len(images)))
+    monkeypatch.setattr(ImageData, "pixels", moved(ImageData.pixels, lambda row: 30))
+    values = with_(small, compute={"workers": 1})
+    told = forecast(str(source), values, open_scorer(values))
+    cells = (6 * 64 + 2 * 96 + 2 * 128) / 10
+    assert told.parts["U-Net"] == pytest.approx(told.filled * cells)
+    assert (told.parts["VAE"], told.parts["reading"], told.parts["noise"]) == (1000, 300, 0)
+    assert told.shapes[0] == (4, 8, 8)
+    assert len(told.shapes) == 4
+    assert "the U-Net at 8 x 8, 8 x 12, 8 x 16; the other 1 shapes by their area" in str(told)
+    assert "fp32 on cpu" in str(told)
+    device = told.parts["U-Net"] + 1000
+    assert replace(told, beside=beside).seconds == pytest.approx(device if beside else device + 300)
+    slow = replace(told, beside=beside, parts={**told.parts, "reading": 1e9})
+    assert slow.seconds == pytest.approx(1e9 if beside else device + 1e9)
