@@ -27,6 +27,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, Unigram
+from tokenizers.normalizers import Replace
+from tokenizers.pre_tokenizers import Metaspace, Sequence, WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -34,7 +39,7 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
+    T5TokenizerFast,
 )
 
 NEW = ("sdxl", "dit", "pixart", "sd3", *(["prx"] if hasattr(diffusers, "PRXPipeline") else []))
@@ -67,9 +72,11 @@ def _clip_words() -> CLIPTokenizer:
 
 def _t5(width: int = 32) -> dict[str, Any]:
     letters = [(f"▁{a}", -3.0) for a in "abcdefghijklmnopqrstuvwxyz"] + [(a, -2.0) for a in "abcdefghijklmnopqrstuvwxyz."]
-    words = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], extra_ids=0)
+    words = Tokenizer(Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], unk_id=2))
+    words.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace()])
+    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
-    return {"tokenizer": words, "text_encoder": T5EncoderModel(config)}
+    return {"tokenizer": T5TokenizerFast(tokenizer_object=words, extra_ids=0), "text_encoder": T5EncoderModel(config)}
 
 
 def _unet(width: int, **more: Any) -> UNet2DConditionModel:
@@ -144,10 +151,13 @@ def _gemma() -> dict[str, Any]:
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
     letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz."]
-    words = GemmaTokenizerFast(vocab={a: n for n, a in enumerate(letters)}, merges=[], model_max_length=64, add_bos_token=True)
+    words = Tokenizer(BPE({a: n for n, a in enumerate(letters)}, [], unk_token="<unk>", fuse_unk=True))
+    words.normalizer = Replace(" ", "▁")
+    words.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer = GemmaTokenizerFast(tokenizer_object=words, model_max_length=64)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 64}
     shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
-    return {"tokenizer": words, "text_encoder": T5GemmaEncoder(T5GemmaConfig(encoder=shape, decoder=shape).encoder)}
+    return {"tokenizer": tokenizer, "text_encoder": T5GemmaEncoder(T5GemmaConfig(encoder=shape, decoder=shape).encoder)}
 
 
 def _prx() -> Any:
