@@ -2,10 +2,10 @@
 
     python scripts/measure_adaptive.py --draws 256 --first 8 16 32
 
-Every draw of scenes of each class is made once; the rounds of an adaptive pass (diffsel/scoring/adaptive.py) are then played with
-their beginnings, which are the very maps that such a pass has (tests/scoring/test_adaptive.py).  The best share of each class is
-selected by score (no clusters), and by clusters as in a run.  Printed: U-Net forwards, source images that this selection
-shares with that of all draws (percent), and how many of their best boxes agree (90 % of the area or more).
+Every draw of scenes of each class is made once; the rounds of an adaptive pass (diffsel/scoring/adaptive.py) are then
+played with their beginnings, which are the very maps that such a pass has (tests/scoring/test_adaptive.py).  The best share
+of each class is selected by score (no clusters), and by clusters as in a run.  Printed: U-Net forwards, source images that
+this selection shares with that of all draws (percent), and how many of their best boxes agree (90 % of the area or more).
 ``--ranking`` measures what the bounds of an image cost, and nothing else.
 """
 
