@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from .patches import Box
 
 Vector = NDArray[np.float32]
 CLIP = (3, 224, 224)  # what its batches are counted by, though some see other sizes
+CLIP_THREADS = 4  # that prepare its pictures
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ def _embed(
     scorer: Scorer, patches: Sequence[Patch], texts: Sequence[str], settings: FeatureSettings
 ) -> Iterator[tuple[int, Vector]]:
     if settings.kind == "clip":
-        places = list(range(len(patches)))
-        jobs = [Job(places, CLIP, 1, partial(_embed_clip, patches, settings, scorer.model.device))]
-        yield from ((i, vector.numpy()) for i, vector in scorer.batches(jobs))
+        with ThreadPoolExecutor(CLIP_THREADS) as pool:
+            launch = partial(_embed_clip, patches, settings, scorer.model.device, pool, {})
+            found = scorer.batches([Job(list(range(len(patches))), CLIP, 1, launch)])
+            yield from ((i, vector.numpy()) for i, vector in found)
         return
     whole = settings.pooling == "box"
     words = {text: scorer.model.embed_prompts([text])[0] for text in dict.fromkeys(texts)}
@@ -141,11 +144,28 @@ def clip_digest(name: str) -> str:
 
 
 @torch.inference_mode()
-def _embed_clip(patches: Sequence[Patch], settings: FeatureSettings, device: torch.device, chunk: Sequence[int]) -> Launched:
+def _embed_clip(
+    patches: Sequence[Patch],
+    settings: FeatureSettings,
+    device: torch.device,
+    pool: ThreadPoolExecutor,
+    ready: dict[int, Future[Tensor]],
+    chunk: Sequence[int],
+) -> Launched:
+    """Threads prepare pictures, two batches ahead at most: ``ready`` holds them, by place."""
     clip, prepare = _load_clip(settings.clip_model, device)
-    views = [np.ascontiguousarray(_view(patches[i], whole=False)) for i in chunk]
-    inputs = prepare(images=views, return_tensors="pt", input_data_format="channels_last").to(device)
-    return to_host(unit(list(clip(**inputs).image_embeds)))
+
+    def prepared(place: int) -> Tensor:
+        view = np.ascontiguousarray(_view(patches[place], whole=False))
+        return prepare(images=[view], return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+
+    for place in range(chunk[0], min(chunk[0] + 2 * len(chunk), len(patches))):
+        if place not in ready:
+            ready[place] = pool.submit(prepared, place)
+    for place in [place for place in ready if place < chunk[0]]:
+        del ready[place]
+    inputs = to_device(torch.cat([ready[place].result() for place in chunk]), device)
+    return to_host(unit(list(clip(pixel_values=inputs).image_embeds)))
 
 
 def random_clip(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_other_blocks_and_steps(tiny: Diffusion) -> None:
         embed(tiny, [patch(0)], FeatureSettings(up_block=7))
 
 
-def test_clip_features_are_the_librarys(tiny: Diffusion, tmp_path: Path) -> None:
+def test_clip_features_are_the_librarys(tiny: Diffusion, tmp_path: Path, monkeypatch) -> None:
     config = CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=32,
@@ -93,5 +94,13 @@ def test_clip_features_are_the_librarys(tiny: Diffusion, tmp_path: Path) -> None
         expected = torch.nn.functional.normalize(clip(**inputs).image_embeds, dim=1).numpy()
     ours = embed(tiny, [one, patch(1)], FeatureSettings(kind="clip", clip_model=str(tmp_path)))
     np.testing.assert_allclose(ours[:1], expected, atol=1e-5)
+    threads, original = set[int](), CLIPImageProcessor.preprocess
+    seen = lambda self, *args, **how: threads.add(threading.get_ident()) or original(self, *args, **how)  # noqa: E731
+    monkeypatch.setattr(CLIPImageProcessor, "preprocess", seen)
+    patches = [one, *(patch(i) for i in range(1, 7))]
+    several = embed(tiny, patches, FeatureSettings(kind="clip", clip_model=str(tmp_path)), batch_size=2)
+    np.testing.assert_allclose(several[:2], ours, atol=1e-6)
+    assert threads
+    assert threading.get_ident() not in threads  # pictures are prepared while the device works
     with pytest.raises(ConfigError, match="no_such"):
         embed(tiny, [one], FeatureSettings(kind="clip", clip_model=str(tmp_path / "no_such")))
