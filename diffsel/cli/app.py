@@ -96,4 +96,7 @@ def main() -> int:
             rank = f" (process {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
             print(f"error{rank}: {error}", file=sys.stderr)
             return 2
+        except MemoryError as error:
+            print(f"error: not enough memory: {error}", file=sys.stderr)
+            return 2
     return 0

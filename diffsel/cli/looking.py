@@ -94,7 +94,8 @@ def check(
                 removed = remove and damage.remake and (damage.file.is_file() or damage.file.is_symlink())
                 damage.file.unlink() if removed else None
                 left += not (remove and damage.remake) or os.path.lexists(damage.file)
-                print(f"{damage.file} {damage.reason}{': removed' if removed else ''}")
+                named = "" if damage.reason.startswith(str(target)) else f"{damage.file} "  # a reason may name its file
+                print(f"{named}{damage.reason}{': removed' if removed else ''}")
     for way in dict.fromkeys(way for damage in bad if (way := damage.remake or damage.way)):
         print(way)
     if told := mixed(devices(told_by(target))):

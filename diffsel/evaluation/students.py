@@ -32,11 +32,11 @@ EVALUATION_BATCH = 500  # images at a time; without effect on results, up to rou
 
 
 class Diverged(Exception):
-    """A loss that is no number any more; ``epoch`` counts from 0."""
+    """A loss, or what a network says, that is no number any more; ``epoch`` counts from 0."""
 
-    def __init__(self, epoch: int):
+    def __init__(self, epoch: int, what: str = "the loss"):
         self.epoch = epoch
-        super().__init__(f"the loss is not a number in epoch {epoch}")
+        super().__init__(f"{what} is not a number in epoch {epoch}")
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,11 @@ def predict(network: nn.Module, pictures: Pictures, machine: Machine) -> Float[T
 
 
 def measure(network: nn.Module, pictures: Pictures, machine: Machine, epoch: int = 0) -> Score:
-    """Accuracy of a network on pictures (it is put in evaluation mode)."""
+    """Accuracy of a network on pictures (it is put in evaluation mode).  Raises Diverged where it says no numbers."""
     network.eval()
     logits, labels = predict(network, pictures, machine), pictures.labels.cpu()
+    if not torch.isfinite(logits).all():  # a last step may destroy it, after a loss that was one
+        raise Diverged(epoch, "its output")
     top1, top5 = accuracy(logits, labels)
     right = (logits.argmax(1) == labels).double().numpy()
     per_class = [100 * right[labels == k].mean() for k in range(len(pictures.classes))]

@@ -39,7 +39,7 @@ from .bench import Bench
 from .checkpoints import as_safetensors, read_metrics, read_state
 from .cutting import Held, Order, Shown, fits
 from .networks import build, canonical, check_size
-from .students import measure
+from .students import Diverged, Score, measure
 
 
 def rate(t: TrainingSettings, epoch: int) -> float:
@@ -97,7 +97,7 @@ def train(
             if workers.is_main:
                 plain = accelerator.unwrap_model(network)
                 if isinstance(validation, Pictures):
-                    score = measure(plain, validation, Machine(accelerator.device, machine.precision), epoch)
+                    score = _measured(plain, validation, Machine(accelerator.device, machine.precision), epoch, t)
                     line |= {"top1": score.top1, "top5": score.top5}
                 line["seconds"] = round(time.monotonic() - start, 2)
                 bench.track({key: value for key, value in line.items() if key != "epoch"}, epoch)
@@ -106,6 +106,13 @@ def train(
             bar.update()
     accelerator.wait_for_everyone()
     return line
+
+
+def _measured(network: nn.Module, validation: Pictures, machine: Machine, epoch: int, t: TrainingSettings) -> Score:
+    try:
+        return measure(network, validation, machine, epoch)
+    except Diverged as error:
+        raise ConfigError(f"{error}; lower training.learning_rate ({t.learning_rate})") from None
 
 
 def _train_epoch(

@@ -170,9 +170,10 @@ class Session:
             return sum(len(unit.rows) for unit in group) >= most
 
         with self.progress(total=total, initial=total - todo, desc=what, unit="image") as bar:
-            from ..scoring.maps import GROUP
+            from ..scoring.maps import GROUP, MOST
 
-            most = GROUP * self.scorer.batch_size if missing else 0  # loaded here: a thread would have another current device
+            # Loaded here: a thread would have another current device.
+            most = min(MOST, GROUP * self.scorer.batch_size) if missing else 0
             with self.workers.share(missing, file_of, finished, enough=enough, own=True) as shared:
                 yield shared, bar
 

@@ -46,5 +46,6 @@ def evenly(items: float, most: int, samples: int = 1) -> int:
     multiplies the last rows of a matrix another way).
     """
     step = EIGHT // math.gcd(EIGHT, samples)
+    most = min(most, max(1, math.ceil(items / step)) * step)  # one that all items fit into: of absurd numbers most are useless
     sizes = range(step, most + 1, step) or range(most, most + 1)
     return min(sizes, key=lambda size: (math.ceil(items / size) * (size + 2), -size))

@@ -32,6 +32,7 @@ from .diffusion import Diffusion
 from .draws import Bucket, LossRows, Picture, Scorer, all_losses, is_sound, latent_shape, plain_losses, soundly
 
 GROUP = 16  # images that are scored together, for each sample of a forward: then filling costs about 2 %
+MOST = 8192  # images that are scored together at most, whatever the batch: 1.6 GB of pixels at 256 px
 
 
 @dataclass(frozen=True)

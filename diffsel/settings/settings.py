@@ -44,7 +44,7 @@ class Settings(Section):
     Raises ConfigError naming what is wrong, and what would be right.
     """
 
-    seed: int = Field(0, ge=0, description="Seeds the image cap, the noise, K-means and random baselines.")
+    seed: int = Field(0, ge=0, le=2**62, description="Seeds the image cap, the noise, K-means and random baselines.")
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     compute: ComputeSettings = ComputeSettings()

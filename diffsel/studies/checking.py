@@ -99,21 +99,25 @@ def _set(path: Path) -> Iterator[Damage]:
 
 
 def _labels(path: Path) -> Iterator[Damage]:
-    mark, remake = (
-        fingerprint(read_yaml(path / "labels.yaml")),
-        "`diffsel relabel`, started as before, writes lost labels again",
-    )
-    epochs = sorted(path.glob("epoch-*.safetensors"))
-    for number, file in enumerate(epochs):
-        reason = _reason(lambda file=file: read_unit(file, mark))  # type: ignore[misc]
-        if not reason and f"epoch-{read_unit(file, mark)[1].get('epoch'):03d}" != file.stem:
-            reason = "holds the labels of another epoch"
-        yield Damage(file, reason, remake)
-        if number == len(epochs) - 1:
-            lost = {f"epoch-{epoch:03d}" for epoch in range(int(file.stem[6:]))} - {each.stem for each in epochs}
-            yield from (Damage(path / f"{name}.safetensors", "is not there", remake) for name in sorted(lost))
-    for file in path.glob("fixed.safetensors"):
-        yield Damage(file, _reason(lambda file=file: read_unit(file, mark)), remake)  # type: ignore[misc]
+    mark = fingerprint(read_yaml(record := path / "labels.yaml"))
+    remake = "`diffsel relabel`, started as before, writes lost labels again"
+    files = sorted([*path.glob("epoch-*.safetensors"), *path.glob("fixed.safetensors")])
+    wrong = {file: reason for file in files if (reason := _label_damage(file, mark))}
+    if files and len(wrong) == len(files) and all("other settings" in reason for reason in wrong.values()):
+        way = f"put a whole copy of labels.yaml back, or delete {path} and label anew"  # the labels themselves may be whole
+        yield Damage(record, "does not say the settings of the labels beside it", way=way)
+        return
+    epochs = [int(file.stem[6:]) for file in files if file.stem != "fixed"]
+    lost = {path / f"epoch-{epoch:03d}.safetensors" for epoch in range(max(epochs, default=0))} - set(files)
+    for file in sorted([*files, *lost]):
+        yield Damage(file, "is not there" if file in lost else wrong.get(file), remake)
+
+
+def _label_damage(file: Path, mark: str) -> str | None:
+    reason = _reason(lambda: read_unit(file, mark))
+    if not reason and file.stem != "fixed" and f"epoch-{read_unit(file, mark)[1].get('epoch'):03d}" != file.stem:
+        return "holds the labels of another epoch"
+    return reason
 
 
 def _teacher(path: Path) -> Iterator[Damage]:
@@ -128,8 +132,10 @@ def _teacher(path: Path) -> Iterator[Damage]:
             reason = "has other classes than teacher.yaml"
         yield Damage(file, reason, way=way)
     metrics, state = path / "metrics.jsonl", path / "state.safetensors"
-    yield Damage(metrics, _reason(lambda: read_metrics(path)), way=way)
-    yield Damage(state, _reason(lambda: read_state(state)) if state.exists() else None, way=way)
+    lost = _reason(lambda: read_state(state)) if state.exists() else None
+    epochs = int(read_state(state)["epoch"]) if state.exists() and not lost else 0
+    yield Damage(metrics, _reason(lambda: read_metrics(path, epochs)), way=way)
+    yield Damage(state, lost, way=way)
     for file in sorted((path / "records").glob("*.safetensors")):
         yield Damage(file, _reason(lambda file=file: read_unit(file, "records")), way=way)  # type: ignore[misc]
 

@@ -296,3 +296,11 @@ def test_commands_that_need_a_network_show_progress_before_torch_is_loaded(tmp_p
         command = [sys.executable, "-m", "diffsel", *words]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.startswith("loading PyTorch: 0 of 1")) == (9, True)
+
+
+def test_memory_that_does_not_do_is_one_line(diffsel, folder, monkeypatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 16.4 TiB")
+
+    monkeypatch.setattr("diffsel.data.images.open_data", no_memory)
+    assert diffsel("inspect", folder(cat=1)) == (2, "", "error: not enough memory: Unable to allocate 16.4 TiB\n")

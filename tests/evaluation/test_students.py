@@ -25,7 +25,7 @@ from diffsel.evaluation.fixed import source_of
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import resolve_recipe
 from diffsel.evaluation.storing import write_labels
-from diffsel.evaluation.students import train_student
+from diffsel.evaluation.students import Diverged, train_student
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine
 from diffsel.sets.opening import open_set
@@ -68,6 +68,15 @@ def test_a_student_learns_what_can_be_learned(colours, tmp_path: Path) -> None:
     assert result["last"]["epoch"] == 24
     assert result["images_seen"] == 25 * 16
     assert np.mean(result["last"]["per_class"]) == pytest.approx(result["last"]["top1"])
+
+
+def test_a_network_that_says_no_numbers_has_no_accuracy() -> None:
+    network = build("conv3w8", 2, 16)
+    with torch.no_grad():
+        network.classifier.bias[0] = torch.nan
+    pictures = Pictures(torch.zeros((2, 3, 16, 16), dtype=torch.uint8), torch.tensor([0, 1]), (), "none")
+    with pytest.raises(Diverged, match="its output is not a number in epoch 3"):
+        evaluation.measure(network, pictures, CPU, 3)
 
 
 def test_top_five_of_few_classes_is_everything() -> None:

@@ -198,6 +198,8 @@ def test_batches_of_a_shape_are_equally_full_and_hold_no_more_cells_than_squares
         (6, 5, 3, 5),
         (33, 33, 8, 33),
         (10**6, 70, 1, 64),
+        (33, 2**62, 2, 36),  # at once: of absurd numbers most are useless
+        (33, 10**30, 1, 40),
     ],
 )
 def test_items_are_spread_over_equal_batches_of_eights(items: int, most: int, samples: int, expected: int) -> None:

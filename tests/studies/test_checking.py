@@ -43,9 +43,13 @@ def test_labels_of_other_epochs_and_damaged_ones_are_found_and_written_again(wor
     assert list(found) == ["epoch-001.safetensors", "epoch-002.safetensors"]
     assert found["epoch-001.safetensors"] == "holds the labels of another epoch"
     (tmp_path / "l" / "epoch-000.safetensors").unlink()
-    assert list(bad(tmp_path / "l")) == ["epoch-001.safetensors", "epoch-002.safetensors", "epoch-000.safetensors"]
+    assert list(bad(tmp_path / "l")) == ["epoch-000.safetensors", "epoch-001.safetensors", "epoch-002.safetensors"]
     write_labels(tmp_path / "l", *how)
     assert {file.name: file.read_bytes() for file in (tmp_path / "l").iterdir()} == whole
+    (tmp_path / "l" / "labels.yaml").write_text("seed: 7")  # then the labels are whole, and stay
+    (told,) = check_folder(tmp_path / "l")
+    assert (told.file.name, told.remake) == ("labels.yaml", "")
+    assert "does not say the settings of the labels" in told.reason
 
 
 def test_a_teachers_files_are_read_to_the_last_weight(colours: Callable[..., None], tmp_path: Path) -> None:
@@ -61,6 +65,14 @@ def test_a_teachers_files_are_read_to_the_last_weight(colours: Callable[..., Non
     state = tmp_path / "t" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"x")
     assert list(bad(tmp_path / "t")) == ["best.safetensors", "metrics.jsonl", "state.safetensors"]
+
+
+def test_a_teacher_that_tells_of_fewer_epochs_than_it_had_is_not_whole(colours: Callable[..., None], tmp_path: Path) -> None:
+    colours(train=8)
+    data = open_data(str(tmp_path / "train"), DataSettings(), 0)
+    train(data, None, tmp_path / "t", TrainingSettings(network="conv3w8", size=16, epochs=1, crop="none"), 0, Bench(CPU))
+    (tmp_path / "t" / "metrics.jsonl").write_text("")
+    assert list(bad(tmp_path / "t")) == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("part", ["latents/cat-000.safetensors", "maps/cat-000.safetensors", "index.parquet", "skipped.jsonl"])
