@@ -86,6 +86,8 @@ class Blocking(TorchDispatchMode):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Prior]:
     """The tiny model on a GPU that is not there: shapes and devices are real, numbers are not."""
+    if torch.__version__.startswith("2.7."):
+        pytest.skip("this torch asks the driver for random numbers even of tensors that are not there")
     row = lambda tensor: SimpleNamespace(numpy=lambda: np.zeros(tensor.shape[1:], np.float32))  # noqa: E731
     for module in (draws, features, maps):
         there = lambda tensor, device: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)  # noqa: E731
