@@ -65,9 +65,10 @@ def make_sets(source: AsPath, run: AsPath, sets: Mapping[int, Path], settings: S
     session = start(source, run, settings, progress)
     for ipc, out in sets.items():
         check_set(session.run, ipc, out)
-    score(session, vectors=settings.selection.clustered)
+    score(session, vectors=settings.selection.clustered and not settings.patches.rivals)  # before rivals there are no boxes
     embed(session)  # what an earlier start has scored
-    file_of = session.run.feature_file if settings.selection.clustered else session.run.map_file
+    last = session.run.rivals.file if session.run.rivals else session.run.map_file
+    file_of = session.run.feature_file if settings.selection.clustered else last
     for ipc, out in sets.items() if session.workers.all_made(session.run.units, file_of, session.note) else ():
         select(session, ipc, out)
     return session
@@ -95,6 +96,10 @@ def score(session: Session, vectors: bool = False) -> None:
                 bar.update(len(read[number][1]))
     if s.compute.keep_latents:
         keep_latents(session)  # of units that were scored without
+    if s.patches.rivals:
+        from .runs.rivals import score_rivals
+
+        score_rivals(session)
     if session.workers.is_main and session.workers.all_made(run.units, run.map_file, session.note):
         extras = {unit.name: read_extra(run.map_file(unit)) for unit in run.units}
         write_skipped(run.path, session.data.skipped, [Skipped(**x) for e in extras.values() for x in e["skipped"]])

@@ -25,7 +25,7 @@ ROOMS = {  # room -> what it may import; a name with a dot is one file.  The lin
     "sets": "settings machine data scoring.patches runs",
     "method": "settings machine data scoring runs sets",
     "evaluation": "settings machine data sets",
-    "report": "settings machine data scoring.patches runs.run runs.units runs.knowledge sets evaluation.results",
+    "report": "settings machine data scoring.patches runs.parts runs.run runs.units runs.knowledge sets evaluation.results",
     "studies": "settings machine data scoring runs sets method evaluation report",
     "cli": "settings machine data scoring runs sets method evaluation report studies",
 }
@@ -136,6 +136,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "settings.training": "settings/test_settings.py",
     "data.notebook": "test_api.py",
     "runs.index": "runs/test_run.py",
+    "runs.parts": "runs/test_prompts.py, runs/test_rivals.py",
     "runs.record": "runs/test_run.py",
     "runs.units": "runs/test_run.py",
     "runs.writing": "test_method.py, test_faults.py",

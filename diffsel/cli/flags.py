@@ -102,7 +102,7 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
     """A settings field as a command line option, with the field's own type, sentence and default."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     kind: Any = kinds[0] if type(None) in get_args(field.annotation) else field.annotation
-    if get_origin(kind) is tuple:
+    if get_origin(kind) is tuple or name == "rivals":
         kind = list[str] if name in ("prompts", "class_names") else str
     default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
     flag = {"class_names": "--classes", "prompts": "--prompt", "prompt": "--prompt-index"}.get(
@@ -110,7 +110,7 @@ def _option(name: str, key: str, field: FieldInfo) -> inspect.Parameter:
     )
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        metavar={"t_range": "LOW,HIGH", "log_snr": "HIGH,LOW", "class_names": "A,B,.."}.get(name),
+        metavar={"t_range": "LOW,HIGH", "log_snr": "HIGH,LOW", "class_names": "A,B,..", "rivals": "K|A,B,.."}.get(name),
         help=f"{field.description}" + ("" if default is None else f"  [default: {default}]"),
         rich_help_panel=key.partition(".")[0] if "." in key else None,
     )
@@ -158,7 +158,9 @@ def split_names(only: list[str] | None, known: Collection[str]) -> list[str]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    return value.split(",") if name in ("t_range", "log_snr") else value
+    if name == "rivals" and value.isdigit():
+        return int(value)
+    return value.split(",") if name in ("t_range", "log_snr", "rivals") else value
 
 
 # ---- around a command ------------------------------------------------------------------------------------------------

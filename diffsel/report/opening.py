@@ -10,7 +10,8 @@ from typing import Any
 from ..evaluation.results import Line, Spread
 from ..machine.files import AsPath
 from ..machine.formats import differences, read_yaml
-from ..runs.run import Part, Run, open_run, recorded_settings
+from ..runs.parts import PromptPart
+from ..runs.run import Run, open_run, recorded_settings
 from ..runs.units import devices, mixed, told_by
 from ..sets.figures import Figures, mean_of
 from ..sets.opening import DistilledSet, damaged_pictures, read_set
@@ -68,23 +69,25 @@ def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = No
     own = min(mine, key=lambda record: ("prompt" in record) != added, default={})  # the first of its kind: the largest
     seen = _as_seen(opened, own)
     if seen is None:
-        note = f"The maps of {sets[0].name}'s prompt are not in {opened.path} any more: no heat maps, clusters and scores."
+        what = "prompt" if "prompt" in own else "rivals"
+        note = f"The maps of {sets[0].name}'s {what} are not in {opened.path} any more: no heat maps, clusters and scores."
         return Opened(target, None, sets, [note])
     return Opened(target, seen, [_compared(shown, own) for shown in sets])
 
 
 def _as_seen(run: Run, own: Mapping[str, Any]) -> Run | None:
-    """The run as a set saw it, by its settings and its prompt; None where the maps of a prompt added later are gone."""
+    """The run as a set saw it, by its settings and its prompt; None where the maps of that prompt, or of rivals, are gone."""
     sections = {name: own[name] for name in SHARED if name in own}
     settings = load_settings([], None, recorded_settings(run.record) | sections)
     if "prompt" not in own:
-        return replace(run, settings=settings)
+        seen = replace(run, settings=settings)
+        return None if seen.rivals and not all(seen.rivals.file(unit).exists() for unit in run.units) else seen
     settings = load_settings([], None, settings.model_dump(mode="json") | {"scoring": own["scoring"]})
     file = run.path / "prompts" / str(own["prompt"]) / "settings.yaml"
     if not file.exists():
         return None
     told = read_yaml(file)
-    part = Part(run, told["prompt"], told["null"], told["gap"])
+    part = PromptPart(run.path, run.mark, told["prompt"], told["null"], told["gap"])
     if not all(part.file(unit).exists() for unit in run.units):
         return None
     return replace(run, settings=settings, part=part)

@@ -25,6 +25,7 @@ from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
+from .parts import kept_rivals, possible_rivals, rival_forwards
 from .run import UNIT_ROWS
 
 SAMPLE = 8  # classes of which the headers of one unit's images are read, and that many images are decoded
@@ -41,6 +42,7 @@ class Plan:
     forwards: int
     filled: int  # forwards with what fills up the last batch of each latent shape of a group; as the sampled classes have it
     most_forwards: int  # with adaptive draws, if every image were undecided to the end
+    rival_forwards: int  # on top of them
     flop: float
     bytes: int
     parts: Mapping[str, float]  # the networks (DEVICE), and what the host does beside them, on a GPU
@@ -66,6 +68,7 @@ class Plan:
             "images": f"{self.images:,} in {self.classes} classes",
             "U-Net forwards": f"{self.forwards:,} ({self.filled:,} with filling of batches)"
             + (f" to {self.most_forwards:,} (adaptive)" if most > 1 else ""),
+            **({"forwards of rivals": f"{self.rival_forwards:,}"} if self.rival_forwards else {}),
             "FLOP": f"{self.flop:.3g}",
             "bytes to store": f"{self.bytes:,}",
             "this machine": f"{self.rate:.3g} FLOP/s in batches of {self.batch_size} ({usual} latents, {self.where})",
@@ -96,21 +99,23 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     cells = {shape: share * math.prod(shape) for shape, share in shares.items() if shape in probed}
     one = sum(count * probed[shape][1] / math.prod(shape) for shape, count in cells.items()) / sum(cells.values()) * area
     total = forwards(images, prompts, s)
+    rivals, kept = _rivals(counts, settings, s.draws)
     most = vae_batch(model.device)
     vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels[0]] * most, model.device)), model)
     drawn = _noise(scorer, shapes[0], s)
-    relative = area / math.prod(shapes[0])
-    stored = area / shapes[0][0] * s.bins * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area
+    relative, maps = area / math.prod(shapes[0]), area / shapes[0][0] * s.bins
+    stored = maps * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area
     return Plan(
         classes=len(counts),
         images=images,
         forwards=total,
         filled=round(total * filling),
         most_forwards=total // s.draws * s.rounds()[-1],
-        flop=images * vae_flop / most + total * flop * relative,
-        bytes=round(images * stored),
+        rival_forwards=rivals,
+        flop=images * vae_flop / most + (total + rivals) * flop * relative,
+        bytes=round(images * stored + kept * (maps * 2 + 8)),
         parts={
-            "U-Net": total * filling * one,
+            "U-Net": (total * filling + rivals) * one,
             "VAE": images * vae_seconds / most,
             "reading": images * reading,
             "noise": images * s.draws * drawn,
@@ -121,6 +126,14 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
         batch_size=sizes[shapes[0]],
         where=f"{_precision(settings, model)} on {device_name(model.device)}",
     )
+
+
+def _rivals(counts: Mapping[str, int], settings: Settings, draws: int) -> tuple[int, int]:
+    """Forwards, and maps that are kept, of all images.  Raises ConfigError where there are no such rivals."""
+    asked = settings.patches.rivals
+    others = {label: len(names) for label, names in possible_rivals(asked, list(counts)).items()}
+    taken = sum(counts[label] * rival_forwards(asked, number, draws) for label, number in others.items())
+    return taken, sum(counts[label] * kept_rivals(asked, number) for label, number in others.items())
 
 
 def _precision(settings: Settings, model: Diffusion) -> str:

@@ -19,13 +19,11 @@ import numpy as np
 
 from ..data.classes import ClassInfo, read_class_file, spelled
 from ..data.rows import Row
-from ..machine.tensors import read_unit
-from ..scoring.draws import Picture
 from ..scoring.folder import locate
 from ..scoring.maps import label_losses, score_images
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.sections import malformed
-from .run import Part
+from .parts import PromptPart
 from .session import Session
 from .units import Unit
 
@@ -57,21 +55,21 @@ class Comparison:
         return tuple(known.index(texts) if (texts := self.texts(t)) in known else None for t in self.templates)
 
     @cached_property
-    def parts(self) -> tuple[Part | None, ...]:
+    def parts(self) -> tuple[PromptPart | None, ...]:
         """Where each prompt's maps lie or will lie; None: among the run's own."""
         return tuple(self._part(t) if own is None else None for t, own in zip(self.templates, self.own, strict=True))
 
     @cached_property
-    def null_part(self) -> Part:
-        return Part(self.session.run, None, self.texts(self.null), False)
+    def null_part(self) -> PromptPart:
+        return PromptPart(self.session.run.path, self.session.run.mark, None, self.texts(self.null), False)
 
-    def _part(self, template: str) -> Part:
-        fuller = Part(self.session.run, self.texts(template), self.texts(self.null), True)
+    def _part(self, template: str) -> PromptPart:
+        fuller = PromptPart(self.session.run.path, self.session.run.mark, self.texts(template), self.texts(self.null), True)
         if self.gap or all(fuller.file(unit).exists() for unit in self.session.run.units):
             return fuller
         return replace(fuller, gap=False)
 
-    def missing(self, unit: Unit) -> list[Part]:
+    def missing(self, unit: Unit) -> list[PromptPart]:
         wanted = dict.fromkeys(part for part in self.parts if part)
         if wanted and self.gap and not self.own_null:
             wanted = {self.null_part: None, **wanted}  # first, so that it is there whenever the others are
@@ -90,7 +88,7 @@ class Comparison:
         """The run as each prompt sees it, in order; ``score`` must have run."""
         return [self._view(*each) for each in zip(self.templates, self.own, self.parts, strict=True)]
 
-    def _view(self, template: str, own: int | None, part: Part | None) -> Session:
+    def _view(self, template: str, own: int | None, part: PromptPart | None) -> Session:
         run = self.session.run
         s = run.settings.model_copy(update={"patches": run.settings.patches.model_copy(update={"prompt": own or 0})})
         if part:
@@ -110,6 +108,8 @@ def plan(session: Session, templates: Sequence[str], null: str | None = None, wo
     StoreError where RUN has not been scored.
     """
     s = session.settings.scoring
+    if session.settings.patches.rivals:
+        raise ConfigError("prompts are compared without rivals; add --rivals 0")
     chosen = tuple(templates) or s.prompts
     if len(chosen) == 1 and chosen[0] != s.prompts[0]:
         chosen = (s.prompts[0], *chosen)
@@ -149,16 +149,16 @@ def score(study: Comparison) -> None:
                     part.write(unit, values, session.about(unit))
 
 
-def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[Part, dict[str, np.ndarray]]:
+def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[PromptPart, dict[str, np.ndarray]]:
     session, s = study.session, study.session.settings
     kept, extra = session.run.maps(unit)
     rows = [row for row in unit.rows if row.row in set(extra["rows"])]
-    pictures = _pictures(session, unit, rows)
+    pictures = session.pictures(unit, rows)
     missing = study.missing(unit)
     added = [part for part in missing if part.prompt is not None]
     texts = [part.prompt[unit.label] for part in added if part.prompt is not None]
     keyed = [(row.digest, picture) for row, picture in pictures]
-    found: dict[Part, dict[str, np.ndarray]] = {part: {} for part in missing}
+    found: dict[PromptPart, dict[str, np.ndarray]] = {part: {} for part in missing}
     null = study.null_part.null[unit.label]
 
     def make(scoring: Callable[..., Any], **how: Any) -> Iterator[tuple[Row, Any]]:
@@ -183,17 +183,6 @@ def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[Part, dict[str,
             raise ConfigError(f"{unit.name}: its loss maps of these prompts overflow, even in fp32; use other words")
     session.count("U-Net forwards", len(pictures) * s.scoring.draws * (len(texts) + study.gap))
     return found
-
-
-def _pictures(session: Session, unit: Unit, rows: Sequence[Row]) -> list[tuple[Row, Picture]]:
-    """The latents that were kept of these rows (compute.keep_latents), else their pixels."""
-    if (file := session.run.latent_file(unit)).exists():
-        latents, _ = read_unit(file, session.run.mark)
-        return [(row, latents[str(row.row)]) for row in rows]
-    pictures, lost = session.read(rows)
-    if lost:
-        raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
-    return list(pictures)
 
 
 def _with_words(classes: Sequence[ClassInfo], file: Path | None) -> tuple[ClassInfo, ...]:

@@ -4,6 +4,7 @@
           maps/          <class>-000.safetensors, at most 256 images each         skipped.jsonl   what was passed over
           features/KEY/  settings.yaml and the same units, KEY = hash of the patch and feature settings
           prompts/KEY/   settings.yaml and the same units, maps of prompts added later, KEY = hash of their texts
+          rivals/KEY/    settings.yaml and the same units, maps of other labels, KEY = hash of which
           latents/       the same units, with compute.keep_latents
 
 A file that exists is whole; a part made with other settings is refused.
@@ -23,54 +24,18 @@ from ..data.classes import ClassInfo
 from ..data.images import ImageData, reopen
 from ..data.notebook import facts_html
 from ..data.rows import Row
-from ..machine.files import AsPath, apart, safe_name, write_atomically
-from ..machine.formats import differences, dump_yaml
-from ..machine.tensors import read_extra, read_unit, write_unit
+from ..machine.files import AsPath, apart, safe_name
+from ..machine.formats import differences
+from ..machine.tensors import read_extra, read_unit
 from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, guided
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, sizes_of
 from .index import read_index, read_skipped, remake
+from .parts import PromptPart, RivalPart
 from .record import as_scored, nats_per_pixel, read_record, recorded_settings
-from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, named_after, rows_of
+from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, named_after
 
 UNIT_ROWS = 256  # images per unit of work, at most
-Texts = Mapping[str, str]  # class folder -> prompt
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What is stored of a prompt against a null prompt, or (``prompt`` None) of a null prompt: one file a unit."""
-
-    run: Run
-    prompt: Texts | None
-    null: Texts
-    gap: bool  # whether the gap map is there too
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        return {"prompt": self.prompt and dict(self.prompt), "null": dict(self.null), "gap": self.gap}
-
-    @cached_property
-    def key(self) -> str:
-        return fingerprint(self.identity)
-
-    @cached_property
-    def mark(self) -> str:
-        return fingerprint([self.run.mark, self.identity])
-
-    def file(self, unit: Unit) -> Path:
-        return self.run.path / "prompts" / self.key / f"{unit.name}.safetensors"
-
-    def read(self, unit: Unit) -> dict[str, np.ndarray]:
-        tensors, extra = read_unit(self.file(unit), self.mark)
-        check_unit(self.file(unit), unit, extra, rows_of(tensors))
-        return tensors
-
-    def write(self, unit: Unit, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-        settings = self.file(unit).parent / "settings.yaml"
-        if not settings.exists():
-            write_atomically(settings, dump_yaml(self.identity))
-        write_unit(self.file(unit), self.mark, tensors, about)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,7 +47,7 @@ class Run:
     settings: Settings
     classes: tuple[ClassInfo, ...]
     data: ImageData
-    part: Part | None = None  # the maps of a prompt that was added later, in the place of the run's own
+    part: PromptPart | None = None  # the maps of a prompt that was added later, in the place of the run's own
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.data.summary}, scored by {self.settings.model.model})"
@@ -157,7 +122,8 @@ class Run:
         tensors, extra = read_unit(file, self.mark)
         check_unit(file, unit, extra, extra.get("rows", ()), whole=len(extra.get("skipped", ())))
         if self.part is None:
-            return tensors, extra
+            there = self.rivals and self.rivals.file(unit).exists()
+            return tensors | (self.rivals.read(unit) if self.rivals and there else {}), extra
         added = {name: value[None] for name, value in self.part.read(unit).items()}
         if not self.part.gap:  # not a number, so that nothing can take it for one
             added |= {f"{row}.gap": np.full_like(added[f"{row}.differential"], np.nan) for row in extra["rows"]}
@@ -168,15 +134,35 @@ class Run:
         return added, extra
 
     @cached_property
-    def _null(self) -> Part:
-        return Part(self, None, self.part.null if self.part else {}, False)  # once: its key is a hash of all its texts
+    def _null(self) -> PromptPart:
+        return PromptPart(
+            self.path, self.mark, None, self.part.null if self.part else {}, False
+        )  # once: its key is a hash of all its texts
 
     def image_map(self, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any], row: Row) -> np.ndarray:
         """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""
         s = self.settings
         differential, gap = (tensors[f"{row.row}.{name}"][s.patches.prompt] for name in ("differential", "gap"))
         draws = dict(zip(extra["rows"], extra.get("draws", ()), strict=False)).get(row.row)  # not recorded at first: all alike
-        return estimate(differential, gap, s.patches, s.scoring, tensors.get(f"{row.row}.null"), draws)
+        null = tensors.get(f"{row.row}.null")
+        if not self.rivals:
+            return estimate(differential, gap, s.patches, s.scoring, null, draws)
+        if (rivals := tensors.get(f"{row.row}.rivals")) is None:
+            again = f"`diffsel score {self.data.root} --out {self.path}` with the same --rivals"
+            raise StoreError(f"{self.path}: {row.path} is not scored against its rivals yet; run {again}")
+        if self.nats is None:
+            raise StoreError(
+                f"{self.path} was scored by a version that kept no nats, and its model is not here; --rivals needs them"
+            )
+        nats = self.nats * min(self.data.size(row)) ** 2
+        return estimate(differential, gap, s.patches, s.scoring, null, draws, rivals, nats)
+
+    @cached_property
+    def rivals(self) -> RivalPart | None:
+        """Where the maps of other labels lie or will lie, if these settings ask for any."""
+        s = self.settings.patches
+        told = s.rivals, s.prompt, tuple(info.folder for info in self.classes), self.settings.scoring.draws
+        return RivalPart(self.path, self.mark, *told) if s.rivals else None
 
     def image_means(self, unit: Unit) -> list[Means]:
         s = self.settings
@@ -194,12 +180,14 @@ class Run:
         return found
 
     def forwards_taken(self) -> int:
-        """U-Net samples that the stored units of the run's own prompts took.  Raises StoreError for a damaged unit."""
+        """U-Net samples that the stored units of the run's own prompts, and its rivals, took.  Raises StoreError for a damaged
+        unit."""
         scoring, draws = self.record["settings"]["scoring"], 0
         for file in sorted((self.path / "maps").glob("*.safetensors")):
             extra = read_extra(file)
             draws += sum(extra.get("draws") or [scoring["draws"]] * len(extra["rows"]))  # not recorded at first: all alike
-        return draws * (1 + len(scoring["prompts"]))
+        files = [self.rivals.file(unit) for unit in self.units] if self.rivals else []
+        return draws * (1 + len(scoring["prompts"])) + sum(read_extra(file)["forwards"] for file in files if file.exists())
 
     # ---- vectors -------------------------------------------------------------------------------------------------
 
@@ -262,7 +250,7 @@ class Run:
     def damaged(self) -> Iterator[tuple[Path, str | None]]:
         """Every file of the pass, and what is wrong with it (None: whole): read to the last byte against its checksum."""
         marks = {self.path / "maps": self.mark, self.path / "latents": self.mark}
-        for part in (self.path / "features", self.path / "prompts"):
+        for part in (self.path / "features", self.path / "prompts", self.path / "rivals"):
             for folder in sorted(each for each in part.iterdir() if each.is_dir()) if part.is_dir() else ():
                 if (told := named_after(folder)) is not None:
                     marks[folder] = fingerprint([self.mark, told])

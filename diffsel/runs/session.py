@@ -24,16 +24,18 @@ from ..machine.files import AsPath, existing, sweep, write_atomically, write_new
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Track, Workers
 from ..machine.progress import Progress, quiet
+from ..machine.tensors import read_unit
 from ..scoring.patches import chosen_bins
-from ..settings.errors import SettingsDiffer, StoreError, UnreadableImage
+from ..settings.errors import DataError, SettingsDiffer, StoreError, UnreadableImage
 from ..settings.settings import DEFAULT, Settings, identity
 from .index import known_images, mend_index, taken_over, write_index, write_skipped
+from .parts import possible_rivals
 from .record import in_its_precision, read_record, signed, versions
 from .run import Run, image_identity, open_run, pass_identity
 from .units import Unit
 
 if TYPE_CHECKING:  # torch comes with the model
-    from ..scoring.draws import Scorer
+    from ..scoring.draws import Picture, Scorer
 
 Read = tuple[list[tuple[Row, Pixels]], list[Skipped]]  # of a unit
 
@@ -150,6 +152,16 @@ class Session:
             found.append((pictures, [each for each in part if isinstance(each, Skipped)]))
         return found
 
+    def pictures(self, unit: Unit, rows: Sequence[Row]) -> list[tuple[Row, Picture]]:
+        """Of rows that were scored: the latents that were kept of them (compute.keep_latents), else their pixels."""
+        if (file := self.run.latent_file(unit)).exists():
+            latents, _ = read_unit(file, self.run.mark)
+            return [(row, latents[str(row.row)]) for row in rows]
+        pictures, lost = self.read(rows)
+        if lost:
+            raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
+        return list(pictures)
+
     @contextmanager
     def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:
         """The units whose file is missing, one process each, and the bar of the whole job (or shard), whoever does it.
@@ -207,6 +219,7 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     def check(classes: Sequence[ClassInfo]) -> None:
         asked = pairs(suited(settings, folder, classes).scoring, classes)
         folder.check_prompts(asked)
+        possible_rivals(settings.patches.rivals, [info.folder for info in classes])
         if workers.is_main and not (out / "run.yaml").exists():  # weights that are not whole are told before images are read
             loaded.append(open_scorer(settings, workers.local))
             check_answers(loaded[0].model, *asked[0], settings.data.image_size)

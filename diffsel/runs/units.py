@@ -73,7 +73,7 @@ def damage(file: Path, mark: str, unit: Unit | None) -> str | None:
 
 def told_by(path: Path) -> Iterator[dict[str, Any]]:
     """What every stored unit of RUN says of itself; a damaged one nothing."""
-    for pattern in ("maps/*", "latents/*", "features/*/*", "prompts/*/*"):
+    for pattern in ("maps/*", "latents/*", "features/*/*", "prompts/*/*", "rivals/*/*"):
         for file in sorted(path.glob(f"{pattern}.safetensors")):
             with suppress(StoreError):
                 yield read_extra(file)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from .batching import Shape, evenly
 from .diffusion import Diffusion
 from .draws import Bucket, LossRows, Picture, Scorer, all_losses, is_sound, latent_shape, plain_losses, soundly
 
+Rivals = tuple[NDArray[np.int64], Float[np.ndarray, "K B h w"]]  # numbers of prompts, and the losses of each
 GROUP = 16  # images that are scored together, for each sample of a forward: then filling costs about 2 %
 MOST = 8192  # images that are scored together at most, whatever the batch: 1.6 GB of pixels at 256 px
 
@@ -117,6 +119,31 @@ def label_losses(
     return soundly(scorer, [Asked(key, picture, tuple(prompts)) for key, picture in images], make)
 
 
+def rival_losses(scorer: Scorer, images: Sequence[Asked], count: int) -> Iterator[tuple[int, Rivals]]:
+    """Rivals of each image: the ``count`` of its prompts with the least loss in one draw, least first (a diffusion classifier,
+    paper Eq. 4), by number, and their losses as ``label_losses`` has them.
+
+    That draw, the first of the middle bin, is one of all and not made again.  All images have as many prompts.
+    """
+    return soundly(scorer, images, lambda by, some: _rival_losses(by, some, count), lambda rivals: is_sound(rivals[1]))
+
+
+def _rival_losses(scorer: Scorer, images: Sequence[Asked], count: int) -> Iterator[tuple[int, Rivals]]:
+    first, tried, again = scorer.settings.bins // 2, dict[int, Rivals](), list(images)
+    rest = [draw for draw in range(scorer.settings.draws) if draw != first]
+    for place, sums in _add_up(scorer, images, (), plain_losses, True, [first]):
+        losses, image = sums.of(first), images[place]
+        order = losses.mean((1, 2), dtype=np.float64).argsort(kind="stable")[:count]
+        tried[place] = order, losses[order]
+        again[place] = replace(image, picture=sums.latent.numpy(), prompts=tuple(image.prompts[k] for k in order))
+    if not rest:  # one bin, one draw
+        yield from ((place, (order, losses[:, None])) for place, (order, losses) in tried.items())
+    for place, sums in _add_up(scorer, again, (), plain_losses, True, rest):
+        order, losses = tried[place]
+        sums.add(first, losses)
+        yield place, (order, sums.mean())
+
+
 def encode_images(scorer: Scorer, images: Sequence[tuple[str, Picture]]) -> Iterator[tuple[int, Float[np.ndarray, "4 h w"]]]:
     """The latent of each image, float32, as scoring has it."""
     return soundly(scorer, images, _encode)
@@ -137,7 +164,11 @@ def _buckets(scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], ap
     """Images by latent shape, each to be asked ``first`` and then its own prompts; ``apart``: embedded one by one."""
     texts = list(dict.fromkeys((*first, *image.prompts) for image in images))
     embed = scorer.model.embed_prompts
-    words = [torch.cat([embed([text]) for text in each]) if apart else embed(list(each)) for each in texts]
+    if apart:
+        known = {text: embed([text]) for text in dict.fromkeys(chain.from_iterable(texts))}
+        words = [torch.cat([known[text] for text in each]) for each in texts]
+    else:
+        words = [embed(list(each)) for each in texts]
     for places in _by_shape(scorer.model, [image.picture for image in images]):
         some = [images[place] for place in places]
         latents = scorer.encode([(image.key, image.picture) for image in some])
@@ -182,15 +213,20 @@ class _Sums:
         self.bins, self.draws, self.latent = settings.bins, 0, latent
         self.total: NDArray[np.float32] | None = None  # (rows, bins, h, w)
 
-    def add(self, losses: Float[np.ndarray, "rows h w"]) -> None:
+    def add(self, draw: int, losses: Float[np.ndarray, "rows h w"]) -> None:
         if self.total is None:
             self.total = np.zeros((len(losses), self.bins, *losses.shape[1:]), np.float32)
-        self.total[:, self.draws % self.bins] += losses
+        self.total[:, draw % self.bins] += losses
         self.draws += 1
 
     def mean(self) -> Float[np.ndarray, "rows bins h w"]:
         assert self.total is not None  # at least one draw
         return self.total / np.float32(self.draws // self.bins)
+
+    def of(self, draw: int) -> Float[np.ndarray, "rows h w"]:
+        """Of a bin that has had this draw alone."""
+        assert self.total is not None
+        return self.total[:, draw % self.bins]
 
     def maps(self) -> Maps:
         """Of rows as ``all_losses`` gives them."""
@@ -202,19 +238,27 @@ class _Sums:
 
 @torch.inference_mode()
 def _add_up(
-    scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], rows_of: LossRows, apart: bool
+    scorer: Scorer,
+    images: Sequence[Asked],
+    first: tuple[str, ...],
+    rows_of: LossRows,
+    apart: bool,
+    draws: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, _Sums]]:
-    """All draws of each image, latent shape by latent shape.  Draws run through images in turn: few are unfinished."""
-    draws, sums = scorer.settings.draws, dict[int, _Sums]()
+    """All ``draws`` (by default those of the settings) of each image, latent shape by latent shape.
+
+    Draws run through images in turn: few are unfinished.
+    """
+    order, sums = range(scorer.settings.draws) if draws is None else draws, dict[int, _Sums]()
 
     def asked() -> Iterator[tuple[Bucket, Sequence[tuple[int, int]]]]:
         for bucket in _buckets(scorer, images, first, apart):
             sums.update(_begun(bucket, scorer.settings))
-            yield bucket, [(place, draw) for place in bucket.places for draw in range(draws)]
+            yield bucket, [(place, draw) for place in bucket.places for draw in order]
 
     for (place, draw), losses in scorer.losses(asked(), rows_of, apart):
-        sums[place].add(losses)
-        if draw == draws - 1:
+        sums[place].add(draw, losses)
+        if draw == order[-1]:
             yield place, sums.pop(place)
 
 
@@ -240,7 +284,7 @@ def score_adaptively(scorer: Scorer, images: Sequence[Asked], patches: PatchSett
         for count in rounds:
             more = [[(i, draw) for i in b.places if i in left for draw in range(sums[i].draws, count)] for b in buckets]
             for (i, draw), losses in scorer.losses(zip(buckets, more, strict=True)):
-                sums[i].add(losses)
+                sums[i].add(draw, losses)
                 seen[i].append(losses[[patches.prompt, len(losses) // 2 + patches.prompt, -1]])
                 if draw == count - 1 < rounds[-1] - 1:
                     leaders.pop(i, None)

@@ -27,12 +27,16 @@ def estimate(
     scoring: ScoringSettings,
     null: Float[np.ndarray, "*n B h w"] | None = None,
     draws: int | None = None,
+    rivals: Float[np.ndarray, "K B h w"] | None = None,
+    nats: float = 0.0,
 ) -> Float[np.ndarray, "*n h w"]:
     """The map that scores patches, HIGHER = more class-relevant: the chosen estimator, averaged over the chosen bins.
 
     G says sharply where the words change anything, -D noisily whether they fit.  So ``combined`` blurs D, which keeps its
     mean (mirrored edges) and most of what it knows about a region, and loses most of its noise.  ``gated`` multiplies G with
-    how sure blurred -D is to be positive; it needs the ``null`` prompt's loss, and how many ``draws`` the image had.
+    how sure blurred -D is to be positive; it needs the ``null`` prompt's loss, and how many ``draws`` the image had.  With the
+    differential maps of ``rivals``, it multiplies G with the label's ``share`` among them, at a scale of c ``nats``: what turns
+    a mean of -D over a square of the image's shorter side into nats.
     """
     bins = chosen_bins(settings, scoring)
     d, g = (m[..., bins, :, :].astype(np.float64).mean(-3) for m in (differential, gap))
@@ -45,6 +49,8 @@ def estimate(
         case "combined":
             return (1 - settings.weight) * g - settings.weight * _blur(d, sigma)
         case "gated":
+            if rivals is not None:
+                return g * share(d, rivals[:, bins].astype(np.float64).mean(1), sigma, settings.gate * nats)
             if null is None:
                 raise ConfigError("patches.estimator = gated needs the null prompt's loss map")
             count = (draws or scoring.draws) * len(bins) / scoring.bins
@@ -64,6 +70,19 @@ def certainty(
 
     blurred = _blur(variance, sigma / math.sqrt(2)) / max(1.0, 4 * math.pi * sigma**2)
     return ndtr(-gate * _blur(d, sigma) / np.sqrt(np.maximum(blurred, np.finfo(np.float64).tiny)))
+
+
+def share(
+    d: Float[np.ndarray, "h w"], rivals: Float[np.ndarray, "K h w"], sigma: float, scale: float
+) -> Float[np.ndarray, "h w"]:
+    """The label's share among itself, its ``rivals`` and the null prompt: softmax of -``scale`` blur(D).
+
+    With a ``scale`` that turns a mean of -D into nats, and without the null prompt, it is the label's posterior.  The null
+    prompt, whose D is 0, costs nothing and stands for all labels that were not asked.
+    """
+    from scipy.special import softmax
+
+    return softmax([-scale * _blur(each, sigma) for each in (d, *rivals, np.zeros_like(d))], axis=0)[0]
 
 
 def guided(differential: Float[np.ndarray, " n"], gap: Float[np.ndarray, " n"], guidance: float) -> Float[np.ndarray, " n"]:

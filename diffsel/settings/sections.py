@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -199,12 +199,13 @@ class PatchSettings(Section):
         0.125, ge=0, le=1, description="Blur of D for gated and combined: deviation, share of the map's shorter side."
     )
     gate: float = Field(
-        0.5, gt=0, description="c of the gated estimator G Phi(c z), z: blurred -D in deviations.", json_schema_extra=added(0.5)
+        0.5, gt=0, description="c of gated: G Phi(c z), z -D in deviations; rivals: of c nats.", json_schema_extra=added(0.5)
+    )
+    rivals: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
+        0, description="Gate against so many likeliest other labels, or these (class folders).", json_schema_extra=added(0)
     )
     prompt: int = Field(0, ge=0, description="Which of the stored prompts scores, counted from 0.")
-    t_range: tuple[float, float] | None = Field(
-        None, description="Only the stored bins inside this range (Tab. 6); in log-SNR where draws are."
-    )
+    t_range: tuple[float, float] | None = Field(None, description="Only stored bins in here (Tab. 6); log-SNR where draws are.")
 
 
 class FeatureSettings(Section):

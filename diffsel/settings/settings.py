@@ -77,11 +77,21 @@ class Settings(Section):
             raise ValueError(f"patches.patch_size ({self.patches.patch_size}) must be 0 or at least 8 pixels")
         if self.assembly.factor > self.assembly.size // 8:
             raise ValueError(f"assembly.factor ({self.assembly.factor}) must leave tiles of at least 8 pixels")
+        if self.patches.rivals:
+            self._check_rivals()
         if self.patches.prompt >= len(self.scoring.prompts):
             raise ValueError(
                 f"patches.prompt is {self.patches.prompt}, but only {len(self.scoring.prompts)} prompts are scored"
             )
         return self
+
+    def _check_rivals(self) -> None:
+        if self.patches.estimator != "gated":
+            raise ValueError(
+                f"patches.rivals gates the gap map; it must not go with patches.estimator = {self.patches.estimator}"
+            )
+        if self.scoring.adaptive_draws:
+            raise ValueError("patches.rivals must not go with scoring.adaptive_draws: labels are compared by the same draws")
 
 
 SECTIONS: dict[str, Any] = {

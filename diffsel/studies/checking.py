@@ -82,6 +82,7 @@ def _run(path: Path) -> Iterator[Damage]:
             "latents": f"{again} --keep-latents` makes latents again",
             "features": f"`diffsel embed {run} --config {shlex.quote(str(settings))}` makes these vectors again",
             "prompts": f"`diffsel prompts {run}` with the prompts in {settings} makes these maps again",
+            "rivals": f"{again} --rivals` with the rivals in {settings} makes these maps again",
         }
         if file == settings:
             ways |= {"features": f"`diffsel embed {run}` with the settings of {key} writes it again"}

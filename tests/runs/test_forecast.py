@@ -38,6 +38,22 @@ def test_a_plan_counts_what_the_pass_will_do(folder, tmp_path, small: Settings) 
     assert "adaptive" in str(more)
 
 
+@pytest.mark.parametrize("rivals", [1, ("owl", "cat")])
+def test_forwards_and_bytes_of_rivals_are_told_beforehand(folder, tmp_path, small: Settings, rivals) -> None:
+    source, asked = folder(cat=2, dog=1, owl=2), with_(small, patches={"rivals": rivals})
+    plain, told = (forecast(str(source), each, open_scorer(small)) for each in (small, asked))
+    session = start(str(source), tmp_path / "run", asked)
+    method.score(session)
+    assert told.rival_forwards == session.counts["U-Net forwards of rivals"]
+    assert f"forwards of rivals  {told.rival_forwards}\n" in str(told)
+    assert (told.forwards, plain.rival_forwards) == (plain.forwards, 0)
+    assert told.flop > plain.flop
+    part = session.run.rivals
+    assert part is not None
+    stored = sum(value.nbytes for unit in session.run.units for value in part.read(unit).values())
+    assert told.bytes - plain.bytes == stored
+
+
 def test_the_plan_counts_what_fills_up_the_batches(folder, tmp_path, small, monkeypatch) -> None:
     """Photographs come in many sizes; the samples that really run are those of the plan."""
     source = folder(cat=3)

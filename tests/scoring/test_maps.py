@@ -10,7 +10,7 @@ from pictures import SETTINGS, picture, score
 from diffsel.scoring.batching import evenly, filled
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer, differential_and_gap, draw_noise
-from diffsel.scoring.maps import Maps, batch_sizes, filled_forwards, forwards, label_losses
+from diffsel.scoring.maps import Asked, Maps, batch_sizes, filled_forwards, forwards, label_losses, rival_losses
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ScoringSettings
 
@@ -223,3 +223,56 @@ def test_losses_of_a_prompt_alone_minus_the_kept_null_loss_are_its_differential_
         for place, losses in label_losses(Scorer(tiny, SETTINGS, 0, batch_size), images, ["An image of dog.", "a photo"]):
             maps = full[images[place][0]]
             np.testing.assert_allclose((losses - maps.null)[::-1], maps.differential, rtol=2e-3, atol=2e-5)
+
+
+def test_rivals_are_the_likeliest_by_one_draw_and_no_forward_is_made_twice(tiny: Diffusion, monkeypatch) -> None:
+    """Of one bin that draw is the first: the beginning of a longer pass.  Two images of other shapes, other words for each."""
+    prompts = [f"An image of {name}." for name in ("cat", "fox", "owl", "dog")]
+    settings = ScoringSettings(draws=4, bins=1)
+    images = [("0", picture(0)), ("1", picture(1)), ("2", picture(2, 96))]
+    one, all_ = (Scorer(tiny, settings.model_copy(update={"draws": n}), 0, 1) for n in (1, 4))
+    order = {i: losses.mean((1, 2, 3)).argsort() for i, losses in label_losses(one, images, prompts)}
+    full = dict(label_losses(all_, images, prompts))
+    taken, encoded = [], []
+    original, encode = Diffusion.predict_noise, Diffusion.encode
+    monkeypatch.setattr(Diffusion, "predict_noise", lambda self, x, *rest: taken.append(len(x)) or original(self, x, *rest))
+    monkeypatch.setattr(Diffusion, "encode", lambda self, x, *rest: encoded.append(len(x)) or encode(self, x, *rest))
+    found = dict(rival_losses(all_, [Asked(key, pixels, tuple(prompts)) for key, pixels in images], 2))
+    assert sum(taken) == 3 * (4 + 2 * 3)
+    assert len(encoded) == 3
+    alone = dict(rival_losses(one, [Asked(key, pixels, tuple(prompts)) for key, pixels in images], 2))
+    for i in range(3):
+        np.testing.assert_array_equal(found[i][0], order[i][:2])
+        np.testing.assert_array_equal(alone[i][0], order[i][:2])
+        assert alone[i][1].shape == found[i][1].shape
+        np.testing.assert_allclose(found[i][1], full[i][order[i][:2]], rtol=1e-5)
+
+
+def test_rivals_do_not_depend_on_the_images_beside_them(tiny: Diffusion) -> None:
+    prompts = tuple(f"An image of {name}." for name in ("cat", "fox", "owl"))
+    asked = [Asked(str(i), picture(i), prompts) for i in range(3)]
+    scorer = Scorer(tiny, SETTINGS, 0, 8)
+    together = dict(rival_losses(scorer, asked, 2))
+    for i in range(3):
+        ((_, (order, losses)),) = rival_losses(scorer, asked[i : i + 1], 2)
+        np.testing.assert_array_equal(order, together[i][0])
+        np.testing.assert_array_equal(losses, together[i][1])
+
+
+def test_each_image_has_rivals_of_its_own() -> None:
+    """Whose loss is least: the prompt whose length is nearest to the image's brightness (a model that knows the answer)."""
+
+    class Knows(Oracle):
+        def encode(self, images, noise=None):
+            return super().encode(images) + (images.mean((1, 2, 3))[:, None, None, None] + 1) * 127.5
+
+        def add_noise(self, latents, noise, t):
+            return latents + 0 * noise
+
+        def predict_noise(self, noisy, t, words):
+            return (noisy - words[:, :1, :, None]) * 100
+
+    prompts = tuple("x" * length for length in (50, 100, 150, 200))
+    asked = [Asked(str(grey), np.full((64, 64, 3), grey, np.uint8), prompts) for grey in (60, 190, 110)]
+    scorer = Scorer(Knows(), ScoringSettings(draws=4, bins=2), 0, 4)
+    assert {i: order.tolist() for i, (order, _) in rival_losses(scorer, asked, 2)} == {0: [0, 1], 1: [3, 2], 2: [1, 2]}

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtri
 
-from diffsel.scoring.patches import best_boxes, box_mean, certainty, chosen_bins, estimate, guided, patch_scores
+from diffsel.scoring.nats import nats_per_unit
+from diffsel.scoring.patches import best_boxes, box_mean, certainty, chosen_bins, estimate, guided, patch_scores, share
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import PatchSettings, ScoringSettings
 
@@ -129,6 +130,43 @@ def test_the_guided_difference_is_that_of_the_guided_prediction() -> None:
         expected = (((a - eps) ** 2 - (a + s * (b - a) - eps) ** 2) / s).mean(1)
         d, g = ((b - eps) ** 2 - (a - eps) ** 2).mean(1), ((a - b) ** 2).mean(1)
         np.testing.assert_allclose(guided(d, g, s), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("x", [-1.5, 0.2, 2.0])
+def test_the_share_among_rivals_is_the_posterior_of_gaussian_classes(x: float) -> None:
+    """Three classes N(m, s^2) of one number x.  Each denoiser is the posterior mean of the noise, the null's that of their
+    mixture; losses are integrated over log-SNR and noise.  The null counts as one label more, with p(x): a third of the sum."""
+    means, s, window = np.array([-1.0, 0.5, 2.0]), 0.6, (16.0, -16.0)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)  # of standard normal noise
+    losses = []
+    for level in np.linspace(*window, 1500):
+        alpha, sigma = math.sqrt(1 / (1 + math.exp(-level))), math.sqrt(1 / (1 + math.exp(level)))
+        z, v = alpha * x + sigma * nodes, alpha**2 * s**2 + sigma**2
+        each = sigma * (z - alpha * means[:, None]) / v
+        fits = np.exp(-((z - alpha * means[:, None]) ** 2) / (2 * v))
+        null = (fits * each).sum(0) / np.maximum(fits.sum(0), 1e-300)
+        losses.append([((told - nodes) ** 2 @ weights) / weights.sum() for told in (*each, null)])
+    *labels, null = np.mean(losses, 0)
+    maps = [np.full((4, 4), loss - null) for loss in labels]
+    densities = np.exp(-((x - means) ** 2) / (2 * s**2))
+    for own in range(3):
+        others = np.array(maps[:own] + maps[own + 1 :])
+        found = share(maps[own], others, sigma=1.0, scale=nats_per_unit(window, 1))
+        np.testing.assert_allclose(found, densities[own] / (densities.sum() * 4 / 3), rtol=0.01, atol=1e-4)
+
+
+def test_the_gate_of_rivals_is_a_softmax_of_blurred_losses() -> None:
+    """On even maps no blur matters; only chosen bins count, and fewer rivals leave more to the label."""
+    scoring, settings = ScoringSettings(bins=3, draws=6), PatchSettings(rivals=2, t_range=(0.1, 0.5), gate=0.25)
+    even, gap = np.ones((3, 8, 8)), np.array([0.2, 0.4, 0.6])[:, None, None]
+    d, one, two = -0.01 * even, -0.03 * even, 0.02 * even
+    d[2], one[2] = 7, -7  # a bin that is not chosen
+    for rivals in ([one, two], [two], []):
+        nats = [0.25 * 100 * value for value in [0.01, *([0.03] if len(rivals) == 2 else []), *([-0.02] if rivals else []), 0]]
+        expected = 0.3 * math.exp(nats[0]) / sum(map(math.exp, nats))
+        stacked = np.array(rivals).reshape(-1, 3, 8, 8)
+        found = estimate(d, gap * even, settings, scoring, rivals=stacked, nats=100.0)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_the_gated_estimator_needs_the_null_loss() -> None:
