@@ -77,7 +77,7 @@ def source(folder) -> Path:
     return folder(**{f"class{i}": 4 for i in range(4)})
 
 
-STAGES = ("scoring", "embedding", "assembling")
+STAGES = ("scoring", "assembling")  # vectors are made while images are scored
 
 
 class Killed:
@@ -91,11 +91,10 @@ class Killed:
         """The stage that this process has a file or folder in work of; ``between`` where it has none."""
         if list(self.run.glob(f"{PART}*-{self.process.pid}-*/")):
             return "assembling"
-        for stage, folder in (("embedding", "features/*"), ("scoring", "maps")):
-            for claim in self.run.glob(f"{folder}/.*.claim"):
-                with contextlib.suppress(OSError, ValueError):  # taken or given back in this moment
-                    if json.loads(claim.read_text())["pid"] == self.process.pid:
-                        return stage
+        for claim in _begun(self.run):
+            with contextlib.suppress(OSError, ValueError):  # taken or given back in this moment
+                if json.loads(claim.read_text())["pid"] == self.process.pid:
+                    return "scoring"
         return "between"
 
     def done(self) -> int:
@@ -126,7 +125,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(folder, tmp_path, small, sp
     expected, dice, landed = contents(tmp_path / "alone"), random.Random(0), Counter[str]()
     for attempt in range(20):
         run = tmp_path / f"run{attempt}"
-        for stage in ("scoring", "scoring", "between", "embedding", "embedding", "between", "assembling", "assembling"):
+        for stage in ("scoring", "scoring", "scoring", "between", "assembling", "assembling"):
             if landed.total() < 20:
                 files = dice.randint(stage == "between", 2 if stage != "between" else 8)
                 where = Killed(run, spawn(source, run, small_values())).kill(stage, files, dice.uniform(0, 0.02))
