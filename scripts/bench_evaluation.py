@@ -9,9 +9,12 @@ diffsel     as `diffsel evaluate` does it: on a CPU as many students at a time a
 one         the same, one student at a time with all threads (on a GPU that is what `evaluate` does)
 stored      as `diffsel evaluate --stored`, with labels that `diffsel relabel` writes once for five students; a fifth of
             the time that labelling takes is counted
+bf16        with --bf16: diffsel and stored as `--precision bf16` has it, for CPUs with AMX or AVX512-BF16 and for GPUs; the
+            usual way and the labels that are stored stay in fp32
 
 All start from the same pictures (noise for speed, digit scenes for --accuracy); images a second are those of student training,
 evaluation excluded.  Each way has processes of its own, and they take turns, so that a slow moment of the machine meets all.
+On a machine that others use too, look at images per CPU second, and give each way one thread (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ import os
 import random
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -164,15 +169,16 @@ def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tupl
     quick, network = teacher_of(student, side, device), network.to(memory_format=torch.channels_last)
     if name == "labels":
         return labels(resident, quick, recipe, protocol, forever), whole, images
-    machine = Machine(device, compile=name == "compiled")
+    machine = Machine(device, "bf16" if "bf16" in name else "fp32", compile="compiled" in name)
     if machine.compile:
         compile_network(quick.network)
-    if name == "stored":
+    if "stored" in name:
         few = protocol.model_copy(update={"epochs": whole})
         write_labels(labelled, resident, few, recipe, 0, quick, whole)
         read = stored(labelled, resident, few, recipe)
         return ours(lambda epoch: read(epoch % whole), network, recipe, protocol, machine, forever), whole, images
-    return ours(online(resident, protocol, recipe, 0, quick), network, recipe, protocol, machine, forever), whole, images
+    live = online(resident, protocol, recipe, 0, quick, machine)
+    return ours(live, network, recipe, protocol, machine, forever), whole, images
 
 
 def serve(name: str, case: tuple, device: torch.device, threads: int, labelled: Path, chunk: int, pipe: Connection) -> None:
@@ -185,16 +191,24 @@ def serve(name: str, case: tuple, device: torch.device, threads: int, labelled: 
     pipe.send(turn * images)
     with suppress(EOFError):
         while pipe.recv():
+            before = cpu_seconds()
             for _ in range(turn):
                 next(epochs)
-            pipe.send(True)
+            pipe.send(cpu_seconds() - before)
+
+
+def cpu_seconds() -> float:
+    """Of this process and its loaders: what a way costs on a machine that others use too."""
+    me = psutil.Process()
+    times = [each.cpu_times() for each in (me, *me.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 class Way:
     """Processes that do the same; ``images`` of a turn, all together."""
 
     def __init__(self, name: str, processes: int, threads: int, case: tuple, device: torch.device, chunk: int, folder: Path):
-        context, self.rates = multiprocessing.get_context("spawn"), []
+        context, self.rates, self.costs = multiprocessing.get_context("spawn"), [], []
         pipes = [context.Pipe() for _ in range(processes)]
         self.pipes = [here for here, _ in pipes]
         for _, there in pipes:
@@ -206,8 +220,7 @@ class Way:
         start = time.perf_counter()
         for pipe in self.pipes:
             pipe.send(True)
-        for pipe in self.pipes:
-            pipe.recv()
+        self.costs.append(self.images / sum([pipe.recv() for pipe in self.pipes]))
         self.rates.append(self.images / (time.perf_counter() - start))
 
     def close(self) -> None:
@@ -219,8 +232,9 @@ def measure_speed(args, device: torch.device) -> list[dict]:
     lines, all_threads = [], torch.get_num_threads()
     at_once = all_threads if device.type == "cpu" else 1
     kinds = {"usual": 1, **({"diffsel": at_once} if at_once > 1 else {}), "one": 1, "labels": 1, "stored": at_once}
+    kinds |= {"bf16": at_once, "stored bf16": at_once} if args.bf16 else {}
     kinds |= {"compiled": 1} if args.compile else {}
-    for case in SMALL if args.small else CASES:
+    for case in SMALL if args.small else [CASES[i] for i in args.case or range(len(CASES))]:
         with tempfile.TemporaryDirectory() as folder:
             ways = {}
             for name, processes in kinds.items():
@@ -231,17 +245,24 @@ def measure_speed(args, device: torch.device) -> list[dict]:
                     way.turn()
             for way in ways.values():
                 way.close()
-        rates = {name: np.array(way.rates) for name, way in ways.items()}
-        written = rates.pop("labels")
-        rates["stored"] = STUDENTS / (1 / written + STUDENTS / rates["stored"])
+        rates, costs = (
+            with_labels({name: np.array(getattr(way, what)) for name, way in ways.items()}) for what in ("rates", "costs")
+        )
         line = dict(zip(("student", "side", "ipc", "factor"), case, strict=True)) | {"at_once": at_once}
         line |= {name: round(float(np.median(values)), 1) for name, values in rates.items()}
         for name in [name for name in rates if name != "usual"]:  # turn by turn: the machine's speed varies
             ratios = rates[name] / rates["usual"]
             line[f"{name} / usual"] = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+        line["images per CPU second"] = {name: round(float(np.median(values)), 1) for name, values in costs.items()}
         print(json.dumps(line), flush=True)
         lines.append(line)
     return lines
+
+
+def with_labels(rates: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A fifth of the labels' cost is a student's."""
+    written = rates.pop("labels")
+    return {n: STUDENTS / (1 / written + STUDENTS / rate) if "stored" in n else rate for n, rate in rates.items()}
 
 
 # ---- what is trained on --------------------------------------------------------------------------------------------------
@@ -271,7 +292,7 @@ def plain(name: str, side: int, device: torch.device, seed: int) -> nn.Module:
     return build(name, 10, side).to(device)
 
 
-def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
+def measure_accuracy(students: int, epochs: int, device: torch.device, precisions: tuple[str, ...]) -> None:
     """All ways train on the same twenty digit scenes a class, with the demo's teacher."""
     from importlib.resources import files
 
@@ -282,15 +303,16 @@ def measure_accuracy(students: int, epochs: int, device: torch.device) -> None:
     recipe = resolve_recipe(protocol, classes=10, ipc=20, factor=1, size=32, student="conv3w32")
     teacher = load_teacher(str(files("diffsel") / "assets" / "demo-teacher"), train.classes, 32, device)
     resident, shown = train.to(device), test.to(device)
-    accuracies: dict[str, list[float]] = {"usual": [], "diffsel": [], "stored": []}
+    accuracies: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         write_labels(Path(folder), resident, protocol, recipe, 0, teacher, epochs)
         for seed in range(students):
-            sources = {"diffsel": online(resident, protocol, recipe, seed, teacher)}
-            sources["stored"] = stored(Path(folder), resident, protocol, recipe)
-            for way, source in sources.items():
-                result = train_student("conv3w32", source, shown, protocol, recipe, seed, Machine(device))
-                accuracies[way].append(result["last"]["top1"])
+            for machine in (Machine(device, precision) for precision in precisions):
+                sources = {"diffsel": online(resident, protocol, recipe, seed, teacher, machine)}
+                sources["stored"] = stored(Path(folder), resident, protocol, recipe)
+                for way, source in sources.items():
+                    result = train_student("conv3w32", source, shown, protocol, recipe, seed, machine)
+                    accuracies[f"{way} {machine.precision}"].append(result["last"]["top1"])
             random.seed(seed)
             np.random.seed(seed)
             student = plain("conv3w32", 32, device, seed)
@@ -308,6 +330,8 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=5, help="epochs a turn, rounded up to those labelled at once")
     parser.add_argument("--small", action="store_true", help="one tiny student, to see that all goes through")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    parser.add_argument("--bf16", action="store_true", help="also in bf16")
+    parser.add_argument("--case", type=int, action="append", help="0, 1 or 2: one of the three students; default all")
     parser.add_argument("--accuracy", type=int, default=0, metavar="N", help="also train N students each way")
     parser.add_argument("--epochs", type=int, default=150, help="of --accuracy")
     parser.add_argument("--out", type=Path, help="write the lines here too")
@@ -318,7 +342,7 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(lines, indent=1) + "\n")
     if args.accuracy:
-        measure_accuracy(args.accuracy, args.epochs, device)
+        measure_accuracy(args.accuracy, args.epochs, device, ("fp32", "bf16") if args.bf16 else ("fp32",))
 
 
 if __name__ == "__main__":
