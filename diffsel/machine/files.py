@@ -191,7 +191,7 @@ def check_place(path: Path) -> None:
     above = next(each for each in target.parents if each.exists())
     if not above.is_dir():
         raise StoreError(f"{path}: {above} is a file, and no folder can be made in it; give another folder")
-    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
+    if not os.access(above, os.W_OK | os.X_OK):
         raise StoreError(f"{path}: no folder can be written in {above}; give another folder")
 
 

@@ -25,7 +25,7 @@ from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
-from .parts import kept_rivals, possible_rivals, rival_forwards
+from .parts import kept_rivals, others, possible_rivals, rival_forwards
 from .run import UNIT_ROWS
 
 SAMPLE = 8  # classes of which the headers of one unit's images are read, and that many images are decoded
@@ -131,9 +131,10 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
 def _rivals(counts: Mapping[str, int], settings: Settings, draws: int) -> tuple[int, int]:
     """Forwards, and maps that are kept, of all images.  Raises ConfigError where there are no such rivals."""
     asked = settings.patches.rivals
-    others = {label: len(names) for label, names in possible_rivals(asked, list(counts)).items()}
-    taken = sum(counts[label] * rival_forwards(asked, number, draws) for label, number in others.items())
-    return taken, sum(counts[label] * kept_rivals(asked, number) for label, number in others.items())
+    possible = possible_rivals(asked, list(counts))
+    each = [(count, others(possible, label)) for label, count in counts.items()]
+    taken = sum(count * rival_forwards(asked, number, draws) for count, number in each)
+    return taken, sum(count * kept_rivals(asked, number) for count, number in each)
 
 
 def _precision(settings: Settings, model: Diffusion) -> str:

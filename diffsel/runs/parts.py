@@ -4,7 +4,7 @@ that is named after a hash of what it is.  They come later than the pass, and le
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -87,17 +87,22 @@ class RivalPart(Part):
     def identity(self) -> dict[str, Any]:
         return {"rivals": self.count if isinstance(self.count, int) else list(self.count), "prompt": self.prompt}
 
+    @cached_property
+    def possible(self) -> dict[str, None]:
+        """Raises ConfigError as ``possible_rivals``."""
+        return possible_rivals(self.count, self.classes)
+
     def labels(self, label: str) -> list[str]:
-        """Class folders of which an image of ``label`` may be taken for one.  Raises ConfigError as ``possible_rivals``."""
-        return possible_rivals(self.count, self.classes)[label]
+        """Class folders of which an image of ``label`` may be taken for one."""
+        return [name for name in self.possible if name != label]
 
     def forwards(self, unit: Unit) -> int:
         """U-Net samples for a unit none of whose images is passed over."""
-        return rival_forwards(self.count, len(self.labels(unit.label)), self.draws) * len(unit.rows)
+        return rival_forwards(self.count, others(self.possible, unit.label), self.draws) * len(unit.rows)
 
 
-def possible_rivals(count: int | tuple[str, ...], classes: Sequence[str]) -> dict[str, list[str]]:
-    """For each class, all others, or those that are named; empty for a ``count`` of 0.
+def possible_rivals(count: int | tuple[str, ...], classes: Sequence[str]) -> dict[str, None]:
+    """The class folders that may be a rival of others: all, or those that are named, in their order; none for a ``count`` of 0.
 
     Raises ConfigError where there are fewer others than ``count``, or a name is no class.
     """
@@ -113,7 +118,12 @@ def possible_rivals(count: int | tuple[str, ...], classes: Sequence[str]) -> dic
     if unknown := [name for name in named if name not in classes]:
         near = get_close_matches(unknown[0], classes, n=3) or classes[:8]
         raise ConfigError(f"patches.rivals names {unknown[0]!r}, which is no class; there is {', '.join(near)}")
-    return {label: [name for name in named if name != label] for label in classes}
+    return dict.fromkeys(named)
+
+
+def others(possible: Collection[str], label: str) -> int:
+    """How many rivals an image of ``label`` may have; itself is none."""
+    return len(possible) - (label in possible)
 
 
 def rival_forwards(count: int | tuple[str, ...], others: int, draws: int) -> int:

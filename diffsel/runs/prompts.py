@@ -25,7 +25,7 @@ from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.sections import malformed
 from .parts import PromptPart
 from .session import Session
-from .units import Unit
+from .units import Unit, scored_rows
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ def score(study: Comparison) -> None:
 def _score_unit(study: Comparison, unit: Unit, bar: Any) -> dict[PromptPart, dict[str, np.ndarray]]:
     session, s = study.session, study.session.settings
     kept, extra = session.run.maps(unit)
-    rows = [row for row in unit.rows if row.row in set(extra["rows"])]
-    pictures = session.pictures(unit, rows)
+    pictures = session.pictures(unit, scored_rows(unit, extra))
     missing = study.missing(unit)
     added = [part for part in missing if part.prompt is not None]
     texts = [part.prompt[unit.label] for part in added if part.prompt is not None]

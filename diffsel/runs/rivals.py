@@ -19,7 +19,7 @@ from ..scoring.maps import Asked, rival_losses
 from ..settings.errors import ConfigError
 from .parts import RivalPart, kept_rivals
 from .session import Session
-from .units import Unit
+from .units import Unit, scored_rows
 
 
 def forwards_left(session: Session, part: RivalPart) -> int:
@@ -42,12 +42,10 @@ def score_rivals(session: Session) -> None:
 def _score_unit(session: Session, part: RivalPart, unit: Unit) -> None:
     run, labels = session.run, part.labels(unit.label)
     kept, extra = run.maps(unit)
-    rows = [row for row in unit.rows if row.row in set(extra["rows"])]
+    rows = scored_rows(unit, extra)
     template, numbers = run.settings.scoring.prompts[part.prompt], {label: k for k, label in enumerate(run.infos)}
     texts = tuple(run.infos[label].prompt(template) for label in labels)
-    pictures = (
-        session.pictures(unit, rows) if labels else []
-    )  # where the only one that is named is its own, there are no rivals
+    pictures = session.pictures(unit, rows) if labels else []  # none, where the only one that is named is its own
     found = {f"{row.row}.rivals": kept[f"{row.row}.null"][None][:0].astype(np.float16) for row in rows}
     found |= {f"{row.row}.rival": np.zeros(0, np.int64) for row in rows}
     asked = [Asked(row.digest, picture, texts) for row, picture in pictures]

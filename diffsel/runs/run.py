@@ -33,7 +33,7 @@ from ..settings.settings import Settings, fingerprint, identity, resolve, sizes_
 from .index import read_index, read_skipped, remake
 from .parts import PromptPart, RivalPart
 from .record import as_scored, nats_per_pixel, read_record, recorded_settings
-from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, named_after
+from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, named_after, scored_rows
 
 UNIT_ROWS = 256  # images per unit of work, at most
 
@@ -135,9 +135,8 @@ class Run:
 
     @cached_property
     def _null(self) -> PromptPart:
-        return PromptPart(
-            self.path, self.mark, None, self.part.null if self.part else {}, False
-        )  # once: its key is a hash of all its texts
+        texts = self.part.null if self.part else {}
+        return PromptPart(self.path, self.mark, None, texts, False)  # once: its key is a hash of all its texts
 
     def image_map(self, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any], row: Row) -> np.ndarray:
         """The latent-size map (h, w) that scores this image's patches, higher = more class-relevant."""
@@ -171,12 +170,11 @@ class Run:
     def boxes(self, unit: Unit, held: Held | None = None) -> list[Placed]:
         """The best patches of every scored image of a unit, whose maps are stored, or in memory (``held``)."""
         tensors, extra = held or self.maps(unit)
-        scored, found = set(extra["rows"]), []
-        for row in unit.rows:
-            if row.row in scored:
-                width, height = self.data.size(row)
-                best = best_boxes(self.image_map(tensors, extra, row), height, width, self.settings.patches)
-                found += [Placed(row, box, score, *self._means(tensors, row, box)) for box, score in best]
+        found = []
+        for row in scored_rows(unit, extra):
+            width, height = self.data.size(row)
+            best = best_boxes(self.image_map(tensors, extra, row), height, width, self.settings.patches)
+            found += [Placed(row, box, score, *self._means(tensors, row, box)) for box, score in best]
         return found
 
     def forwards_taken(self) -> int:

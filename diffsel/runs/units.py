@@ -99,17 +99,22 @@ def named_after(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def scored_rows(unit: Unit, extra: Mapping[str, Any]) -> list[Row]:
+    """Its images that have maps, as their file says."""
+    scored = set(extra["rows"])
+    return [row for row in unit.rows if row.row in scored]
+
+
 def image_means(
     tensors: Mapping[str, Any], extra: Mapping[str, Any], unit: Unit, prompt: int, bins: Sequence[int]
 ) -> list[Means]:
     """Of every scored image: the means of D and of G over the image and the bins (G: not a number where a prompt was added
     without it)."""
-    scored = set(extra["rows"])
 
     def mean(row: Row, name: str) -> float:
         return float(tensors[f"{row.row}.{name}"][prompt][list(bins)].mean(dtype=np.float64))
 
-    return [(row, mean(row, "differential"), mean(row, "gap")) for row in unit.rows if row.row in scored]
+    return [(row, mean(row, "differential"), mean(row, "gap")) for row in scored_rows(unit, extra)]
 
 
 def columns(boxes: Sequence[Placed]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Items in batches that are all alike, and what is made of those that overflow.
+"""Items in batches that are all alike.
 
 Every batch of a shape has the same number of samples, so that an item's bytes do not depend on its neighbours.
 """

@@ -34,10 +34,6 @@ from .suiting import suited
 
 LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
-VAE_BATCH = (
-    4,
-    2,
-)  # pictures that the VAE takes at once, on a CPU the second: more would be filling, which costs more than a call
 T = TypeVar("T")
 V = TypeVar("V")
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)

@@ -28,6 +28,7 @@ from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml
 from ..machine.progress import Progress, quiet
 from ..runs.run import Run
+from ..runs.units import scored_rows
 from ..settings.errors import ConfigError, DataError
 from ..settings.settings import identity
 from .card import hub_card
@@ -157,8 +158,7 @@ def _maps(run: Run, label: str) -> Iterator[tuple[int, np.ndarray]]:
     """The map (h, w) of every scored image of a class, by row."""
     for unit in run.of_class(label):
         tensors, extra = run.maps(unit)
-        scored = set(extra["rows"])
-        yield from ((row.row, run.image_map(tensors, extra, row)) for row in unit.rows if row.row in scored)
+        yield from ((row.row, run.image_map(tensors, extra, row)) for row in scored_rows(unit, extra))
 
 
 def _sample(file: str, line: Mapping[str, Any], heat: np.ndarray | None) -> dict[str, Any]:
