@@ -30,7 +30,6 @@ from .sets.assembly import assemble
 from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_note, provenance
 from .sets.opening import DistilledSet, is_there, read_set
 from .sets.selection import select_all
-from .settings.errors import DataError
 from .settings.settings import DEFAULT, Settings
 
 if TYPE_CHECKING:  # torch comes with the model
@@ -121,10 +120,8 @@ def embed(session: Session) -> None:
 
     def load(group: list[Unit]) -> tuple[list[list[Placed]], list[list[Patch]]]:
         placed = [run.boxes(unit) for unit in group]
-        read = session.read_units([list(dict.fromkeys(patch.row for patch in boxes)) for boxes in placed])
-        if lost := [skipped for _, part in read for skipped in part]:
-            raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
-        return placed, [cut(boxes, pictures) for boxes, (pictures, _) in zip(placed, read, strict=True)]
+        read = session.read_again([list(dict.fromkeys(patch.row for patch in boxes)) for boxes in placed])
+        return placed, [cut(boxes, pictures) for boxes, pictures in zip(placed, read, strict=True)]
 
     with session.left(run.feature_file, "embedding patches") as (units, bar), Behind() as later:
         for group, (placed, patches) in ahead(units, load):

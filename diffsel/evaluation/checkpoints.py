@@ -84,15 +84,12 @@ def read_state(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as opened:
             about = json.loads((opened.metadata() or {}).get("diffsel", "{}"))
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        whole = "epoch" in state and about.get("digest", digest := weights_digest(state)) == digest
+        if "epoch" not in state or about.get("digest", digest := weights_digest(state)) != digest:
+            raise ValueError("digest differs")
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{file} is damaged ({error}); put a whole copy back, or delete it: the training then begins anew"
         ) from None
-    if not whole:
-        raise ConfigError(
-            f"{file} is damaged (digest differs); put a whole copy back, or delete it: the training then begins anew"
-        )
     return state
 
 

@@ -28,7 +28,7 @@ def advice(bench: Bench, teacher: str | None, data: ImageData, names: Sequence[s
     if not teacher or method == "random":
         return {}
     if method in CORESETS:
-        return {"eye": teacher_eye(teacher, _infos(data, names), judge_size(s))}
+        return {"eye": teacher_eye(teacher, _infos(data, names), judge_size(s), bench.machine.device)}
     return {"judge": judge(bench, teacher, data, names, s)} if method == "rded" else {"records": read_records(Path(teacher))}
 
 

@@ -78,7 +78,10 @@ def _square(picture: Pixels, side: int) -> Float[Tensor, "1 3 side side"]:
     return torch.nn.functional.interpolate(middle, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-def teacher_eye(spec: str, classes: Sequence[ClassInfo], size: int) -> TeacherEye:
-    """A teacher for these classes on images of ``size`` pixels.  Raises ConfigError and DataError as ``load_teacher``."""
-    device = machine_of(ComputeSettings()).device
-    return TeacherEye(load_teacher(spec, classes, size, device), size, tuple(info.folder for info in classes))
+def teacher_eye(spec: str, classes: Sequence[ClassInfo], size: int, device: torch.device | None = None) -> TeacherEye:
+    """A teacher for these classes on images of ``size`` pixels, on ``device`` or where this machine computes best.
+
+    Raises ConfigError and DataError as ``load_teacher``.
+    """
+    teacher = load_teacher(spec, classes, size, device or machine_of(ComputeSettings()).device)
+    return TeacherEye(teacher, size, tuple(info.folder for info in classes))

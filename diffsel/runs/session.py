@@ -152,15 +152,19 @@ class Session:
             found.append((pictures, [each for each in part if isinstance(each, Skipped)]))
         return found
 
+    def read_again(self, units: Sequence[Sequence[Row]]) -> list[list[tuple[Row, Pixels]]]:
+        """Pixels of rows that were scored.  Raises DataError where one of them cannot be read any more, or as ``read_units``."""
+        read = self.read_units(units)
+        if lost := [skipped for _, part in read for skipped in part]:
+            raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
+        return [pictures for pictures, _ in read]
+
     def pictures(self, unit: Unit, rows: Sequence[Row]) -> list[tuple[Row, Picture]]:
         """Of rows that were scored: the latents that were kept of them (compute.keep_latents), else their pixels."""
         if (file := self.run.latent_file(unit)).exists():
             latents, _ = read_unit(file, self.run.mark)
             return [(row, latents[str(row.row)]) for row in rows]
-        pictures, lost = self.read(rows)
-        if lost:
-            raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
-        return list(pictures)
+        return list(self.read_again([rows])[0])
 
     @contextmanager
     def left(self, file_of: Callable[[Unit], Path], what: str) -> Iterator[tuple[Shared[Unit], tqdm]]:

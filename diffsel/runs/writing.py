@@ -17,7 +17,7 @@ from ..machine.tensors import write_unit
 from ..machine.threads import Behind
 from ..settings.errors import ConfigError
 from .session import Read, Session
-from .units import Held, Placed, Unit, columns, unit_by_unit
+from .units import Held, Placed, Unit, columns, scored_rows, unit_by_unit
 
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.features import Patch
@@ -113,8 +113,7 @@ def keep_latents(session: Session) -> None:
     run = session.run
     with session.left(run.latent_file, "encoding images") as (units, bar):
         for unit in units:
-            scored = set(run.maps(unit)[1]["rows"])
-            pictures, _ = session.read([row for row in unit.rows if row.row in scored])
+            pictures, _ = session.read(scored_rows(unit, run.maps(unit)[1]))
             keyed = [(row.digest, pixels) for row, pixels in pictures]
             made = {str(pictures[place][0].row): latent for place, latent in encode_images(session.scorer, keyed)}
             write_unit(run.latent_file(unit), run.mark, made, session.about(unit))
