@@ -153,7 +153,7 @@ class Session:
         return found
 
     def read_again(self, units: Sequence[Sequence[Row]]) -> list[list[tuple[Row, Pixels]]]:
-        """Pixels of rows that were scored.  Raises DataError where one of them cannot be read any more, or as ``read_units``."""
+        """Pixels of rows that were scored.  Raises DataError where one cannot be read any more, or as ``read_units``."""
         read = self.read_units(units)
         if lost := [skipped for _, part in read for skipped in part]:
             raise DataError(f"{lost[0].path} was scored but cannot be read any more: {lost[0].reason}")
