@@ -86,13 +86,15 @@ def patches_needed(settings: Settings, sets: Iterable[tuple[int, int]]) -> int:
 
 
 def shortlist(pool: Candidates, need: int, settings: SelectionSettings) -> Int[np.ndarray, " m"]:
-    """The patches that are clustered or covered, in order of row: all, or the best by rank, at least a tenth of the class.
+    """The patches that are clustered or covered, in order of row: all, or the best by rank.
 
-    At one image a class, the middle of the five best would be hardly more than chance (RESULTS.md).
+    At least a tenth of the class: at one image a class, the middle of the five best would be hardly more than chance.  At
+    most a quarter: as many clusters as most of a class has patches are its odd ones, one by one (RESULTS.md).
     """
     if settings.shortlist is None:
         return np.arange(len(pool.scores))
-    count = max(math.ceil(settings.shortlist * need - 1e-9), math.ceil(len(pool.scores) / 10))
+    least, most = (math.ceil(share * len(pool.scores) - 1e-9) for share in (0.1, settings.shortlist_share))
+    count = max(need, least, min(math.ceil(settings.shortlist * need - 1e-9), most))
     return np.sort(pool.by_score[:count])
 
 

@@ -241,6 +241,9 @@ class SelectionSettings(Section):
     shortlist: float | None = Field(  # null: all
         5.0, ge=1, description="Only so many times the patches needed, the best, are clustered.", json_schema_extra=added(None)
     )
+    shortlist_share: float = Field(
+        0.25, gt=0, le=1, description="Most of a class in the shortlist, unless more are needed.", json_schema_extra=added(1.0)
+    )
     inside: Literal["centroid", "rank"] = Field(
         "centroid", description="First in a cluster: nearest to its centroid, or best.", json_schema_extra=added("centroid")
     )

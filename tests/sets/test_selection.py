@@ -100,7 +100,7 @@ def test_only_the_shortlist_is_clustered() -> None:
 @pytest.mark.parametrize(("ipc", "factor"), [(1, 1), (1, 2), (5, 1), (10, 2)])
 def test_as_many_clusters_as_patches_give_one_each_the_nearest_to_its_centroid(ipc: int, factor: int) -> None:
     pool, need = blobs(groups=16, each=10), ipc * factor**2
-    settings = SelectionSettings(clusters=None, top_clusters=None, shortlist=2)
+    settings = SelectionSettings(clusters=None, top_clusters=None, shortlist=2, shortlist_share=1)
     picks = select_class(pool, ipc, factor, settings, seed=0)
     best = np.sort(np.argsort(-pool.scores, kind="stable")[: max(2 * need, 16)])
     labels, distance = kmeans(pool.vectors[best], need, 0, settings.restarts)
@@ -110,11 +110,14 @@ def test_as_many_clusters_as_patches_give_one_each_the_nearest_to_its_centroid(i
     assert [p.cluster for p in picks] == list(range(need))
 
 
-def test_a_shortlist_is_at_least_a_tenth_of_the_class() -> None:
+@pytest.mark.parametrize(
+    ("share", "counts"), [(0.25, (20, 20, 50, 60, 200)), (0.1, (20, 20, 20, 60, 200)), (1, (20, 20, 50, 200, 200))]
+)
+def test_a_shortlist_is_a_tenth_to_a_quarter_of_the_class_unless_more_are_needed(share: float, counts: tuple[int, ...]) -> None:
     scores = np.random.default_rng(0).permutation(200).astype(float)
     pool = Candidates("cat", np.arange(200), np.zeros((200, 4), int), scores, np.zeros((200, 1)))
-    for need, count in ((1, 20), (4, 20), (10, 50), (100, 200)):
-        found = shortlist(pool, need, SelectionSettings(shortlist=5))
+    for need, count in zip((1, 4, 10, 60, 200), counts, strict=True):
+        found = shortlist(pool, need, SelectionSettings(shortlist=5, shortlist_share=share))
         assert sorted(scores[found]) == list(range(200 - count, 200))
         assert found.tolist() == sorted(found)
 
