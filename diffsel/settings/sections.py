@@ -284,12 +284,8 @@ class BaselineSettings(Section):
     crops: int = Field(5, ge=1, description="rded: random crops of each image, of which the teacher keeps the best.")
     min_scale: float = Field(0.08, gt=0, le=1, description="Smallest crop, share of the image's area.")
     whole: bool = Field(False, description="random: whole images (their middle square) instead of random crops.")
-    early: int = Field(
-        10, ge=1, description="el2n, ccs: the first epochs, which el2n is the mean of.", json_schema_extra=added(10)
-    )
-    cut: float = Field(
-        0.3, ge=0, lt=1, description="ccs: share of each class left out, the hardest.", json_schema_extra=added(0.3)
-    )
+    early: int = Field(10, ge=1, description="el2n, ccs: epochs, the first; el2n is their mean.", json_schema_extra=added(10))
+    cut: float = Field(0.3, ge=0, lt=1, description="ccs: the hardest share of each class goes.", json_schema_extra=added(0.3))
 
 
 class AssemblySettings(Section):
