@@ -90,7 +90,7 @@ def small_values() -> dict:
         "compute": {"batch_size": 8, "device": "cpu"},
         "scoring": {"draws": 3, "bins": 3},
         "patches": {"patch_size": 32, "stride": 4},
-        "selection": {"clusters": 3, "top_clusters": 2},
+        "selection": {"clusters": 3, "top_clusters": 2, "shortlist_share": 1},  # all of so few are clustered
         "assembly": {"size": 32},
     }
 

@@ -42,6 +42,29 @@ class Accuracies:
     def lines(self) -> list[Line]:
         return [*self.own, *self.beside]
 
+    @property
+    def groups(self) -> list[tuple[str, list[Line]]]:
+        """Lines that may be compared with each other, under a heading each; first the report's own sets."""
+        beside = [(f"sets beside, not in this report: {name}", lines) for name, lines in grouped(self.beside)]
+        return grouped(self.own) + beside
+
+    @property
+    def shared(self) -> list[Line]:
+        """Those of the report's sets that most of them have: one kind of student, so that they may be compared."""
+        return grouped(self.own)[0][1] if self.own else []
+
+
+def grouped(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
+    """Lines by what must be equal for a comparison: student, teacher, protocol, precision; that of most sets first.
+
+    Within a group they stay in order.
+    """
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        labels = f"labels of {line.labelled_by}" if line.teacher else "no teacher"
+        groups.setdefault(f"{line.student}, {labels}, {line.protocol}, {line.precision}", []).append(line)
+    return sorted(groups.items(), key=lambda group: -len({line.set for line in group[1]}))
+
 
 def result_folders(sets: Sequence[DistilledSet], named: Sequence[Path] = ()) -> list[Path]:
     """Where results of these sets lie: SET-results, a `results` folder beside (or for OUT/sets/SET, above), and those named.

@@ -70,7 +70,7 @@ def write_comparison(
         opened=opened,
         notes=_notes(opened, whole, related),
         classes=classes,
-        sets=set_rows(opened, judged, told.own),
+        sets=set_rows(opened, judged, told.shared),
         accuracies=told,
         shared=shared(opened),
         eye=eye,

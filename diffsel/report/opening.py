@@ -11,12 +11,12 @@ from ..evaluation.results import Line, Spread
 from ..machine.files import AsPath
 from ..machine.formats import differences, read_yaml
 from ..runs.parts import PromptPart
-from ..runs.run import Run, open_run, recorded_settings
+from ..runs.run import Run, open_run
 from ..runs.units import devices, mixed, told_by
 from ..sets.figures import Figures, mean_of
 from ..sets.opening import DistilledSet, damaged_pictures, read_set
 from ..settings.errors import StoreError, short
-from ..settings.settings import load_settings
+from ..settings.settings import load_settings, without_execution
 
 SHARED = ("patches", "features", "selection", "assembly")  # sections that a set may have otherwise than its run
 
@@ -78,11 +78,12 @@ def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = No
 def _as_seen(run: Run, own: Mapping[str, Any]) -> Run | None:
     """The run as a set saw it, by its settings and its prompt; None where the maps of that prompt, or of rivals, are gone."""
     sections = {name: own[name] for name in SHARED if name in own}
-    settings = load_settings([], None, recorded_settings(run.record) | sections)
+    stored = run.record["settings"]
+    settings = load_settings([], None, without_execution(stored | sections))
     if "prompt" not in own:
         seen = replace(run, settings=settings)
         return None if seen.rivals and not all(seen.rivals.file(unit).exists() for unit in run.units) else seen
-    settings = load_settings([], None, settings.model_dump(mode="json") | {"scoring": own["scoring"]})
+    settings = load_settings([], None, without_execution(stored | sections | {"scoring": own["scoring"]}))
     file = run.path / "prompts" / str(own["prompt"]) / "settings.yaml"
     if not file.exists():
         return None
@@ -150,7 +151,7 @@ def _largest_first(sets: Iterable[DistilledSet]) -> list[DistilledSet]:
 
 @dataclass(frozen=True)
 class SetRow:
-    """A set in the table of sets: its figures, means over classes, and the best of its accuracies."""
+    """A set in the table of sets: its figures, means over classes, and an accuracy that may be compared with the others'."""
 
     set: DistilledSet
     figures: Figures | None
@@ -160,7 +161,7 @@ class SetRow:
 def set_rows(
     sets: Sequence[DistilledSet], judged: Mapping[Path, Sequence[Figures | None]], lines: Sequence[Line]
 ) -> list[SetRow]:
-    """``judged``: what each class of a set was found to be; ``lines``: best first."""
+    """``judged``: what each class of a set was found to be; ``lines``: best first, of one kind of student alone."""
     best = {line.set: line.top1 for line in reversed(lines)}
     return [SetRow(shown, mean_of(judged.get(shown.path, ())), best.get(shown.name)) for shown in sets]
 

@@ -95,7 +95,7 @@ def write_report(
             bar.update()
     overview: dict[str, Any] = {
         "accuracies": found,
-        "sets": set_rows(opened.sets, book.gathered.judged, found.own),
+        "sets": set_rows(opened.sets, book.gathered.judged, found.shared),
         "eye": eye,
         "costs": costs(opened, found.own),
         "settings": settings_of(opened),

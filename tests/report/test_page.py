@@ -256,13 +256,33 @@ def test_accuracies_are_of_the_sets_shown(work: Path, tmp_path: Path) -> None:
     assert both.best
     assert (both.own[0].set, both.best.set, both.best.name) == ("random", "ipc2", "ipc2 <b>")
     text = " ".join(Tree(write_report(run / "ipc2", tmp_path / "r.html")[0]).text.split())
-    for words in ("45.0 %best top-1, ipc2", "plain, bf16", "sets beside, not in this report", "1 other cell lies in"):
+    for words in (
+        "45.0 %best top-1, ipc2",
+        "conv3, no teacher, plain, bf16",
+        "sets beside, not in this report: conv3",
+        "1 other cell lies in",
+    ):
         assert words in text
     for file in (run / "ipc2").rglob("*.png"):
         with Image.open(file) as picture:
             picture.transpose(Image.Transpose.ROTATE_180).save(file)
     again = page_accuracy.accuracies([results], [read_set(run / "ipc2")])
     assert (again.own, again.best, again.strangers) == ([], None, 3)
+
+
+def test_accuracies_are_compared_within_one_kind_of_student_alone(work: Path, tmp_path: Path) -> None:
+    """The table of sets takes the kind that most sets have, not the highest number of each."""
+    one, two = (read_set(work / "run" / name) for name in ("ipc1", "ipc2"))
+    for shown, top1, precision in ((one, 40.0, "fp32"), (two, 50.0, "fp32"), (one, 90.0, "bf16")):
+        write_result(tmp_path, 0, top1, shown.path, precision=precision)
+    found = page_accuracy.accuracies([tmp_path], [one, two])
+    told = [(name, [(line.set, line.top1.mean) for line in lines if line.top1]) for name, lines in found.groups]
+    assert told == [
+        ("conv3, no teacher, plain, fp32", [("ipc2", 50), ("ipc1", 40)]),
+        ("conv3, no teacher, plain, bf16", [("ipc1", 90)]),
+    ]
+    rows = page_run.set_rows([one, two], {}, found.shared)
+    assert [row.best.mean for row in rows if row.best] == [40, 50]
 
 
 def test_a_prompts_set_is_shown_with_its_own_prompts_maps(tmp_path: Path, folder, small) -> None:
