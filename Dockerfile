@@ -4,7 +4,9 @@
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 COPY . /src
-RUN pip install --no-cache-dir '/src[datasets,timm,tensorboard]' && rm -rf /src
+# torch without CUDA's gigabytes for CPUs; where BASE brings torch, that one stays
+ARG TORCH=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir --extra-index-url "${TORCH}" '/src[datasets,timm,tensorboard]' && rm -rf /src
 WORKDIR /work
 ENV HF_HOME=/work/.huggingface
 ENTRYPOINT ["diffsel"]

@@ -65,10 +65,18 @@ def demo(
 
 
 @app.command()
-def configs(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None) -> None:
+def configs(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="OUT", help="Copy all of configs/ here, launches and experiments too.")
+    ] = None,
+) -> None:
     """Settings that come with diffsel, by name, for --config."""
-    from ..settings.presets import about, find_preset, presets
+    from ..settings.presets import about, copy_configs, find_preset, presets
 
+    if out:
+        copy_configs(out)
+        return print(f"the files: {out}")
     if name:
         print(find_preset(name).read_text(encoding="utf-8"), end="")
         return

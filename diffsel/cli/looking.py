@@ -49,7 +49,7 @@ def inspect_data(data: DataArg, settings: Settings, quiet: Quiet = False) -> Non
         print(describe_data(opened, settings))
         return print(f"whether the model takes these prompts is told when it is there: {error}")
     settings = suited(settings, folder, opened.classes)
-    print(describe_data(opened, settings))
+    print("\n".join([describe_data(opened, settings), *folder.size_notes(settings.data.image_size)]))
     folder.check_prompts(pairs(settings.scoring, opened.classes))
 
 

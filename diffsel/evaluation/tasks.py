@@ -162,7 +162,7 @@ def evaluate(
         for student, protocol in product(dict.fromkeys(students), lengths(settings.protocol, budgets)):
             rows.append((name, slice(len(cells), len(cells) + len(group))))
             for one in group:
-                own = name if len(group) == 1 else f"{name}/{one.name}"
+                own = name if len(group) == 1 else f"{name}/{one.path.name}"
                 cells.append(make_cell(own, one, images, student, protocol, judge, bench, ipc, kept))
                 targets.append(Path(out or beside(home(one.path), "results")))
     track, seeds = settings.compute.tracker, range(settings.seed, settings.seed + count)

@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes, flush: bool = True) -> None:
                 os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-        if not path.name.startswith(PART):
+        if not any(part.startswith(PART) for part in path.parts):  # of a folder that is being filled only the whole is told
             LOG.info("wrote %s, %s bytes", path, f"{len(content):,}")
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -108,6 +108,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             for _ in threaded((file for file in part.rglob("*") if file.is_file()), _flush, FLUSHING):
                 pass
         os.rename(part, target)
+        LOG.info("wrote %s", path)
     except BaseException as error:
         if part:
             shutil.rmtree(part, ignore_errors=True)

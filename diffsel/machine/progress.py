@@ -15,12 +15,16 @@ from .terminal import plain_stderr, shown
 
 Progress = Callable[..., tqdm]  # makes a progress bar: (total=, desc=, unit=)
 quiet: Progress = partial(tqdm, disable=True)
-LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} to go, {rate_fmt}{postfix}"
+BEGUN = "{desc}: {n_fmt} of {total_fmt}"
+LINE = BEGUN + ", {elapsed} passed, {remaining} to go, {rate_fmt}{postfix}"
 EVERY = 30  # seconds between lines
 
 
 class Bar(tqdm):
     """A bar whose words, such as the name of a class, are shown as they are read."""
+
+    def __init__(self, *given: Any, unit: str = "it", **told: Any) -> None:
+        super().__init__(*given, unit=f" {unit}", **told)  # 4.05 image/s
 
     def __str__(self) -> str:
         return shown(super().__str__())
@@ -39,6 +43,7 @@ class Lines(Bar):
         now = self._time()  # type: ignore[attr-defined]
         if (now - self.told[0] >= EVERY or self.disable) and self.told[1] != self.n:
             self.told = now, self.n
+            self.bar_format = LINE if self.n > self.initial else BEGUN
             self.sp(str(self))
 
     def clear(self, *given: Any, **told: Any) -> None:
@@ -63,7 +68,7 @@ def progress(hidden: bool = False) -> Progress:
         return partial(widget, disable=hidden)
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return partial(Bar, disable=hidden, dynamic_ncols=True, mininterval=0.2, file=plain_stderr())
-    return partial(Lines, disable=hidden, mininterval=EVERY, file=plain_stderr(), bar_format=LINE)
+    return partial(Lines, disable=hidden, mininterval=EVERY, file=plain_stderr())
 
 
 def _widget() -> type[tqdm] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..evaluation.results import Line, line_of, read_result
 from ..machine.formats import read_yaml
 from ..machine.progress import Progress, quiet
-from ..sets.opening import DistilledSet, open_set
+from ..sets.opening import DistilledSet, open_set, title
 from ..settings.errors import ConfigError, DataError
 from .charts import Axis
 
@@ -111,7 +111,7 @@ def _of(paths: Sequence[Path], lines: Sequence[Line], progress: Progress) -> tup
         for i in left:
             told = lines[i].trained_on
             if told["set"] == digest(told["images"], told["protocol"]["size"]):
-                found[i] = replace(lines[i], set=path.name)
+                found[i] = replace(lines[i], set=title(path))
     return [found[i] for i in sorted(found)], [line for i, line in enumerate(lines) if i not in found]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from statistics import median
 
@@ -95,15 +95,16 @@ def describe_data(data: ImageData, settings: Settings) -> str:
     ]
     widths, heights = data.rows.numbers("width"), data.rows.numbers("height")
     sides = np.minimum(widths, heights).tolist()
-    sizes = {resized_size(*pair, settings.data.image_size) for pair in set(zip(widths.tolist(), heights.tolist(), strict=True))}
+    side = settings.data.image_size
+    enlarged = sum(each < side for each in sides)
+    sizes = {resized_size(*pair, side) for pair in set(zip(widths.tolist(), heights.tolist(), strict=True))}
     lines = [
         table(rows, ["class", "folder", "prompt", "images", "passed over"]),
         "",
-        f"{len(data.rows)} images in {len(data.classes)} classes ({min(counts.values())} to {max(counts.values())} each); "
+        f"{len(data.rows)} images in {len(data.classes)} classes ({_span(counts.values())} each); "
         f"{len(data.skipped)} passed over by their headers (the rest is decoded when it is scored)",
-        f"shortest sides {min(sides)} to {max(sides)} pixels, median {median(sides):g}; "
-        f"{sum(side < settings.data.image_size for side in sides)} are enlarged to {settings.data.image_size}",
-        f"{len(sizes)} different sizes after resizing",
+        f"shortest sides {_span(sides)} pixels, median {median(sides):g}; {enlarged or 'none'} enlarged to {side}",
+        f"different sizes after resizing: {len(sizes)}",
         f"null prompt: {settings.scoring.null_prompt!r}",
         f"what a label can tell: {bound(len(data.classes))}",
     ]
@@ -112,6 +113,12 @@ def describe_data(data: ImageData, settings: Settings) -> str:
     if len(data.skipped) > 20:
         lines.append(f"... and {len(data.skipped) - 20} more")
     return "\n".join(lines)
+
+
+def _span(numbers: Iterable[int]) -> str:
+    """The least and the most, or the number that all are."""
+    found = sorted(set(numbers))
+    return " to ".join(map(str, dict.fromkeys((found[0], found[-1]))))
 
 
 def _copies(rows: Rows) -> list[str]:

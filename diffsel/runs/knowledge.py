@@ -67,7 +67,7 @@ def knowledge(answers: Sequence[Answer]) -> Knowledge:
 
 
 def unknown(by_class: Mapping[str, Knowledge]) -> list[str]:
-    """Classes of which the prior knows nothing: their words do not lower the loss beyond the interval."""
+    """Classes of which the prior does not surely know anything: their words do not lower the loss beyond the interval."""
     return [label for label, known in by_class.items() if known.nats[0] <= known.nats[1]]
 
 
@@ -90,8 +90,8 @@ def verdict(by_class: Mapping[str, Knowledge], of: str = "this prior") -> list[s
     """What a user should know: classes that the prior does not know, and a calibration far from 1; in words."""
     notes, strange = [], [ascii(label) for label in unknown(by_class)]
     if strange:
-        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
-        notes.append(f"{of} does not know: {', '.join(strange[:NAMED])}{more} (their words do not lower the loss)")
+        named = ", ".join(strange[:NAMED]) + (f" and {len(strange) - NAMED} more" if len(strange) > NAMED else "")
+        notes.append(f"{of} does not surely know: {named} (the loss is not lower with the words, beyond chance)")
     r = overall(by_class.values())[1] if by_class else math.nan
     if not CALIBRATED[0] <= r <= CALIBRATED[1] and not math.isnan(r):
         notes.append(

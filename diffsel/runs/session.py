@@ -243,7 +243,7 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
         if workers.is_main and record["data"] != root:  # the very images, somewhere else
             write_atomically(out / "run.yaml", dump_yaml({**record, "data": root}))
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
-    session.notes |= dict.fromkeys(data.notes)
+    session.notes |= dict.fromkeys([*data.notes, *folder.size_notes(settings.data.image_size)])
     if loaded:
         session.scorer = session.filled(loaded[0])
     return session

@@ -82,7 +82,10 @@ def _get(name: str, revision: str | None, fetch: bool, *patterns: str) -> Path:
         return Path(str(snapshot_download(name, revision=revision, local_files_only=not fetch, **asked)))
     except HFValidationError:
         raise ConfigError(f"model.model = {name!r}: no such folder, and not a hub id") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except LocalEntryNotFoundError:
+        why = ", and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)" if fetch else ""
+        raise ConfigError(f"model.model = {name!r}: no such folder, nor fetched from the hub before{why}") from None
+    except (HfHubHTTPError, OSError) as error:
         raise ConfigError(f"model.model = {name!r}: no such folder, and not fetched from the hub: {error}") from None
 
 

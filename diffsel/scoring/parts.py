@@ -101,6 +101,13 @@ class Parts:
         """Raises ConfigError where it is missing or damaged."""
         return self._read(f"{part}/scheduler_config.json" if part == "scheduler" else f"{part}/config.json")
 
+    def size_notes(self, side: int) -> list[str]:
+        """What a user should know of images of ``side`` pixels: that the network was made for smaller ones, where it tells."""
+        size, blocks = self.config(self.kind.network).get("sample_size"), self.config("vae").get("block_out_channels", [0])
+        own = size << (len(blocks) - 1) if isinstance(size, int) else side
+        asked = f"images are scored at {side} (--image-size {own} asks for its own)"
+        return [f"the model was made for images of {own} pixels; {asked}"] if own < side else []
+
     def text_config(self, part: str) -> dict[str, Any]:
         """Of a text encoder, which may be told beside a decoder's.  Raises ConfigError as ``config`` does."""
         found = self.config(part)

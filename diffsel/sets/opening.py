@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -61,7 +62,7 @@ class DistilledSet:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return title(self.path)
 
     @property
     def method(self) -> str | None:
@@ -194,6 +195,11 @@ def home(path: Path) -> Path:
     """Beside which a set's results lie: itself, and NAME in this folder for hub:OWNER/NAME."""
     told = Path(str(path).removeprefix(HUB))
     return told if told.is_dir() or told == path else Path(told.name)
+
+
+def title(path: Path) -> str:
+    """What a set is called; one of several (set-0, set-1 ...) by their folder too."""
+    return f"{path.parent.name}/{path.name}" if re.fullmatch(r"set-\d+", path.name) else path.name
 
 
 def members(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from pathlib import Path
 
 from .errors import ConfigError
@@ -12,10 +13,21 @@ PACKAGED = Path(__file__).parent.parent / "assets" / "configs"  # where a wheel 
 CHECKOUT = Path(__file__).parent.parent.parent / "configs"
 
 
+def root() -> Path:
+    """The folder configs/, wherever it lies."""
+    return PACKAGED if PACKAGED.is_dir() else CHECKOUT
+
+
 def presets() -> dict[str, Path]:
     """Name -> file, kind by kind in order of name."""
-    root = PACKAGED if PACKAGED.is_dir() else CHECKOUT
-    return {file.stem: file for kind in KINDS for file in sorted((root / kind).glob("*.yaml"))}
+    return {file.stem: file for kind in KINDS for file in sorted((root() / kind).glob("*.yaml"))}
+
+
+def copy_configs(out: Path) -> None:
+    """All of configs/, launches and experiments too, into a new folder.  Raises ConfigError where something is there."""
+    if out.exists():
+        raise ConfigError(f"--out {out} exists; give a new folder, say configs")
+    shutil.copytree(root(), out)
 
 
 def find_preset(name: str | Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsel.machine.files import write_atomically
+from diffsel.machine.files import whole_folder, write_atomically
 from diffsel.machine.progress import be_verbose, progress
 
 
@@ -36,7 +36,8 @@ def test_a_log_file_gets_whole_lines_now_and_then(monkeypatch: pytest.MonkeyPatc
     lines = log.getvalue().splitlines()
     assert [int(n) for n in re.findall(r"^scoring images: (\d+) of 100", log.getvalue(), re.M)] == [0, 30, 60, 90, 100]
     assert len(lines) == 5
-    assert "1.00image/s, loss=1" in lines[-1]
+    assert lines[0] == "scoring images: 0 of 100"  # how long it takes is not known yet
+    assert "1.00 image/s, loss=1" in lines[-1]
     assert not set(log.getvalue()) & set("\r\x1b")
 
 
@@ -62,4 +63,8 @@ def test_verbose_tells_what_is_written_above_the_bars(monkeypatch: pytest.Monkey
     write_atomically(tmp_path / "before", b"")
     be_verbose()
     write_atomically(tmp_path / "a\x1b[31m", b"four")
-    assert re.fullmatch(r"\d\d:\d\d:\d\d \[1\] wrote .*/a\\x1b\[31m, 4 bytes\n", log.getvalue())
+    with whole_folder(tmp_path / "set") as part:
+        write_atomically(part / "cat" / "0.png", b"")
+    one, two = log.getvalue().splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d \[1\] wrote .*/a\\x1b\[31m, 4 bytes", one)
+    assert two.endswith(f"wrote {tmp_path / 'set'}")  # by the name that it has now

@@ -42,7 +42,7 @@ def test_a_class_whose_words_do_not_help_is_unknown() -> None:
     worse = knowledge([answer(0.5 + i / 10, [0.0]) for i in range(5)])
     assert unknown({"cat": known, "dog": luck, "emu": worse}) == ["dog", "emu"]
     notes = verdict({"cat": known, "dog": luck, "emu": worse})
-    assert "does not know: 'dog', 'emu' (their words do not lower the loss)" in notes[0]
+    assert "does not surely know: 'dog', 'emu' (the loss is not lower with the words, beyond chance)" in notes[0]
 
 
 @pytest.mark.parametrize(("r", "told"), [(0.5, True), (0.8, False), (1.3, False), (2.0, True)])

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 def test_each_is_valid_says_what_it_is_for_and_changes_something(name: str) -> None:
     assert load_settings([find_preset(name)]) != Settings() or name in ("rded-fixed", "guided")  # the defaults, spelled out
     assert len(about(find_preset(name))) > 20
+    assert about(find_preset(name)).endswith((".", ")."))  # one line, not cut in a sentence
 
 
 def test_no_two_have_one_name() -> None:
@@ -46,6 +47,18 @@ def test_the_command_lists_and_prints_them(diffsel) -> None:
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == list(presets())
     assert diffsel("configs", "rded")[1] == find_preset("rded").read_text()
+
+
+def test_the_command_copies_the_whole_folder_to_where_one_works(diffsel, tmp_path: Path) -> None:
+    code, out, _ = diffsel("configs", "--out", tmp_path / "configs")
+    assert (code, out) == (0, f"the files: {tmp_path / 'configs'}\n")
+    there = {file.relative_to(ROOT / "configs"): file.read_bytes() for file in (ROOT / "configs").rglob("*") if file.is_file()}
+    copied = {name: (tmp_path / "configs" / name).read_bytes() for name in there}
+    assert copied == there
+    assert Path("accelerate/gpu-8.yaml") in there  # what is no preset too
+    code, _, told = diffsel("configs", "--out", tmp_path / "configs")
+    assert code == 2
+    assert "exists; give a new folder" in told
 
 
 def test_a_wheel_carries_them(tmp_path: Path) -> None:
