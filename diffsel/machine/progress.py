@@ -24,7 +24,7 @@ class Bar(tqdm):
     """A bar whose words, such as the name of a class, are shown as they are read."""
 
     def __init__(self, *given: Any, unit: str = "it", **told: Any) -> None:
-        super().__init__(*given, unit=f" {unit}", **told)  # 4.05 image/s
+        super().__init__(*given, unit=f" {unit}", **told)  # type: ignore[call-overload]  # 4.05 image/s
 
     def __str__(self) -> str:
         return shown(super().__str__())

@@ -198,7 +198,11 @@ def home(path: Path) -> Path:
 
 
 def title(path: Path) -> str:
-    """What a set is called; one of several (set-0, set-1 ...) by their folder too."""
+    """What a set is called; one of several (set-0, set-1 ...) by their folder too.
+
+    >>> title(Path("sets/random10/set-0")), title(Path("run/ipc1"))
+    ('random10/set-0', 'ipc1')
+    """
     return f"{path.parent.name}/{path.name}" if re.fullmatch(r"set-\d+", path.name) else path.name
 
 
