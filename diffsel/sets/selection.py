@@ -3,7 +3,7 @@
 Clusters are ranked by the median score of their patches, best first; patches inside one by distance to its centroid,
 nearest first.  The top N clusters give q = factor^2 * IPC // N patches each; what is still missing is filled with
 unused patches by score.  Ties go to the lower row.  A shortlist leaves only the best patches to be clustered.  Or a coreset
-of the class's vectors (coresets.py).
+of all the class's vectors (coresets.py).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def patches_needed(settings: Settings, sets: Iterable[tuple[int, int]]) -> int:
 
 
 def shortlist(pool: Candidates, need: int, settings: SelectionSettings) -> Int[np.ndarray, " m"]:
-    """The patches that are clustered or covered, in order of row: all, or the best by rank.
+    """The patches that are clustered, in order of row: all, or the best by rank.
 
     At least a tenth of the class: at one image a class, the middle of the five best would be hardly more than chance.  At
     most a quarter: as many clusters as most of a class has patches are its odd ones, one by one (RESULTS.md).
@@ -136,8 +136,7 @@ def select_class(candidates: Candidates, ipc: int, factor: int, settings: Select
         top = np.flatnonzero((clustering.cluster >= 0) & (clustering.cluster < count) & (clustering.place < need // count))
         chosen = list(top[np.lexsort((clustering.place[top], clustering.cluster[top]))])
     elif settings.method in CORESETS:
-        best = shortlist(candidates, need, settings)
-        chosen = list(best[CORESETS[settings.method](candidates.vectors[best], need, seed, settings.restarts)])
+        chosen = list(CORESETS[settings.method](candidates.vectors, need, seed, settings.restarts))
     fill = candidates.by_score[~np.isin(candidates.by_score, chosen)][: need - len(chosen)]
     return [
         Pick(
