@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,17 +18,15 @@ Progress = Callable[..., tqdm]  # makes a progress bar: (total=, desc=, unit=)
 quiet: Progress = partial(tqdm, disable=True)
 BEGUN = "{desc}: {n_fmt} of {total_fmt}"
 LINE = BEGUN + ", {elapsed} passed, {remaining} to go, {rate_fmt}{postfix}"
+RATE = re.compile(r"([\d?])([a-z]+/[a-z]+)(?=[],]|$)")  # 4.05image/s
 EVERY = 30  # seconds between lines
 
 
 class Bar(tqdm):
     """A bar whose words, such as the name of a class, are shown as they are read."""
 
-    def __init__(self, *given: Any, unit: str = "it", **told: Any) -> None:
-        super().__init__(*given, unit=f" {unit}", **told)  # type: ignore[call-overload]  # 4.05 image/s
-
     def __str__(self) -> str:
-        return shown(super().__str__())
+        return RATE.sub(r"\1 \2", shown(super().__str__()))
 
 
 class Lines(Bar):

@@ -79,7 +79,7 @@ class DataSettings(Section):
 class ModelSettings(Section):
     """Which diffusion model predicts the noise."""
 
-    model: str = Field(SD15, description="Hub id, a folder in diffusers layout, or `demo` (the embedded checkpoint).")
+    model: str = Field(SD15, description="Hub id, a folder in diffusers layout, `demo` or `cifar10` (embedded).")
     revision: str | None = Field(None, description="Hub branch, tag or commit.")
     lora: str | None = Field(
         None, description="LoRA weights on top: a .safetensors file, or a hub id.", json_schema_extra=added(None)

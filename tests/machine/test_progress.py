@@ -39,6 +39,10 @@ def test_a_log_file_gets_whole_lines_now_and_then(monkeypatch: pytest.MonkeyPatc
     assert lines[0] == "scoring images: 0 of 100"  # how long it takes is not known yet
     assert "1.00 image/s, loss=1" in lines[-1]
     assert not set(log.getvalue()) & set("\r\x1b")
+    with progress()(total=2, desc="reading cat1s/dog", unit="class") as bar:
+        clock[0] += 300
+        bar.update()
+    assert log.getvalue().endswith("reading cat1s/dog: 1 of 2, 05:00 passed, 05:00 to go, 300.00 s/class\n")
 
 
 def test_a_terminal_gets_a_bar_unless_it_cannot_move_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -595,13 +595,16 @@ def test_a_report_is_read_by_keyboard_alone(browser: Browser, report: Path) -> N
 
 
 def test_on_paper_all_is_open_and_light(browser: Browser, report: Path) -> None:
-    browser.look(1400, 900, dark=True)
+    browser.look(720, 900, dark=True)  # the width of a sheet
     browser.open(report)
     browser.ask("Emulation.setEmulatedMedia", media="print")
     browser.run("dispatchEvent(new Event('beforeprint'))")
     assert browser.run("document.querySelectorAll('details:not([open])').length") == 0
     assert browser.run("getComputedStyle(document.querySelector('.bar')).display") == "none"
-    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(250, 249, 245)"
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run("document.querySelector('.plot rect').getBoundingClientRect().height") > 0  # histograms too
+    assert browser.run("getComputedStyle(document.querySelector('table.stack thead')).display") == "table-header-group"
+    assert browser.run("document.documentElement.scrollWidth") <= 720
     browser.run("dispatchEvent(new Event('afterprint'))")
     assert browser.run("document.querySelectorAll('details[open]').length") == 0
     browser.ask("Emulation.setEmulatedMedia", media="")
