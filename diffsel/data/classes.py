@@ -79,6 +79,8 @@ def class_table(path: str, listing: Listing, settings: DataSettings) -> tuple[Cl
         others = listing.others.get(empty[0], ())
         held = f", but {len(others)} other files: {kinds_of(others)}" if others else ""
         remedy = "convert them, or give them an extension that says what they are; or " if others else ""
+        if others and all(name.endswith(".tar") for name in others):
+            remedy = f"shards are read from their own folder: give {Path(path) / empty[0]}; or "
         raise DataError(
             f"class folder {empty[0]!r} of {path} holds no image{held}; {remedy}remove it or name the classes to use"
         )

@@ -255,5 +255,13 @@ def test_files_that_are_not_taken_for_images_are_counted(name: str, folder) -> N
     assert f"other files: {expected}; convert them, or give them an extension" in str(caught.value)
 
 
+def test_whoever_gives_the_folder_above_shards_is_told_theirs(folder) -> None:
+    root = folder(cat=1, shards=0)
+    (root / "shards").mkdir(exist_ok=True)
+    (root / "shards" / "train-000000.tar").write_bytes(b"\0")
+    with pytest.raises(DataError, match=f"give {root}/shards; or"):
+        open_data(str(root), SETTINGS, 0)
+
+
 def test_all_classes_are_known_whatever_is_asked_for(folder) -> None:
     assert class_names(str(folder(cat=1, dog=1)), DataSettings(classes=("cat",))) == ["cat", "dog"]
