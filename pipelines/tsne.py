@@ -3,7 +3,7 @@
     accelerate launch pipelines/tsne.py --scale paper --out study
 
 Cost at paper scale: high_resolution.py's ImageWoof pass, its features, and half a forward a tile; no students: minutes.
-The paper shows pictures only; the figures of spread and gap, explained in diffsel/gallery.py, are ours.
+The paper shows pictures only; the figures of spread and gap, explained in diffsel/studies/figures.py, are ours.
 """
 
 from diffsel.studies.cases import Case
