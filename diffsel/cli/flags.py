@@ -158,7 +158,7 @@ def split_names(only: list[str] | None, known: Collection[str]) -> list[str]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name == "rivals" and value.isdigit():
+    if name == "rivals" and value.isdecimal():
         return int(value)
     return value.split(",") if name in ("t_range", "log_snr", "rivals") else value
 

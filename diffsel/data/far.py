@@ -6,7 +6,6 @@ where its bytes lie, SHARD@START+LENGTH/KEY.jpg: it is read by one look into its
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from ..machine.addresses import Store, is_address
 from ..machine.cache import Cache, cache_folder
+from ..machine.formats import from_json
 from ..settings.errors import DataError
 from ..settings.sections import DataSettings
 from .classes import Listing
@@ -161,7 +161,7 @@ def place_in_shard(path: str) -> tuple[str, int, int] | None:
 def _class_names(store: Store) -> list[str] | None:
     for place in (store, Store(store.root.rpartition("/")[0])):
         try:
-            return [str(each) for each in json.loads(place.read("classes.json"))]
+            return [str(each) for each in from_json(place.read("classes.json"))]
         except (OSError, ValueError):
             continue
     return None
@@ -219,6 +219,6 @@ def _label(key: str, sample: Sample, names: Sequence[str] | None, settings: Data
 def _told(sample: Sample, settings: DataSettings) -> Any:
     if "cls" in sample.labels and not settings.label_column:
         return sample.labels["cls"].decode().strip()
-    about = json.loads(sample.labels.get("json", b"{}"))
+    about = from_json(sample.labels.get("json", b"{}"))
     keys = (settings.label_column,) if settings.label_column else NAMES["label"]
     return next((about[key] for key in keys if key in about), None)

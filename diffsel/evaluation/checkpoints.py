@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import re
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from ..data.classes import imagenet_wnids
 from ..data.views import MEAN, STD
+from ..machine.formats import from_json
 from ..settings.errors import ConfigError
 from ..settings.settings import fingerprint
+from ..settings.yamls import read_text
 from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
 
 ANEW = "train it anew, or put a whole copy back"
@@ -58,7 +61,7 @@ def read_checkpoint(spec: str) -> Checkpoint:
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
+            about = from_json((file.metadata() or {}).get("diffsel", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         told = {key: value for key, value in about.items() if key != "head"}
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
@@ -82,7 +85,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     """Where a training stands.  Raises ConfigError where that is damaged."""
     try:
         with safe_open(file, framework="pt") as opened:
-            about = json.loads((opened.metadata() or {}).get("diffsel", "{}"))
+            about = from_json((opened.metadata() or {}).get("diffsel", "{}"))
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if "epoch" not in state or about.get("digest", digest := weights_digest(state)) != digest:
             raise ValueError("digest differs")
@@ -97,7 +100,7 @@ def read_metrics(out: Path, epochs: int = 0) -> list[dict[str, Any]]:
     """What a training told of each epoch; of ``epochs`` at least.  Raises ConfigError where that is damaged."""
     file = out / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if epochs or file.exists() else []
+        lines = [from_json(line) for line in read_text(file).splitlines()] if epochs or file.exists() else []
         if [line["epoch"] for line in lines] != list(range(len(lines))) or len(lines) < epochs:
             raise ValueError(f"it does not tell of {max(epochs, len(lines))} epochs in their order")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -124,13 +127,21 @@ def _read_pth(path: Path) -> Checkpoint:
         raise ConfigError(f"teacher {path} holds a {type(loaded).__name__}, not a dictionary of weights")
     accuracy = None
     while (inner := next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)) is not None:
-        told = (loaded[key] for key in ("acc1", "best_acc1", "top1") if key in loaded)
-        accuracy = next((float(each) for each in told if np.size(each) == 1 and not isinstance(each, str)), accuracy)
+        told = (_percent(loaded[key]) for key in ("acc1", "best_acc1", "top1") if key in loaded)
+        accuracy = next((each for each in told if each is not None), accuracy)
         loaded = inner
-    if not any(isinstance(value, Tensor) for value in loaded.values()):
-        raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))}")
-    state = _plain_names({name: value for name, value in loaded.items() if isinstance(value, Tensor)})
+    weights = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not weights:
+        raise ConfigError(f"teacher {path} holds no weights; its keys are {', '.join(map(str, loaded))[:200]}")
+    state = _plain_names(weights)
     return Checkpoint(recognise(state, path), state, None, None, accuracy, str(path))
+
+
+def _percent(told: Any) -> float | None:
+    """An accuracy, where it is one."""
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        return value if 0 <= (value := float(told)) <= 100 and not isinstance(told, str) else None
+    return None
 
 
 def _harmless() -> list[Any]:
@@ -198,8 +209,7 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> str:
     """Which network these weights are, by their names and shapes.  Raises ConfigError."""
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     depth = sum(name.startswith("layers.conv.") and name.endswith(".weight") for name in shapes)
-    if depth and (named := f"conv{depth}") in CONVNETS:
-        width = shapes["layers.conv.0.weight"][0]
+    if (named := f"conv{depth}") in CONVNETS and (width := next(iter(shapes.get("layers.conv.0.weight", ())), 0)):
         return named if width == 128 else f"{named}w{width}"
     outputs = shapes[_head(state)][0]
     for name in (*SMALL, *(n for n in NAMES if n not in CONVNETS and n not in SMALL)):
@@ -216,7 +226,8 @@ def _outputs(found: Checkpoint) -> int:
 
 def _head(state: Mapping[str, Tensor]) -> str:
     """Name of the last linear layer's bias, as torchvision's architectures and the ConvNets call it.  Raises ConfigError."""
-    biases = [name for name in state if re.fullmatch(r"(classifier|fc|head|heads)(\.\w+)*\.bias", name)]
+    known = re.compile(r"(classifier|fc|head|heads)(\.\w+)*\.bias")
+    biases = [name for name, value in state.items() if known.fullmatch(name) and value.ndim == 1]
     if not biases:
         raise ConfigError(f"these weights have no classifier known here; they hold {', '.join(list(state)[-3:])}")
     return max(biases)

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..machine.formats import from_json
 from ..settings.errors import StoreError
 from ..settings.settings import fingerprint
+from ..settings.yamls import read_text
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """
     again = "delete it, and evaluate again"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = from_json(read_text(file))
         identity, failed = result["identity"], result.get("failed")
         _ = result["cell"], result["protocol"], result["labels"], identity["student"], identity["set"], identity["images"]
         _ = identity["classes"], identity["protocol"]["size"], identity["teacher"]

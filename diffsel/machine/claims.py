@@ -34,6 +34,7 @@ from typing import Generic, Self, TypeVar
 import psutil
 
 from .files import HEARTBEAT, existing, write_atomically
+from .formats import from_json
 from .place import host, lives, mark
 
 STALE = 60.0  # seconds without renewal, by the watcher's own clock, after which a claim's process counts as gone
@@ -190,8 +191,8 @@ class Shared(Generic[T]):
         mode, stamp, text = found
         if not stat.S_ISREG(mode):
             return True
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # being written in this moment; another user's
-            owner = json.loads(text)
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # being written in this moment; another user's; damaged
+            owner = from_json(text)
             if (owner["host"], owner.get("place")) == (host(), mark()) and not lives(owner["pid"], owner["born"]):
                 return True
         before, since = self._watched.setdefault(claim, (stamp, time.monotonic()))
@@ -252,7 +253,7 @@ def _seen(claim: Path) -> tuple[int, int, str]:
     """
     found, text = claim.lstat(), ""
     if stat.S_ISREG(found.st_mode):
-        with contextlib.suppress(PermissionError), claim.open() as stream:  # another user's tells nothing more
+        with contextlib.suppress(PermissionError), claim.open(errors="replace") as stream:  # another user's tells nothing more
             found, text = os.fstat(stream.fileno()), stream.read()
     return found.st_mode, found.st_mtime_ns, text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..settings.errors import SettingsDiffer, StoreError
-from ..settings.yamls import load_yaml
+from ..settings.yamls import load_yaml, read_text
 from .addresses import refuse_address
 from .files import PART
 
@@ -42,6 +43,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StoreError(f"{path} is damaged (it holds no settings); {ANEW}")
     return value
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """A record that may be anybody's: empty where it cannot be read."""
+    with contextlib.suppress(StoreError):
+        return read_yaml(path)
+    return {}
 
 
 def dump_yaml(values: Mapping[str, Any]) -> bytes:
@@ -74,9 +82,17 @@ def is_mine(folder: Path, name: str, described: Mapping[str, Any], what: str, be
     return False
 
 
+def from_json(text: str | bytes, **how: Any) -> Any:
+    """Raises ValueError for what is no JSON, or too deep."""
+    try:
+        return json.loads(text, **how)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def read_lines(path: Path) -> list[Any]:
     """The entries of a JSON-lines file.  A name in it may hold characters that Python, but not JSON, takes for line ends."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [from_json(line) for line in read_text(path).split("\n") if line]
 
 
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")  # with which a text begins that a spreadsheet computes; our sign

@@ -186,7 +186,7 @@ def _tensorboard(folder: Path, config: Mapping[str, Any]) -> Track:
 
 def _told(*names: str, default: int) -> int:
     """The first of these variables of the environment that holds a number."""
-    return next((int(value) for name in names if (value := os.environ.get(name, "")).isdigit()), default)
+    return next((int(value) for name in names if (value := os.environ.get(name, "")).isdecimal()), default)
 
 
 def out_of_memory(error: Exception) -> bool:

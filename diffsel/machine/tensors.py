@@ -17,6 +17,7 @@ from safetensors.numpy import save as save_safetensors
 
 from ..settings.errors import StoreError
 from .files import write_atomically
+from .formats import from_json
 
 
 def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
@@ -37,7 +38,7 @@ def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, 
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("diffsel", "{}"))
+            about = from_json((file.metadata() or {}).get("diffsel", "{}"))
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); {recover}") from None
@@ -70,7 +71,7 @@ def read_extra(path: Path) -> dict[str, Any]:
     """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file's head is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["diffsel"])
+            about = from_json((file.metadata() or {})["diffsel"])
         extra = about["extra"]
         whole = about.get("head", _checksum({}, extra)) == _checksum({}, extra)  # the first files had no sum of their heads
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -12,10 +12,10 @@ from functools import cache, partial
 from pathlib import Path
 
 from ..evaluation.results import Line, line_of, read_result
-from ..machine.formats import read_yaml
+from ..machine.formats import peek
 from ..machine.progress import Progress, quiet
 from ..sets.opening import DistilledSet, open_set, title
-from ..settings.errors import ConfigError, DataError
+from ..settings.errors import ConfigError, DataError, StoreError
 from .charts import Axis
 
 
@@ -102,7 +102,7 @@ def _of(paths: Sequence[Path], lines: Sequence[Line], progress: Progress) -> tup
     """The lines that are of these sets, with the set's name, and the others."""
     found: dict[int, Line] = {}
     for path in paths:
-        classes = read_yaml(path / "set.yaml").get("classes")
+        classes = peek(path / "set.yaml").get("classes")
         left = [i for i, line in enumerate(lines) if i not in found and line.trained_on["classes"] == classes]
         opened = _opened(path, progress) if left else None
         if opened is None:
@@ -119,7 +119,7 @@ def _opened(path: Path, progress: Progress) -> DistilledSet | None:
     """None for a damaged set: the report says of it what it can, and no accuracy."""
     try:
         return open_set(path, progress=progress)
-    except DataError:
+    except (DataError, StoreError):
         return None
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from ..evaluation.results import Line, Spread
 from ..machine.files import AsPath
-from ..machine.formats import differences, read_yaml
+from ..machine.formats import differences, peek, read_yaml
 from ..runs.parts import PromptPart
 from ..runs.run import Run, open_run
 from ..runs.units import devices, mixed, told_by
 from ..sets.figures import Figures, mean_of
 from ..sets.opening import DistilledSet, damaged_pictures, read_set
 from ..settings.errors import StoreError, short
-from ..settings.settings import load_settings, without_execution
+from ..settings.settings import fingerprint, load_settings, without_execution
 
 SHARED = ("patches", "features", "selection", "assembly")  # sections that a set may have otherwise than its run
 
@@ -48,9 +48,12 @@ def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = No
 
     Raises StoreError for a folder that is neither, and for a run and a set that do not belong together.
     """
+    left: list[str] = []
     if (target / "run.yaml").exists():
         opened: Run | None = open_run(target)
-        sets = [read_set(path) for path in more] or _sets_of(open_run(target))
+        sets = [read_set(path) for path in more]
+        if not more:
+            sets, left = _sets_of(open_run(target))
     elif (target / "set.yaml").exists():
         sets = [read_set(path) for path in (target, *more)]
         opened = open_run(run) if run else run_of(target, sets[0].record)
@@ -72,7 +75,7 @@ def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = No
         what = "prompt" if "prompt" in own else "rivals"
         note = f"The maps of {sets[0].name}'s {what} are not in {opened.path} any more: no heat maps, clusters and scores."
         return Opened(target, None, sets, [note])
-    return Opened(target, seen, [_compared(shown, own) for shown in sets])
+    return Opened(target, seen, [_compared(shown, own) for shown in sets], left)
 
 
 def _as_seen(run: Run, own: Mapping[str, Any]) -> Run | None:
@@ -109,10 +112,17 @@ def _compared(shown: DistilledSet, own: Mapping[str, Any]) -> DistilledSet:
 
 def belongs(record: Mapping[str, Any], run: Run) -> bool:
     """Whether a set was made from this run, or (baselines) from the same images at the same size."""
-    if "run" in record:
-        return bool(record["run"] == run.mark)
-    identity = run.record["identity"]
-    return bool(record.get("images") == identity["images"]["digest"] and record.get("image_size") == identity["image_size"])
+    return _is_of(record, run.record["identity"])
+
+
+def _is_of(record: Mapping[str, Any], identity: Any) -> bool:
+    """``identity``: of a run; anything else, as in a record of another program, is none."""
+    try:
+        if "run" in record:
+            return bool(record["run"] == fingerprint(identity))
+        return bool(record.get("images") == identity["images"]["digest"] and record.get("image_size") == identity["image_size"])
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _differs(record: Mapping[str, Any], run: Run) -> str:
@@ -125,12 +135,19 @@ def _differs(record: Mapping[str, Any], run: Run) -> str:
     return f" ({'; '.join(told) or 'its images or classes were others'})"
 
 
-def _sets_of(run: Run) -> list[DistilledSet]:
-    """diffsel's own sets: in the run's folder, beside it, or in OUT/sets for OUT/runs/RUN."""
+def _sets_of(run: Run) -> tuple[list[DistilledSet], list[str]]:
+    """diffsel's own sets: in the run's folder, beside it, or in OUT/sets for OUT/runs/RUN; a note on each damaged one."""
     near = run.path.resolve().parent
     folders = [run.path, near] + [near.parent / "sets"] * (near.name == "runs")
     found = [file.parent for where in folders for file in sorted(where.glob("*/set.yaml"))]
-    return [read_set(path) for path in found if read_yaml(path / "set.yaml").get("run") == run.mark]
+    sets, left = list[DistilledSet](), list[str]()
+    for path in found:
+        if peek(path / "set.yaml").get("run") == run.mark:  # what lies beside may be anybody's
+            try:
+                sets.append(read_set(path))
+            except StoreError as error:
+                left.append(f"{path.name} is left out: {error}.")
+    return sets, left
 
 
 def run_of(path: Path, record: Mapping[str, Any]) -> Run | None:
@@ -138,7 +155,8 @@ def run_of(path: Path, record: Mapping[str, Any]) -> Run | None:
     near = path.resolve().parent
     files = [*near.glob("run.yaml"), *sorted(near.glob("*/run.yaml"))]
     files += sorted(near.parent.glob("runs/*/run.yaml")) if near.name == "sets" else []
-    return next((run for file in files if belongs(record, run := open_run(file.parent))), None)
+    own = next((file.parent for file in files if _is_of(record, peek(file).get("identity"))), None)
+    return open_run(own) if own else None
 
 
 def _largest_first(sets: Iterable[DistilledSet]) -> list[DistilledSet]:

@@ -14,7 +14,9 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..machine.formats import from_json
 from ..settings.errors import ConfigError
+from ..settings.yamls import read_text
 from .families import SERVED, T5, Family, distilled, family_of
 
 # The embedded models were laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.
@@ -115,7 +117,7 @@ class Parts:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"), parse_constant=_no_number)
+            found = from_json(read_text(self.path / name), parse_constant=_no_number)
         except (OSError, ValueError) as error:
             raise ConfigError(f"model {self}: {name}: {error}") from None
         if not isinstance(found, dict):

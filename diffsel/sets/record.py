@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..machine.formats import read_lines, read_yaml
 from ..settings.errors import StoreError
+from ..settings.yamls import read_text
 
 FORMAT = 1
 SUMS = "B2SUMS"
@@ -25,10 +26,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class _Tile(_Strict):
-    """Of a line of metadata.jsonl."""
+def _within(name: str) -> str:
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ValueError(f"{name!r} leads out of the data set")
+    return name
 
-    source: str
+
+class _Tile(_Strict):
+    """Of a line of metadata.jsonl.  A source lies in the data set, and nowhere else."""
+
+    source: Annotated[str, AfterValidator(_within)]
     digest: str
     row: int
     rank: int
@@ -112,7 +119,7 @@ def read_sums(path: Path) -> dict[str, str]:
             raise StoreError(f"{file} is lost, which told what all files are")
         return {}
     try:
-        lines = [re.fullmatch(r"([0-9a-f]{32})  (.+)", line) for line in file.read_text("utf-8").split("\n") if line]
+        lines = [re.fullmatch(r"([0-9a-f]{32})  (.+)", line) for line in read_text(file).split("\n") if line]
     except (OSError, ValueError) as error:
         raise StoreError(f"{file} is damaged ({_first(error)})") from None
     found = {line[2]: line[1] for line in lines if line}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is five t
 Base: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
+def read_text(file: Path) -> str:
+    """Raises OSError, also for a pipe or a device, which would never end; ValueError for what is no text."""
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(file))
+    return file.read_text(encoding="utf-8")
+
+
 def load_yaml(file: Path, texts: bool = False) -> Any:
     """What a file holds; ``texts``: every value as it stands there ("off", "007").  Raises OSError, ValueError."""
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Texts if texts else _Values)
+        return yaml.load(read_text(file), Loader=_Texts if texts else _Values)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())[:300]) from None
 

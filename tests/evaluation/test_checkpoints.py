@@ -40,6 +40,30 @@ def test_what_training_scripts_store_beside_weights_is_no_hindrance(state, tmp_p
     assert found.accuracy == 81.5
 
 
+@pytest.mark.parametrize(
+    ("told", "accuracy"), [(50, 50.0), (1j, None), (float("nan"), None), (1e9, None), ("50", None), ([1, 2], None)]
+)
+def test_an_accuracy_is_a_percentage_or_unknown(state, told: object, accuracy: float | None, tmp_path: Path) -> None:
+    torch.save({"model": state, "best_acc1": told}, tmp_path / "t.pth")
+    assert read_checkpoint(str(tmp_path / "t.pth")).accuracy == accuracy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: dict(enumerate(w.values())), "holds no weights; its keys are 0, 1"),
+        (lambda w: {name: torch.tensor(0.0) for name in w}, "no classifier known here"),
+        (lambda w: {name: torch.tensor(0.0) if "conv.0" in name else v for name, v in w.items()}, "of no network known"),
+        (lambda w: {name: value for name, value in w.items() if "conv.0" not in name}, "of no network known"),
+    ],
+    ids=["keys that are numbers", "scalars", "a first layer without sides", "no first layer"],
+)
+def test_weights_of_an_odd_layout_are_refused_in_words(state, change, message: str, tmp_path: Path) -> None:
+    torch.save(change(state), tmp_path / "t.pth")
+    with pytest.raises(ConfigError, match=message):
+        read_checkpoint(str(tmp_path / "t.pth"))
+
+
 class Odd:
     """Something of a training script's own."""
 

@@ -202,6 +202,14 @@ def test_a_claim_that_is_no_file_is_not_followed_and_holds_nothing_up(tmp_path) 
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\x00{", b"[" * 100_000, b'{"pid": ', b"[1]", b'{"host": 1}'])
+def test_a_claim_that_cannot_be_read_is_taken_over_like_any_that_stands_still(content: bytes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "STALE", 0.3)
+    (tmp_path / ".a.claim").write_bytes(content)
+    work(tmp_path, made := [], names="ab")
+    assert sorted(made) == ["a", "b"]
+
+
 def test_what_is_held_is_not_renewed_through_a_link(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(claims, "HEARTBEAT", 0.05)
     (tmp_path / "victim").write_text("precious")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from html import unescape
@@ -619,6 +620,32 @@ def test_a_set_that_is_not_as_it_was_made_is_told(work: Path, tmp_path: Path) ->
         (folder / file).unlink() if name == "lost" else (folder / file).write_bytes(b"other")
         assert f"{name} is not as it was made: {folder.name}/{file} is " in " ".join(open_target(tmp_path / name).notes)
     assert not [note for note in open_target(work / "run" / "ipc2").notes if "as it was made" in note]
+
+
+def test_what_lies_beside_a_run_or_a_set_may_be_anybodys(work: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(work, tmp_path / "work")
+
+    def measured(opened: page_run.Opened) -> list[str]:
+        folders = page_accuracy.result_folders(opened.sets)
+        return [line.set for line in page_accuracy.accuracies(folders, opened.sets).own]
+
+    opened = open_target(place / "run")
+    before = [shown.name for shown in opened.sets], measured(opened)
+    for name in ("run.yaml", "set.yaml"):
+        for number, text in enumerate(("format: {", "- 1", "format: 99\nidentity: x", "[" * 5000, "\0")):
+            (folder := place / f"a{number} {name}").mkdir()  # before all others by name
+            (folder / name).write_text(text)
+        (place / f"a5 {name}" / name).mkdir(parents=True)
+        (folder := place / f"a6 {name}").mkdir()
+        os.mkfifo(folder / name)
+        (folder := place / f"a7 {name}").mkdir()
+        (folder / name).symlink_to(name)
+    opened = open_target(place / "run")
+    assert (([shown.name for shown in opened.sets], measured(opened)), opened.notes) == (before, [])
+    assert open_target(place / "random").run is not None
+    shutil.copytree(place / "run" / "ipc2", place / "run" / "cut", ignore=shutil.ignore_patterns("*.jsonl"))
+    (note,) = open_target(place / "run").notes
+    assert note.startswith("cut is left out: ")
 
 
 # ---- sets side by side -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import draw, small_values
 
 from diffsel import method
 from diffsel.data.images import open_data
+from diffsel.data.pixels import digest
 from diffsel.sets import lists
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.opening import read_set
@@ -59,6 +61,23 @@ def test_a_source_that_is_another_image_or_missing_is_named(made: Path, tmp_path
     shutil.copy(made / "data" / first, tmp_path / "data" / first)
     with pytest.raises(DataError, match=rf"lacks images of the list: .*{second}: No such file"):
         lists.apply(found, str(tmp_path / "data"), DataSettings(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "cat/../../secret.png", "/{place}/secret.png"])
+def test_a_list_from_somebody_else_reaches_no_file_outside_of_the_images(made: Path, tmp_path: Path, name: str) -> None:
+    """Its hash is right, and so are the sums of the list."""
+    shutil.copytree(made / "data", tmp_path / "data")
+    secret = draw(tmp_path / "secret.png", 7).read_bytes()
+    shutil.copytree(made / "random", tmp_path / "set")
+    lines = (tmp_path / "set/metadata.jsonl").read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    first["tiles"][0] |= {"source": name.format(place=tmp_path), "digest": digest(secret)}
+    (tmp_path / "set/metadata.jsonl").write_text("".join([json.dumps(first) + "\n", *lines[1:]]))
+    (tmp_path / "set/B2SUMS").unlink()
+    (tmp_path / "set/README.md").unlink()
+    with pytest.raises(StoreError, match="leads out of the data set"):
+        lists.apply(lists.open_list(tmp_path / "set"), str(tmp_path / "data"), DataSettings(), tmp_path / "out", copy=True)
     assert not (tmp_path / "out").exists()
 
 
