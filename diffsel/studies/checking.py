@@ -15,6 +15,7 @@ from ..runs.index import read_index, read_skipped
 from ..runs.run import open_run, read_record
 from ..sets.exported import EXPORT, damaged_files, listed
 from ..sets.opening import damaged_pictures, read_set
+from ..sets.record import read_sums
 from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import fingerprint
 
@@ -53,6 +54,13 @@ def check_folder(path: Path) -> Iterator[Damage]:
         return
     read_record(path)  # tells what this folder is instead
     raise StoreError(f"{path} holds none of {', '.join(kinds)}: not a folder that diffsel wrote")
+
+
+def not_compared(path: Path) -> str:
+    """Whose contents nobody knows: a SET or EXPORT of an early version, or one without its sums; empty for any other folder."""
+    export, made = (path / EXPORT).is_file(), (path / "set.yaml").is_file()
+    sums = listed(path) if export else read_sums(path) if made else True
+    return "" if sums else f"{path} has no sums of its files: they are there, but their contents were compared with nothing"
 
 
 def _reason(read: Callable[[], object]) -> str | None:

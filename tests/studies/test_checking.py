@@ -155,3 +155,22 @@ def test_a_folder_of_somebody_else_is_told(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_text("mine")
     with pytest.raises(StoreError, match="is not a run"):
         list(check_folder(tmp_path))
+
+
+def test_sets_and_exports_without_sums_are_not_called_whole(folder: Callable[..., Path], tmp_path: Path, diffsel) -> None:
+    """As the first version wrote them; with sums, nothing is said."""
+    data, out = folder(cat=4, dog=4), tmp_path / "set"
+    words = ["--method", "random", "--ipc", 1, "--image-size", 64, "--patch-size", 32, "--size", 32, "--out", out, "-q"]
+    assert diffsel("select", data, *words)[0] == 0
+    assert diffsel("export", out, "--to", "csv", "--out", tmp_path / "csv")[0] == 0
+    told = "has no sums of its files: they are there, but their contents were compared with nothing"
+    for made, lose in ((out, ("B2SUMS", "README.md")), (tmp_path / "csv", ())):
+        code, said, _ = diffsel("check", made, "-q")
+        assert (code, told in said) == (0, False)
+        for name in lose:
+            (made / name).unlink()
+        if not lose:
+            record = yaml.safe_load((made / "export.yaml").read_text())
+            (made / "export.yaml").write_text(yaml.safe_dump({**record, "files": {}}))
+        code, said, _ = diffsel("check", made, "-q")
+        assert (code, f"{made} {told}" in said) == (0, True)
