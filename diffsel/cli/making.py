@@ -159,9 +159,8 @@ def _baseline(
         seeded = settings.model_copy(update={"seed": settings.seed + k})
         select_baseline(data, n, target, seeded, names, progress=bars, **known)
         print(f"ipc {n}: {target}")
-    if note := copies_note(data, names):
-        print(f"note: {note}")
-    print("".join(f"note: {text}\n" for text in data.notes), end="")
+    notes = filter(None, [copies_note(data, names), data.lost_note(names), *data.notes])
+    print("".join(f"note: {text}\n" for text in notes), end="")
 
 
 @settings_flags("data", "model", "compute", "scoring", "patches", "features", "selection", "assembly", without=STUDENTS)

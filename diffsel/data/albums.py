@@ -22,7 +22,7 @@ from .classes import ClassInfo, refuse_shared, spelled
 from .far import is_far
 from .images import ImageData, open_data
 from .pixels import resized_size
-from .rows import Row, Skipped
+from .rows import Row
 from .tables import split_names
 from .trees import is_datasets_folder
 
@@ -67,18 +67,9 @@ class Album:
         """Of its pictures."""
         return len(self.rows) * 3 * self.size**2
 
-    @cached_property
-    def unreadable(self) -> list[Skipped]:
-        """Files of these classes that were passed over when the data set was opened."""
-        return [each for each in self.data.skipped if each.label in self.places]
-
     def note(self) -> str:
         """A line about what could not be read; empty where all could."""
-        if not (left := self.unreadable):
-            return ""
-        listed = len(left) + sum(len(self.data.of_class(folder)) for folder in self.places)
-        first = f"{left[0].path}: {left[0].reason}"
-        return f"{self.data.root}: {len(left)} of {listed} images cannot be read and are left out; the first: {first}"
+        return self.data.lost_note(self.places)
 
     @cached_property
     def digest(self) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 
 from ..machine.addresses import Store, is_address
 from ..machine.cache import Cache, cache_folder
-from ..machine.formats import from_json
 from ..settings.errors import DataError
 from ..settings.sections import DataSettings
+from ..settings.yamls import from_json
 from .classes import Listing
 from .pixels import digest
 from .tables import NAMES, is_parquet

@@ -145,7 +145,8 @@ def _check_link(path: Path) -> None:
 
 def _walk(root: Path, folder: str) -> Found:
     """What lies below a folder; links are followed, loops are not.  Raises DataError where something cannot be looked into."""
-    found, seen = Found(), set()
+    found, top = Found(), Path(os.path.realpath(root))
+    seen = set(map(str, (top, *top.parents)))
 
     def stop(error: OSError) -> None:
         raise DataError(f"{error.filename}: {error.strerror}; its images would be missing")

@@ -201,7 +201,10 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
         "identity": cell.identity,
         "precision": bench.machine.precision,
         "teacher_top1": known,
-        "validation_images": {"read": len(cell.validation.rows), "unreadable": len(cell.validation.unreadable)},
+        "validation_images": {
+            "read": len(cell.validation.rows),
+            "unreadable": len(cell.validation.data.lost(cell.validation.places)),
+        },
     }
     try:
         outcome = evaluation.train_student(

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from ..data.classes import imagenet_wnids
 from ..data.views import MEAN, STD
-from ..machine.formats import from_json
 from ..settings.errors import ConfigError
 from ..settings.settings import fingerprint
-from ..settings.yamls import read_text
+from ..settings.yamls import from_json, read_text
 from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
 
 ANEW = "train it anew, or put a whole copy back"

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..machine.formats import from_json
 from ..settings.errors import StoreError
 from ..settings.settings import fingerprint
-from ..settings.yamls import read_text
+from ..settings.yamls import from_json, read_text
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def train_teacher(
             f"training.batch_size = {t.batch_size} cannot be divided among {bench.workers.count} processes; take {near}"
         )
     images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress, out=out)
-    for note in images.notes:
+    for note in filter(None, [*images.notes, images.lost_note([info.folder for info in images.classes])]):
         bench.tell(f"note: {note}")
     album = None
     if val:

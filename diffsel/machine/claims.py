@@ -33,8 +33,8 @@ from typing import Generic, Self, TypeVar
 
 import psutil
 
+from ..settings.yamls import from_json
 from .files import HEARTBEAT, existing, write_atomically
-from .formats import from_json
 from .place import host, lives, mark
 
 STALE = 60.0  # seconds without renewal, by the watcher's own clock, after which a claim's process counts as gone

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..settings.errors import SettingsDiffer, StoreError
-from ..settings.yamls import load_yaml, read_text
+from ..settings.yamls import from_json, load_yaml, read_text
 from .addresses import refuse_address
 from .files import PART
 
@@ -80,14 +80,6 @@ def is_mine(folder: Path, name: str, described: Mapping[str, Any], what: str, be
     if not is_unused(folder, besides):
         raise StoreError(f"{folder} exists and is not {what}; give a new or empty folder")
     return False
-
-
-def from_json(text: str | bytes, **how: Any) -> Any:
-    """Raises ValueError for what is no JSON, or too deep."""
-    try:
-        return json.loads(text, **how)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
 
 
 def read_lines(path: Path) -> list[Any]:

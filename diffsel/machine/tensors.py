@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
 from ..settings.errors import StoreError
+from ..settings.yamls import from_json
 from .files import write_atomically
-from .formats import from_json
 
 
 def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:

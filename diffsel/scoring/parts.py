@@ -14,9 +14,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..machine.formats import from_json
 from ..settings.errors import ConfigError
-from ..settings.yamls import read_text
+from ..settings.yamls import from_json, read_text
 from .families import SERVED, T5, Family, distilled, family_of
 
 # The embedded models were laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.

@@ -1,8 +1,9 @@
-"""YAML files as plain values: what is wrong with one is one line, and no key stands twice."""
+"""YAML files and JSON as plain values: what is wrong with one is one line, and no key of YAML stands twice."""
 
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ def read_text(file: Path) -> str:
     if file.exists() and not (file.is_file() or file.is_dir()):
         raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(file))
     return file.read_text(encoding="utf-8")
+
+
+def from_json(text: str | bytes, **how: Any) -> Any:
+    """Raises ValueError for what is no JSON, or too deep."""
+    try:
+        return json.loads(text, **how)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def load_yaml(file: Path, texts: bool = False) -> Any:

@@ -88,6 +88,30 @@ def test_notes_about_the_data_end_every_command_that_stores_or_selects(diffsel, 
     assert note in diffsel("distill", data, "--out", tmp_path / "run", "--ipc", 1, *SMALL)[1]
 
 
+def test_images_that_cannot_be_read_are_told_by_those_too_who_write_no_list_of_them(diffsel, folder, tmp_path: Path) -> None:
+    data = folder(cat=4, dog=4)
+    (data / "cat" / "x.png").write_bytes(b"<html>")
+    note = f"note: {data}: 1 of 9 images cannot be read and are left out; the first: cat/x.png: a web page or XML"
+    words = ["--method", "random", "--ipc", 1, "--factor", 1, "--size", 32, "--out", tmp_path / "random", "-q"]
+    assert note in diffsel("select", data, *words)[1]
+    words = [
+        "--network",
+        "conv3w8",
+        "--size",
+        16,
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--out",
+        tmp_path / "t",
+        "--workers",
+        1,
+        "-q",
+    ]
+    assert note in "".join(diffsel("teacher", data, *words)[1:])
+
+
 def test_results_inside_the_data_can_be_made_again(diffsel, folder) -> None:
     data = folder(cat=4, dog=4)
     (data / "run").mkdir()  # of a start that was stopped at once

@@ -85,6 +85,8 @@ def test_links_are_followed_but_loops_are_not(folder, tmp_path: Path) -> None:
     outside = draw(tmp_path / "elsewhere" / "1.png", 5)
     (root / "cat" / "linked.png").symlink_to(outside)
     (root / "cat" / "loop").symlink_to(root / "cat")
+    (root / "cat" / "up").symlink_to(root)
+    (root / "cat" / "above").symlink_to(tmp_path)
     (root / "dog").symlink_to(tmp_path / "elsewhere")
     paths = [r.path for r in open_data(str(root), SETTINGS, 0).rows]
     assert paths == ["cat/0.png", "cat/linked.png", "dog/1.png"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from diffsel.data.classes import read_class_file
 from diffsel.machine.formats import read_yaml
 from diffsel.settings.errors import ConfigError, DataError, StoreError
 from diffsel.settings.settings import load_settings
-from diffsel.settings.yamls import load_yaml
+from diffsel.settings.yamls import from_json, load_yaml, read_text
 from diffsel.studies.cases import read_scale
 from diffsel.studies.matrix import read_matrix
 
@@ -53,3 +54,16 @@ def test_values_and_texts_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "date.yaml").write_text("seed: 2020-13-45\n")
     with pytest.raises(ConfigError, match=r"date.yaml: "):
         load_settings(tmp_path / "date.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, b"\xff"])
+def test_what_is_no_json_is_one_kind_of_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_json(text)
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="a pipe or a device"):
+            read_text(place)
