@@ -138,6 +138,7 @@ def _baseline(
     bars = at_work(quiet)
     from ..data.images import open_data
     from ..data.pool import copies_note, known_classes
+    from ..data.rows import lost_note
     from ..evaluation.bench import Bench
     from ..evaluation.judging import advice
     from ..runs.run import open_run
@@ -159,7 +160,7 @@ def _baseline(
         seeded = settings.model_copy(update={"seed": settings.seed + k})
         select_baseline(data, n, target, seeded, names, progress=bars, **known)
         print(f"ipc {n}: {target}")
-    notes = filter(None, [copies_note(data, names), data.lost_note(names), *data.notes])
+    notes = filter(None, [copies_note(data, names), lost_note(data.root, data.rows, data.skipped, names), *data.notes])
     print("".join(f"note: {text}\n" for text in notes), end="")
 
 

@@ -22,7 +22,7 @@ from .classes import ClassInfo, refuse_shared, spelled
 from .far import is_far
 from .images import ImageData, open_data
 from .pixels import resized_size
-from .rows import Row
+from .rows import Row, lost_note
 from .tables import split_names
 from .trees import is_datasets_folder
 
@@ -69,7 +69,7 @@ class Album:
 
     def note(self) -> str:
         """A line about what could not be read; empty where all could."""
-        return self.data.lost_note(self.places)
+        return lost_note(self.data.root, self.data.rows, self.data.skipped, self.places)
 
     @cached_property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -56,18 +56,6 @@ class ImageData:
 
     def of_class(self, folder: str) -> Rows:
         return self.rows.of_class(folder)
-
-    def lost(self, folders: Collection[str]) -> list[Skipped]:
-        """Files of these classes that were passed over when the data set was opened."""
-        return [each for each in self.skipped if each.label in folders]
-
-    def lost_note(self, folders: Collection[str]) -> str:
-        """A line about them; empty where all could be read."""
-        if not (left := self.lost(folders)):
-            return ""
-        listed = len(left) + sum(len(self.of_class(folder)) for folder in folders)
-        first = f"{left[0].path}: {left[0].reason}"
-        return f"{self.root}: {len(left)} of {listed} images cannot be read and are left out; the first: {first}"
 
     @property
     def digest(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -224,3 +224,18 @@ def _fingerprint(blocks: Iterable[list[list[str]]]) -> str:
         before = ", "
     state.update(b"]")
     return state.hexdigest()[:16]
+
+
+def lost(skipped: Iterable[Skipped], classes: Collection[str]) -> list[Skipped]:
+    """What was passed over of these classes."""
+    return [each for each in skipped if each.label in classes]
+
+
+def lost_note(root: str, rows: Rows, skipped: Iterable[Skipped], classes: Collection[str]) -> str:
+    """A line about it; empty where all could be read."""
+    if not (left := lost(skipped, classes)):
+        return ""
+    listed = len(left) + sum(len(rows.of_class(label)) for label in classes)
+    return (
+        f"{root}: {len(left)} of {listed} images cannot be read and are left out; the first: {left[0].path}: {left[0].reason}"
+    )

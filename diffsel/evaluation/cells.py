@@ -21,6 +21,7 @@ import torch
 
 from ..data.albums import Album, validation_pictures
 from ..data.images import ImageData
+from ..data.rows import lost
 from ..machine.device import Machine
 from ..machine.files import safe_name, write_atomically
 from ..machine.helpers import can_fork, helped
@@ -203,7 +204,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
         "teacher_top1": known,
         "validation_images": {
             "read": len(cell.validation.rows),
-            "unreadable": len(cell.validation.data.lost(cell.validation.places)),
+            "unreadable": len(lost(cell.validation.data.skipped, cell.validation.places)),
         },
     }
     try:

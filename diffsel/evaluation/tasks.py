@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.albums import open_validation, validation_pictures
 from ..data.images import open_data
+from ..data.rows import lost_note
 from ..machine.files import AsPath, beside, named
 from ..machine.processes import Workers
 from ..machine.progress import Progress, quiet
@@ -45,7 +46,8 @@ def train_teacher(
             f"training.batch_size = {t.batch_size} cannot be divided among {bench.workers.count} processes; take {near}"
         )
     images = open_data(data, settings.data, settings.seed, settings.compute.workers, progress, out=out)
-    for note in filter(None, [*images.notes, images.lost_note([info.folder for info in images.classes])]):
+    lost = lost_note(images.root, images.rows, images.skipped, [info.folder for info in images.classes])
+    for note in filter(None, [*images.notes, lost]):
         bench.tell(f"note: {note}")
     album = None
     if val:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Estimator = Literal["differential", "gap", "combined", "gated"]
@@ -31,16 +31,6 @@ def added(neutral: Any) -> dict[str, Any]:
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch(cls, value: Any, about: ValidationInfo) -> Any:
-        """YAML's `yes` and `on` are True, which would count as the number 1."""
-        kind = cls.model_fields[str(about.field_name)].annotation
-        told = value if isinstance(value, list | tuple) else [value]
-        if bool not in (kind, *get_args(kind)) and any(isinstance(each, bool) for each in told):
-            raise ValueError("yes, no, on, off, true and false are no value of it")
-        return value
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """What differs from the defaults."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -158,6 +158,7 @@ def resolve(values: Mapping[str, Any], alone: bool = False) -> Settings:
 
     ``alone``: one file of several, in which keys and types must be right; rules between fields wait for the others.
     """
+    _refuse_switches(values)
     try:
         return Settings(**{str(key): value for key, value in values.items()})
     except ConfigError as error:
@@ -166,6 +167,17 @@ def resolve(values: Mapping[str, Any], alone: bool = False) -> Settings:
         if wrong:
             raise ConfigError("; ".join(map(_explain, wrong))) from None
         return Settings()
+
+
+def _refuse_switches(values: Mapping[str, Any]) -> None:
+    """YAML's `yes` and `on` are True, which would count as the number 1.  Raises ConfigError."""
+    for name, section in SECTIONS.items():
+        given = values.get(name)
+        for key, value in given.items() if isinstance(given, Mapping) else ():
+            kind = section.model_fields[key].annotation if key in section.model_fields else bool
+            parts = value if isinstance(value, list | tuple) else [value]
+            if bool not in (kind, *get_args(kind)) and any(isinstance(each, bool) for each in parts):
+                raise ConfigError(f"{name}.{key} = {value!r}: yes, no, on, off, true and false are no value of it")
 
 
 def identity(section: Section) -> dict[str, Any]:

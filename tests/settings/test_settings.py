@@ -23,7 +23,7 @@ from diffsel.settings.settings import Settings, fingerprint, identity, load_sett
         ({"scoring": {"draws": "many"}}, "scoring.draws = 'many'"),
         ({"scoring": {"draws": 10, "bins": 3}}, r"draws \(10\) must be a multiple of scoring.bins \(3\), say 9"),
         ({"scoring": {"draws": True}}, "scoring.draws = True: yes, no, on, off, true and false are no value of it"),
-        ({"scoring": {"log_snr": [True, 0]}}, "scoring.log_snr .*yes, no"),
+        ({"scoring": {"log_snr": [True, 0]}}, "scoring.log_snr .*: yes, no"),
         ({"scoring": {"t_min": 0.8}}, r"t_min \(0.8\) must lie below"),
         ({"scoring": {"prompts": []}}, "scoring.prompts"),
         ({"patches": {"patch_size": 512}}, r"patch_size \(512\) must not exceed data.image_size \(256\)"),
