@@ -60,7 +60,7 @@ from diffsel.runs.run import UNIT_ROWS, Run, open_run
 from diffsel.runs.session import Session, open_features, resume, start
 from diffsel.sets import assembly
 from diffsel.sets import candidates as choosing
-from diffsel.sets.suspects import suspects
+from diffsel.sets.figures import Hand
 from diffsel.settings.settings import Settings, resolve
 
 SCALES = {"small": (20_000, 100), "imagenet": (1_281_167, 1_000), "imagenet-21k": (14_197_122, 21_841)}  # images, classes
@@ -120,7 +120,7 @@ def no_pixels(scale: tuple[int, int]) -> None:
     grey = Image.new("RGB", (500, 375), "grey")
     images._list = lambda *_: listing(*scale)
     images._look = look
-    ImageData.image = lambda self, row: grey  # type: ignore[method-assign]
+    ImageData.image = lambda self, row, least=None: grey  # type: ignore[method-assign]
     assembly._render = lambda *_: b"no picture"
 
 
@@ -215,8 +215,7 @@ def report(out: Path) -> None:
     Run.map_file = Run.feature_file  # type: ignore[method-assign]  # there is one file a unit
     for number in range(min(3, len(found.classes))):
         begin = time.process_time()
-        report_classes.class_part(found.run, found.sets, number, found.classes[number])
-        suspects(found.run, found.classes[number])
+        report_classes.class_part(found.run, found.sets, number, found.classes[number], Hand(), brief=len(found.classes) > 100)
         print(f"          one class: {time.process_time() - begin:.2f} s", flush=True)
 
 

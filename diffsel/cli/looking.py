@@ -14,7 +14,7 @@ from ..machine.files import beside, write_atomically
 from ..machine.progress import progress
 from ..settings.errors import ConfigError
 from ..settings.settings import Settings
-from .flags import DataArg, Moved, Quiet, RunArg, at_work, settings_flags
+from .flags import Classes, DataArg, Moved, Quiet, RunArg, at_work, settings_flags, split_names
 
 if TYPE_CHECKING:
     from ..evaluation.seeing import TeacherEye
@@ -122,15 +122,18 @@ def report(
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="T", help="Judges coverage by its features, and RDED's realism.")
     ] = None,
+    only: Classes = None,
     page_size: Annotated[int, typer.Option(min=1, max=1000, help="Most megabytes of a file; more goes on further pages.")] = 16,
     quiet: Quiet = False,
 ) -> None:
     """What was selected and why, as one HTML file: pictures, heat maps, clusters, scores, accuracies, cost, settings."""
     from ..report.comparison import write_comparison
+    from ..report.opening import open_target
     from ..report.page import write_report
 
+    names = split_names(only, open_target(targets[0], (), run).classes) if only else []
     eye = _eye(teacher, targets, set_ or [], run) if teacher else None
-    common: dict[str, Any] = {"limit": page_size * 10**6, "progress": progress(quiet), "eye": eye}
+    common: dict[str, Any] = {"limit": page_size * 10**6, "progress": progress(quiet), "eye": eye, "only": names}
     if len(targets) > 1:
         files = [write_comparison([*targets, *(set_ or [])], out, run, results or (), **common)]
     else:

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,14 @@ class ImageData:
     def of_class(self, folder: str) -> Rows:
         return self.rows.of_class(folder)
 
+    @cached_property
+    def skipped_of(self) -> Mapping[str, Sequence[Skipped]]:
+        """What was passed over, by class."""
+        found: dict[str, list[Skipped]] = {}
+        for item in self.skipped:
+            found.setdefault(item.label, []).append(item)
+        return found
+
     @property
     def digest(self) -> str:
         """Stands for these images, their places and their classes."""
@@ -66,8 +74,8 @@ class ImageData:
         """(width, height) of the resized image, pixels."""
         return resized_size(row.width, row.height, self.settings.image_size, self.settings.step)
 
-    def image(self, row: Row) -> Image.Image:
-        """The upright RGB picture at its original size.
+    def image(self, row: Row, least: int | None = None) -> Image.Image:
+        """The upright RGB picture at its original size; with ``least`` perhaps smaller (``decode``).
 
         Raises UnreadableImage where it does not decode, DataError where it cannot be had or was edited since it was indexed.
         """
@@ -76,10 +84,10 @@ class ImageData:
             blob = self.read(row.path) if kept is None else kept
             if digest(blob) != row.digest:
                 raise DataError(f"{row.path}: edited since it was indexed (its bytes have another hash)")
-            picture = decode(blob, self.settings.max_pixels, row.path)
+            picture = decode(blob, self.settings.max_pixels, row.path, least)
         except OSError as error:
             raise DataError(f"{row.path}: {error.strerror or error}") from None
-        if picture.size != (row.width, row.height):
+        if not least and picture.size != (row.width, row.height):
             raise UnreadableImage(f"{row.path}: decodes to {picture.size}, but its header says {(row.width, row.height)}")
         return picture
 

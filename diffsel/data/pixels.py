@@ -112,13 +112,17 @@ def suffix_of(blob: bytes) -> str:
         return {"JPEG": ".jpg", "MPO": ".jpg"}.get(str(picture.format), f".{picture.format}".lower())
 
 
-def decode(blob: bytes, max_pixels: int, name: str) -> Image.Image:
+def decode(blob: bytes, max_pixels: int, name: str, least: int | None = None) -> Image.Image:
     """Any image file as an upright sRGB picture: turned as EXIF or XMP says, transparency on white, 16 bits scaled to 8.
 
+    ``least``: to look at, at no more than this shorter side in pixels; a JPEG is then decoded at a half, quarter or eighth,
+    as far as that leaves so many.
     Raises UnreadableImage naming ``name`` and the reason, OSError where the machine lacks memory or file handles.
     """
     with _opened(blob, max_pixels, name) as picture:
         orientation = _orientation(picture)  # of a TIFF it is gone once it is loaded: Pillow turns the pixels
+        if least:
+            picture.draft(None, (least, least))  # type: ignore[arg-type]  # None: the mode stays
         picture.load()
         upright = _to_rgb(picture)
         turn = None if picture.format == "TIFF" else TURNS.get(orientation)

@@ -16,12 +16,17 @@ from .rows import Row, Rows
 
 def known_classes(data: ImageData, names: Sequence[str] | None) -> list[str]:
     """The classes asked for (all by default).  Raises DataError for one that the data lacks."""
-    there = dict.fromkeys(info.folder for info in data.classes)
-    for name in dict.fromkeys(names or ()):
-        if name not in there:
-            near = get_close_matches(name, there, n=3) or list(there)[:8]
-            raise DataError(f"class {name!r} is not in {data.root}; there is {', '.join(near)}")
-    return list(dict.fromkeys(names or there))
+    return among(names or (), [info.folder for info in data.classes], data.root)
+
+
+def among(names: Sequence[str], there: Iterable[str], where: object) -> list[str]:
+    """``names``, each once, or all that are ``there``.  Raises DataError for one that is not."""
+    known = dict.fromkeys(there)
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=3) or list(known)[:8]
+            raise DataError(f"class {name!r} is not in {where}; there is {', '.join(near)}")
+    return list(dict.fromkeys(names or known))
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:

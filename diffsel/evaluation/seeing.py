@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class TeacherEye:
     teacher: Teacher
     size: int
     labels: tuple[str, ...]
+    _one: Lock = field(default_factory=Lock, repr=False)  # looks at a time: it listens inside the network
 
     @property
     def name(self) -> str:
@@ -47,12 +49,13 @@ class TeacherEye:
         def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             found.append(inputs[0].flatten(1).float())
 
-        handle = last.register_forward_pre_hook(keep)
-        try:
-            for images in self._batches(pictures, self.size):
-                self.teacher.logits(images)
-        finally:
-            handle.remove()
+        with self._one:
+            handle = last.register_forward_pre_hook(keep)
+            try:
+                for images in self._batches(pictures, self.size):
+                    self.teacher.logits(images)
+            finally:
+                handle.remove()
         return torch.nn.functional.normalize(torch.cat(found), dim=1).cpu().numpy()
 
     @torch.inference_mode()
@@ -60,7 +63,8 @@ class TeacherEye:
         """Minus the cross-entropy with the label of each tile, as RDED judges its crops: at the size that it has in a mosaic,
         zeros around it (golden `rded_selector`)."""
         batches = self._batches(tiles, self.size // factor)
-        losses = [crop_losses(self.teacher.logits(pad(images, self.size)), self.labels.index(label)) for images in batches]
+        with self._one:
+            losses = [crop_losses(self.teacher.logits(pad(images, self.size)), self.labels.index(label)) for images in batches]
         return -torch.cat(losses).numpy()
 
     def _batches(self, pictures: Sequence[Pixels], side: int) -> Iterator[Float[Tensor, "b 3 side side"]]:

@@ -14,6 +14,7 @@ from ..data.rows import lost_note
 from ..machine.files import AsPath, beside, named
 from ..machine.processes import Workers
 from ..machine.progress import Progress, quiet
+from ..machine.threads import cores
 from ..sets.opening import home, members, open_set
 from ..settings.errors import ConfigError
 from ..settings.sections import ComputeSettings
@@ -65,8 +66,7 @@ def train_teacher(
 def loaders_of(compute: ComputeSettings, workers: Workers) -> int:
     """Processes that read a training's images: as many as ``compute.workers`` says where it was set, else one for each core
     that this process has of its machine; more are slower, and torch warns of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = max(1, cores // workers.here)
+    own = max(1, cores() // workers.here)
     return min(compute.workers, own) if "workers" in compute.model_fields_set else own
 
 

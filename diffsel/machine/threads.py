@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,11 @@ from typing import Any, Self, TypeVar
 T = TypeVar("T")
 U = TypeVar("U")
 AHEAD = 4  # items a thread, that wait or are made
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threaded(items: Iterable[T], make: Callable[[T], U], workers: int) -> Iterator[U]:

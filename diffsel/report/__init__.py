@@ -1,7 +1,7 @@
 """To look at: HTML, pictures, tables.  No torch, no device.
 
 accuracies  the accuracies of the very sets shown
-charts      histograms, t-SNE and scales as numbers
+charts      histograms, layouts (t-SNE, PCA) and scales as numbers
 classes     one class: pictures, sources, clusters, scores
 comparison  several sets side by side
 drawing     heat maps, boxes, sheets, small pictures

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,13 +129,45 @@ def tsne(vectors: Float[np.ndarray, "n channels"], seed: int) -> Float[np.ndarra
     from threadpoolctl import threadpool_limits
 
     points = np.ascontiguousarray(vectors, dtype=np.float32)
-    if points.shape[1] < 2 or len(np.unique(points, axis=0)) < 16:
+    if not _can_be_laid_out(points):
         return None
     with threadpool_limits(1):  # its sums depend on the number of threads
         fit = TSNE(perplexity=min(30.0, (len(points) - 1) / 3), init="pca", max_iter=500, random_state=seed % 2**32, n_jobs=1)
         places = fit.fit_transform(points).astype(np.float64)
     span = np.ptp(places, axis=0)
     return (places - places.min(0)) / np.where(span > 0, span, 1)
+
+
+def principal(vectors: Float[np.ndarray, "n channels"], seed: int) -> tuple[Float[np.ndarray, "n 2"], float] | None:
+    """The two directions in which vectors differ most (PCA), in one scale, the longer one from 0 to 1; and their share of the
+    variance.  A hundred times as fast as ``tsne``.  None where there is nothing to lay out, as there."""
+    from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
+
+    points = np.ascontiguousarray(vectors, dtype=np.float64)
+    if not _can_be_laid_out(points):
+        return None
+    with threadpool_limits(1):
+        fit = PCA(2, random_state=seed % 2**32)
+        places = fit.fit_transform(points)
+    middle, span = (places.min(0) + places.max(0)) / 2, float(np.ptp(places, axis=0).max())
+    return (places - middle) / span + 0.5, float(fit.explained_variance_ratio_.sum())
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """K-means and PCA in several threads at once, each on one thread: a limit holds for the process, so that the one that ends
+    first would lift it for the others (their sums depend on it)."""
+    import sklearn.cluster
+    import sklearn.decomposition  # noqa: F401  # only libraries that are loaded are limited
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
+
+
+def _can_be_laid_out(points: Float[np.ndarray, "n channels"]) -> bool:
+    return points.shape[1] > 1 and len(np.unique(points, axis=0)) >= 16
 
 
 def evenly(count: int, limit: int, always: Sequence[int] = ()) -> Int[np.ndarray, " m"]:

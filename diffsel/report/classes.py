@@ -5,30 +5,38 @@ Nothing is written, and no network is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..runs.knowledge import Knowledge
+from ..machine.progress import Progress
+from ..machine.threads import cores, threaded
+from ..runs.knowledge import Knowledge, stored
 from ..runs.run import Run
-from ..runs.units import columns
+from ..runs.units import Held, columns
 from ..scoring.patches import Box
 from ..sets.candidates import candidates
-from ..sets.figures import Figures
+from ..sets.figures import Eye, Figures, judge
 from ..sets.opening import DistilledSet, Picture
 from ..sets.selection import Clustering, clustered, patches_needed
-from .charts import Histogram, Scale, evenly, histogram, tsne
+from ..sets.suspects import Suspect, suspects
+from .charts import Histogram, Scale, evenly, one_thread_each, principal
 from .drawing import CARD, MOSAIC, Painter
 
-IMAGES = 60  # distilled images shown of a set and class, at most
-PER_CLUSTER = 8  # patches shown of a cluster at first, nearest to its centre
-PATCHES = 240  # of all clusters of a class, where all are opened
+T = TypeVar("T")
+IN_FULL = 100  # classes of a report, at most, that show as many pictures as the first numbers below say; of more, the second
+IMAGES = 60, 10  # distilled images shown of a set and class, at most
+PER_CLUSTER = 8, 2  # patches shown of a cluster at first, nearest to its centre
+PATCHES = 240, 0  # of all clusters of a class, where all are opened
 PASSED = 8  # patches shown of the best and of the worst that were not chosen
-POINTS = 600  # of a class's t-SNE, at most
+POINTS = 600  # of a class's map of features, at most
+THREADS = 16  # at most: each holds the maps and vectors of a class
+SUSPECTS = 24  # images of all classes shown whose label fits least
 
 
 @dataclass
@@ -128,10 +136,13 @@ class ClassPart:
     worst_left: list[Source] = field(default_factory=list)
     scores: Histogram | None = None
     points: list[tuple[float, float, str, Source | None]] = field(default_factory=list)  # x, y, kind, source
+    spread: float = 0.0  # share of the variance of their vectors that the points show
     card: str = ""
     missing: dict[str, None] = field(default_factory=dict)  # why pictures are not shown
     known: Knowledge | None = None  # what the prior knows of it
     unit: str = ""  # of that
+    brief: bool = False  # with few pictures, as one of many classes
+    suspects: list[Suspect] = field(default_factory=list)  # the most suspect of its images
 
     @property
     def nats(self) -> str:
@@ -145,6 +156,10 @@ class ClassPart:
         return f"c{self.number}"
 
     @property
+    def per_cluster(self) -> int:
+        return PER_CLUSTER[self.brief]
+
+    @property
     def median(self) -> float | None:
         return self.quartiles[1] if self.quartiles else None
 
@@ -152,6 +167,14 @@ class ClassPart:
     def words(self) -> str:
         """What the class filter searches."""
         return f"{self.name} {self.folder}".lower()
+
+
+def class_by_class(names: Sequence[str], make: Callable[[str], T], progress: Progress, desc: str) -> Iterator[T]:
+    """What ``make`` gives of each class, in their order, made by threads."""
+    with one_thread_each(), progress(total=len(names), desc=desc, unit="class") as bar:
+        for found in threaded(names, make, min(cores(), THREADS)):
+            yield found
+            bar.update()
 
 
 def scale_of(run: Run, scores: Float[np.ndarray, " n"]) -> Scale:
@@ -171,36 +194,54 @@ def measure(run: Run) -> str:
 
 
 def class_part(
-    run: Run | None, sets: Sequence[DistilledSet], number: int, label: str, scale: Scale | None = None
+    run: Run | None, sets: Sequence[DistilledSet], number: int, label: str, eye: Eye | None = None, brief: bool = False
 ) -> tuple[ClassPart, Pool | None]:
-    """Everything about one class; without a run, only what the sets themselves tell.  ``scale``: by default, for its scores.
+    """Everything about one class but the chart of its scores; without a run, only what the sets themselves tell.
 
+    ``eye``: who judges how the sets cover it.  ``brief``: with few pictures, as one of many classes.
     Raises StoreError where a map that should be there is missing or damaged.
     """
-    part = ClassPart(number, label, label)
+    part = ClassPart(number, label, label, brief=brief)
     painter = Painter(run, label)
     made = [(shown.record["ipc"], shown.factor) for shown in sets if "ipc" in shown.record]
-    pool = _pool(run, label, patches_needed(run.settings, made)) if run else None
+    pool = _pool(run, label, patches_needed(run.settings, made), painter.held) if run else None
     if run and pool:
-        part.name, part.prompt = run.infos[label].name, run.prompt(label)
-        part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
-        part.passed_over = [(item.path, item.reason) for item in run.data.skipped if item.label == label]
-        part.quartiles = tuple(float(q) for q in np.quantile(pool.scores, (0.25, 0.5, 0.75))) if len(pool.scores) else ()
+        _describe(part, run, pool, painter.held)
     sources: dict[tuple[int, Box], Source] = {}
     for shown in sets:
         entries = shown.images.get(label, ())
-        mosaics = [_mosaic(shown, entry, part, sources, painter, pool) for entry in entries[:IMAGES]]
+        mosaics = [_mosaic(shown, entry, part, sources, painter, pool) for entry in entries[: IMAGES[brief]]]
         if entries:
             part.sets.append((shown, mosaics, len(entries)))
     if part.sets and part.sets[0][1]:
         part.card = painter.of_set(part.sets[0][0].path, part.sets[0][1][0].file, CARD)
     if run and pool and len(pool.scores):
-        _judge(part, pool, sources, painter, sets, run.settings.seed, scale or scale_of(run, pool.scores))
+        picked = picked_of(pool, sets)
+        part.chosen = int(picked.sum())
+        _leave_out(part, pool, picked, sources, painter)
+        if pool.clusters:
+            most = max(part.per_cluster, PATCHES[brief] // len(pool.clusters.median))
+            part.groups = _groups(pool, pool.clusters, picked, sources, painter, most)
+            _lay_out(part, pool, pool.clusters, picked, sources, run.settings.seed)
     painter.load(row for row, _ in sources)
     for (row, _), source in sources.items():
         source.picture, source.heat = painter.source(row), painter.heat(row)
     part.sources, part.missing = list(sources.values()), painter.missing
+    if run and eye:
+        part.figures = judge(run, [shown for shown, _, _ in part.sets], label, eye)
     return part, pool
+
+
+def _describe(part: ClassPart, run: Run, pool: Pool, held: Sequence[Held]) -> None:
+    """What needs no picture."""
+    label = part.folder
+    means = [each for unit, maps in zip(run.of_class(label), held, strict=True) for each in run.image_means(unit, maps)]
+    part.known, part.unit = stored(run, label, means), "nats" * bool(run.nats)
+    part.suspects = suspects(run, label, means)[:SUSPECTS]
+    part.name, part.prompt = run.infos[label].name, run.prompt(label)
+    part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
+    part.passed_over = [(item.path, item.reason) for item in run.data.skipped_of.get(label, ())]
+    part.quartiles = tuple(float(q) for q in np.quantile(pool.scores, (0.25, 0.5, 0.75))) if len(pool.scores) else ()
 
 
 def _mosaic(
@@ -239,15 +280,15 @@ def _source(key: tuple[int, Box], path: str, part: ClassPart, number: int, paint
     return source
 
 
-def _pool(run: Run, label: str, need: int) -> Pool:
+def _pool(run: Run, label: str, need: int, held: Sequence[Held]) -> Pool:
     """From the features where all are there, else from the maps alone, and then without clusters."""
     s, units = run.settings, run.of_class(label)
     if s.selection.method == "diffsel" and all(run.feature_file(unit).exists() for unit in units):
-        found = candidates(run, label)
-        groups = clustered(found, need, s.selection, s.seed)
-        return Pool(label, found.rows, found.boxes, found.scores, found.vectors, groups)
-    held = columns([item for unit in units for item in run.boxes(unit)])
-    return Pool(label, held["row"], held["box"], held["score"], None, None)
+        pool = candidates(run, label)
+        groups = clustered(pool, need, s.selection, s.seed)
+        return Pool(label, pool.rows, pool.boxes, pool.scores, pool.vectors, groups)
+    found = columns([item for unit, maps in zip(units, held, strict=True) for item in run.boxes(unit, maps)])
+    return Pool(label, found["row"], found["box"], found["score"], None, None)
 
 
 def picked_of(pool: Pool, sets: Sequence[DistilledSet]) -> Bool[np.ndarray, " n"]:
@@ -258,53 +299,62 @@ def picked_of(pool: Pool, sets: Sequence[DistilledSet]) -> Bool[np.ndarray, " n"
     return picked
 
 
-def _judge(
-    part: ClassPart,
+def _leave_out(
+    part: ClassPart, pool: Pool, picked: Bool[np.ndarray, " n"], sources: dict[tuple[int, Box], Source], painter: Painter
+) -> None:
+    """The best and the worst patches that were not chosen, as sources too."""
+    keys = list(pool.place)
+    left = [keys[i] for i in np.argsort(-pool.scores, kind="stable") if not picked[i]]
+    best, worst = left[:PASSED], left[PASSED:][-PASSED:]
+    for key in (*best, *worst):
+        if key not in sources:
+            sources[key] = _source(key, painter.rows[key[0]].path, part, len(sources), painter, pool)
+    part.best_left, part.worst_left = [sources[key] for key in best], [sources[key] for key in worst]
+
+
+def _groups(
     pool: Pool,
+    found: Clustering,
+    picked: Bool[np.ndarray, " n"],
     sources: dict[tuple[int, Box], Source],
     painter: Painter,
-    sets: Sequence[DistilledSet],
-    seed: int,
-    scale: Scale,
-) -> None:
-    """Clusters, scores, the layout, and what was passed over."""
-    picked = picked_of(pool, sets)
-    part.chosen = int(picked.sum())
-    part.scores = histogram(scale.shown(pool.scores), picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))
-    keys = list(pool.place)
-    left = [i for i in np.argsort(-pool.scores, kind="stable") if not picked[i]]
-    for place in [*left[:PASSED], *left[PASSED:][-PASSED:]]:
-        row = painter.rows[keys[place][0]]
-        if keys[place] not in sources:
-            sources[keys[place]] = _source(keys[place], row.path, part, len(sources), painter, pool)
-    part.best_left = [sources[keys[i]] for i in left[:PASSED]]
-    part.worst_left = [sources[keys[i]] for i in left[PASSED:][-PASSED:]]
-    if pool.clusters is None or pool.vectors is None:
-        return
-    shown = [np.flatnonzero(pool.clusters.cluster == rank) for rank in range(len(pool.clusters.median))]
-    nearest = [members[np.argsort(pool.clusters.place[members])] for members in shown]
-    limit = max(PER_CLUSTER, PATCHES // max(1, len(nearest)))
-    painter.load(keys[i][0] for members in nearest for i in members[:limit])
-    for rank, members in enumerate(nearest):
+    most: int,
+) -> list[Group]:
+    """Clusters, best first, with ``most`` patches each."""
+    keys, groups = list(pool.place), list[Group]()
+    members = [np.flatnonzero(found.cluster == rank) for rank in range(len(found.median))]
+    nearest = [inside[np.argsort(found.place[inside])][:most] for inside in members]
+    painter.load((row for row, _ in sources), (keys[i] for shown in nearest for i in shown))
+    for rank, (inside, shown) in enumerate(zip(members, nearest, strict=True)):
         patches = tuple(
             Patch(painter.patch(*keys[i]), sources.get(keys[i]), painter.rows[keys[i][0]].path, float(pool.scores[i]), place)
-            for place, i in enumerate(members[:limit])
+            for place, i in enumerate(shown)
         )
-        median = float(pool.clusters.median[rank])
-        part.groups.append(Group(rank, median, len(members), int(picked[members].sum()), patches))
-    chosen = evenly(len(keys), POINTS, [int(i) for i in np.flatnonzero(picked)])
-    places = tsne(pool.vectors[chosen], seed)
-    if places is not None:
-        place = pool.clusters.cluster[chosen]
-        top = (place >= 0) & (place <= max([g.rank for g in part.groups if g.picked], default=-1))
-        kinds = np.where(picked[chosen], "picked", np.where(top, "top", "left"))
-        part.points = sorted(
-            (
-                (float(x), float(y), str(kind), sources.get(keys[i]))
-                for (x, y), kind, i in zip(places, kinds, chosen, strict=True)
-            ),
-            key=lambda point: point[2] == "picked",
-        )
+        groups.append(Group(rank, float(found.median[rank]), len(inside), int(picked[inside].sum()), patches))
+    return groups
+
+
+def _lay_out(
+    part: ClassPart,
+    pool: Pool,
+    found: Clustering,
+    picked: Bool[np.ndarray, " n"],
+    sources: dict[tuple[int, Box], Source],
+    seed: int,
+) -> None:
+    """The map of features: chosen patches last, over the others."""
+    chosen = evenly(len(picked), POINTS, [int(i) for i in np.flatnonzero(picked)])
+    laid = None if pool.vectors is None else principal(pool.vectors[chosen], seed)
+    if laid is None:
+        return
+    places, part.spread = laid
+    keys, cluster = list(pool.place), found.cluster[chosen]
+    top = (cluster >= 0) & (cluster <= max([group.rank for group in part.groups if group.picked], default=-1))
+    kinds = np.where(picked[chosen], "picked", np.where(top, "top", "left"))
+    points = [
+        (float(x), float(y), str(kind), sources.get(keys[i])) for (x, y), kind, i in zip(places, kinds, chosen, strict=True)
+    ]
+    part.points = sorted(points, key=lambda point: point[2] == "picked")
 
 
 def _box(values: Iterable[int]) -> Box:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.pool import among
 from ..machine.files import AsPath, write_atomically
 from ..machine.progress import Progress, quiet
 from ..runs.run import Run, open_run
@@ -16,6 +17,7 @@ from ..sets.figures import Eye, Figures, Hand, judge
 from ..sets.opening import DistilledSet, Picture, read_set
 from ..settings.errors import ConfigError
 from .accuracies import accuracies, result_folders
+from .classes import class_by_class
 from .drawing import MOSAIC, Painter
 from .opening import belongs, run_of, set_rows, size
 from .rendering import html_file, render
@@ -42,27 +44,33 @@ def write_comparison(
     limit: int = 16_000_000,
     progress: Progress = quiet,
     eye: Eye | None = None,
+    only: Sequence[str] = (),
 ) -> Path:
     """Write the page to ``out`` (default FIRST-comparison.html, beside the first set).
 
     ``run``: whose images the sets were made from, by default that of the first set that has one beside it; sets of other images
-    are shown without figures.  Raises StoreError for a folder that is no set, ConfigError where the page would pass ``limit``.
+    are shown without figures.  ``only``: classes to show, by default all.  Raises StoreError for a folder that is no set,
+    ConfigError where the page would pass ``limit``, DataError for a class that is not there.
     """
     out, eye = html_file(sets[0], out, "comparison"), eye or Hand()
     opened = [read_set(path) for path in dict.fromkeys(Path(each).resolve() for each in sets)]
     whole = open_run(run) if run else next((found for each in opened if (found := run_of(each.path, each.record))), None)
-    names = list(dict.fromkeys(name for shown in opened for name in shown.names))
+    every = list(dict.fromkeys(name for shown in opened for name in shown.names))
+    names = among(only, every, opened[0].path)
     shown = min(PICTURES, limit * 3 // 4 // (len(names) * len(opened) * USUAL))
     if not shown:
         raise ConfigError(f"{len(opened)} sets of {len(names)} classes do not fit into {size(limit)}; raise --page-size")
     related = [each for each in opened if whole and belongs(each.record, whole)]
     judged: dict[Path, list[Figures | None]] = {}
-    classes: list[tuple[str, list[Column]]] = []
-    for label in progress(names, total=len(names), desc="comparing sets", unit="class"):
-        here = judge(whole, related, label, eye) if whole and related else {}
-        for path, figures in here.items():
-            judged.setdefault(path, []).append(figures)
-        classes.append((label, [_column(each, label, shown, here.get(each.path)) for each in opened]))
+
+    def look(label: str) -> tuple[str, list[Column]]:
+        figures = judge(whole, related, label, eye) if whole and related else {}
+        return label, [_column(each, label, shown, figures.get(each.path)) for each in opened]
+
+    classes = list(class_by_class(names, look, progress, "comparing sets"))
+    for _, columns in classes:
+        for column in columns:
+            judged.setdefault(column.set.path, []).append(column.figures)
     told = accuracies(result_folders(opened, [Path(path) for path in results]), opened, progress)
     text = render(
         "comparison.html.j2",
@@ -70,6 +78,7 @@ def write_comparison(
         opened=opened,
         notes=_notes(opened, whole, related),
         classes=classes,
+        every=len(every),
         sets=set_rows(opened, judged, told.shared),
         accuracies=told,
         shared=shared(opened),

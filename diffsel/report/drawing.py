@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..data.pixels import Pixels, resized_size
 from ..data.rows import Row
 from ..runs.run import Run
+from ..runs.units import Held
 from ..scoring.patches import Box
 from ..settings.errors import DataError
 
@@ -66,40 +68,56 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], title: str, gap: in
 
 
 class Painter:
-    """Pictures and maps of one class's images; each image is read once."""
+    """Pictures and maps of one class's images; each image is read once, and only as large as it is shown."""
 
     def __init__(self, run: Run | None, label: str):
         self.run, self.label = run, label
         self.missing: dict[str, None] = {}  # why pictures are not shown
-        self._pictures: dict[int, Image.Image | None] = {}
-        self._maps: dict[int, np.ndarray] = {}
+        self._read: set[int] = set()
+        self._sources: dict[int, str] = {}
+        self._patches: dict[tuple[int, Box], str] = {}
         self.rows: dict[int, Row] = {}
         if run:
             self.rows = {row.row: row for row in run.data.of_class(label)}
 
-    def load(self, rows: Iterable[int]) -> None:
-        """Read these images, in threads; one that cannot be read is passed over, and the report says why."""
-        if not self.run:
-            return
-        todo = [row for row in dict.fromkeys(rows) if row in self.rows and row not in self._pictures]
-        with ThreadPoolExecutor(self.run.settings.compute.workers) as pool:
-            self._pictures |= dict(zip(todo, pool.map(self._read, todo), strict=True))
+    @cached_property
+    def held(self) -> list[Held]:
+        """The maps of each unit of the class."""
+        return [self.run.maps(unit) for unit in self.run.of_class(self.label)] if self.run else []
 
-    def _read(self, row: int) -> Image.Image | None:
+    def load(self, sources: Iterable[int], patches: Iterable[tuple[int, Box]] = ()) -> None:
+        """Read the images of these rows, and of these patches; one that cannot be read is passed over, and the report says
+        why."""
+        boxes: dict[int, list[Box]] = {row: [] for row in sources}
+        whole = set(boxes)
+        for row, box in patches:
+            boxes.setdefault(row, []).append(box)
+        for row in boxes:
+            if row in self.rows and row not in self._read:
+                self._read.add(row)
+                self._draw(row, row in whole, boxes[row])
+
+    def _draw(self, row: int, whole: bool, boxes: Sequence[Box]) -> None:
         assert self.run
+        width, height = self.size(row)
+        shown = [SOURCE / max(width, height)] * whole + [PATCH / max(box[2:]) for box in boxes]
         try:
-            return Image.fromarray(self.run.data.pixels(self.rows[row]))
+            picture = self.run.data.image(self.rows[row], math.ceil(min(width, height) * min(1, max(shown))))
         except DataError as error:
             self.missing[str(error).removeprefix(f"{self.rows[row].path}: ")] = None
-            return None
+            return
+        if whole:
+            self._sources[row] = as_uri(picture, min(SOURCE, max(width, height)))
+        across, down = picture.width / width, picture.height / height
+        for top, left, tall, wide in boxes:
+            part = left * across, top * down, (left + wide) * across, (top + tall) * down
+            self._patches[row, (top, left, tall, wide)] = as_uri(picture, min(PATCH, max(tall, wide)), 78, part)
 
     def source(self, row: int) -> str:
-        picture = self._pictures.get(row)
-        return as_uri(picture, SOURCE) if picture else ""
+        return self._sources.get(row, "")
 
     def patch(self, row: int, box: Box) -> str:
-        picture, (top, left, height, width) = self._pictures.get(row), box
-        return as_uri(picture.crop((left, top, left + width, top + height)), PATCH, 78) if picture else ""
+        return self._patches.get((row, box), "")
 
     def size(self, row: int, as_it_is: bool = False) -> tuple[int, int]:
         """(width, height) in whose pixels boxes are; ``as_it_is``: of a baseline, which keeps an image's shape."""
@@ -110,13 +128,10 @@ class Painter:
 
     def heat(self, row: int) -> str:
         """The image's map in colours, enlarged only as far as a browser needs for a smooth picture."""
-        if not self._maps and self.run:
-            for unit in self.run.of_class(self.label):
-                tensors, extra = self.run.maps(unit)
-                self._maps |= {r: self.run.image_map(tensors, extra, self.rows[r]) for r in extra["rows"]}
-        if row not in self._maps:
+        held = next((held for held in self.held if row in held[1]["rows"]), None)
+        if self.run is None or held is None:
             return ""
-        cells = self._maps[row]
+        cells = self.run.image_map(*held, self.rows[row])
         times = max(2, -(-64 // max(cells.shape)))
         return as_uri(Image.fromarray(heat(cells, cells.shape[0] * times, cells.shape[1] * times)), SOURCE, 80)
 
@@ -124,16 +139,20 @@ class Painter:
         """A distilled image."""
         try:
             with Image.open(folder / file) as picture:
+                picture.draft(None, (side, side))  # type: ignore[arg-type]  # a JPEG no larger than is needed; None: its mode stays
                 return as_uri(picture.convert("RGB"), side, 80)
         except OSError as error:
             self.missing[f"{folder.name}/{file}: {error.strerror or 'not an image any more'}"] = None
             return ""
 
 
-def as_uri(picture: Image.Image, side: int, quality: int = 74) -> str:
-    """A picture, its longest side at most ``side`` pixels, as a WebP data URI."""
-    shrunk = picture.copy()
-    shrunk.thumbnail((side, side), Image.Resampling.BICUBIC)
+def as_uri(picture: Image.Image, side: int, quality: int = 74, part: tuple[float, float, float, float] | None = None) -> str:
+    """A picture, or a ``part`` of it (left, top, right, bottom), its longest side at most ``side`` pixels, as a WebP URI."""
+    left, top, right, bottom = part or (0, 0, *picture.size)
+    box = left, top, min(right, picture.width), min(bottom, picture.height)
+    times = min(1.0, side / max(right - left, bottom - top))
+    size = max(1, round(times * (right - left))), max(1, round(times * (bottom - top)))
+    shrunk = picture.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2)
     blob = io.BytesIO()
-    shrunk.save(blob, "WEBP", quality=quality if max(shrunk.size) > 40 else 92, method=2)
+    shrunk.save(blob, "WEBP", quality=quality if max(size) > 40 else 92, method=2)
     return "data:image/webp;base64," + base64.b64encode(blob.getvalue()).decode()

@@ -50,10 +50,10 @@ def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = No
     """
     left: list[str] = []
     if (target / "run.yaml").exists():
-        opened: Run | None = open_run(target)
+        opened: Run | None = (found := open_run(target))
         sets = [read_set(path) for path in more]
         if not more:
-            sets, left = _sets_of(open_run(target))
+            sets, left = _sets_of(found)
     elif (target / "set.yaml").exists():
         sets = [read_set(path) for path in (target, *more)]
         opened = open_run(run) if run else run_of(target, sets[0].record)

@@ -19,16 +19,17 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ..data.pool import among
 from ..machine.files import AsPath, write_atomically
 from ..machine.progress import Progress, quiet
-from ..runs.knowledge import CALIBRATED, Knowledge, overall, stored, what_it_knows
+from ..runs.knowledge import CALIBRATED, Knowledge, overall, what_it_knows
 from ..runs.run import Run
-from ..sets.figures import Eye, Figures, Hand, judge
-from ..sets.suspects import Suspect, suspects
+from ..sets.figures import Eye, Figures, Hand
+from ..sets.suspects import Suspect
 from ..settings.errors import ConfigError
 from .accuracies import accuracies, result_folders
 from .charts import Scale, histogram, tsne
-from .classes import ClassPart, Pool, Source, class_part, measure, picked_of, scale_of
+from .classes import IN_FULL, SUSPECTS, ClassPart, Pool, Source, class_by_class, class_part, measure, picked_of, scale_of
 from .drawing import Painter
 from .opening import Opened, clock, costs, open_target, set_rows, settings_of, size
 from .rendering import html_file, render
@@ -37,7 +38,6 @@ LIMIT = 16_000_000  # bytes of a file, by default
 CLASSES_IN_LAYOUT = 12  # of the t-SNE of all classes: more colours cannot be told apart
 POINTS_IN_LAYOUT = 1500
 RANKED = 12  # classes in the ranking; of more, the best and the worst half of these
-SUSPECTS = 24  # images shown whose label fits least
 
 
 @dataclass
@@ -66,33 +66,33 @@ def write_report(
     limit: int = LIMIT,
     progress: Progress = quiet,
     eye: Eye | None = None,
+    only: Sequence[str] = (),
 ) -> list[Path]:
     """Write the report on a RUN or SET to ``out`` (default TARGET-report.html, beside it); returns its files.
 
     >>> [file.name for file in write_report("run")]
     ['run-report.html']
 
-    ``eye``: who judges how the sets cover their classes (sets/figures.py), by default no network.
+    ``eye``: who judges how the sets cover their classes (sets/figures.py), by default no network.  ``only``: classes to show,
+    by default all.
 
     Files of an earlier, longer report of this name are removed.  Raises StoreError for a target that is neither or is
-    damaged, ConfigError for an ``out`` that is no HTML file or a folder of results that is not there.
+    damaged, ConfigError for an ``out`` that is no HTML file or a folder of results that is not there, DataError for a class
+    that is not there.
     """
     target, out = Path(target), html_file(target, out, "report")
     opened = open_target(target, [Path(path) for path in sets], run)
     found = accuracies(result_folders(opened.sets, [Path(path) for path in results]), opened.sets, progress)
     book, eye = Book(out, opened, limit), eye or Hand()
-    names = opened.classes
+    numbers = {label: number for number, label in enumerate(opened.classes)}
+    names = among(only, numbers, target)
     coloured = {names[round(i)] for i in np.linspace(0, len(names) - 1, min(len(names), CLASSES_IN_LAYOUT))}
-    with progress(total=len(names), desc="writing the report", unit="class") as bar:
-        for number, label in enumerate(names):
-            part, pool = class_part(opened.run, opened.sets, number, label, book.scale if book.gathered.scores else None)
-            if opened.run:
-                means = [each for unit in opened.run.of_class(label) for each in opened.run.image_means(unit)]
-                book.gathered.suspect(suspects(opened.run, label, means))
-                part.figures = judge(opened.run, [shown for shown, _, _ in part.sets], label, eye)
-                part.known, part.unit = stored(opened.run, label, means), "nats" * bool(opened.run.nats)
-            book.add(part, pool, label in coloured)
-            bar.update()
+
+    def look(label: str) -> tuple[ClassPart, Pool | None]:
+        return class_part(opened.run, opened.sets, numbers[label], label, eye, len(names) > IN_FULL)
+
+    for part, pool in class_by_class(names, look, progress, "writing the report"):
+        book.add(part, pool, part.folder in coloured)
     overview: dict[str, Any] = {
         "accuracies": found,
         "sets": set_rows(opened.sets, book.gathered.judged, found.shared),
@@ -124,6 +124,7 @@ class Book:
 
     def add(self, part: ClassPart, pool: Pool | None, in_layout: bool) -> None:
         found = self.gathered
+        found.suspect(part.suspects)
         if part.known:
             found.known[part.folder] = part.known
         for path, figures in part.figures.items():
@@ -134,6 +135,7 @@ class Book:
             picked = picked_of(pool, self.opened.sets)
             found.scores.append(pool.scores)
             found.picked.append(picked)
+            part.scores = histogram(self.scale.shown(pool.scores), picked, int(np.clip(2 * len(picked) ** 0.5, 8, 40)))
             if in_layout and pool.vectors is not None:
                 chosen = np.linspace(0, len(picked) - 1, min(len(picked), POINTS_IN_LAYOUT // CLASSES_IN_LAYOUT)).astype(int)
                 found.layout.append((part, pool.vectors[chosen], picked[chosen]))
@@ -179,6 +181,7 @@ class Book:
             sections=[text for _, text in sections],
             gathered=self.gathered,
             files=len(self.files),
+            every=len(self.opened.classes),
             ranking=_ranking(parts),
             **overview,
         )
@@ -264,7 +267,7 @@ def _knowledge(run: Run | None, known: Mapping[str, Knowledge]) -> dict[str, Any
     nats, r = overall(known.values())
     return {
         "knows": (nats, r),
-        "bound": math.log(len(known)),
+        "bound": math.log(len(run.classes)),
         "calibrated": CALIBRATED[0] <= r <= CALIBRATED[1],
         "verdict": what_it_knows(run, known)[1:],
         "measure": measure(run),
@@ -273,9 +276,9 @@ def _knowledge(run: Run | None, known: Mapping[str, Knowledge]) -> dict[str, Any
 
 def _suspects(run: Run, found: Sequence[Suspect]) -> list[Source]:
     """The images whose label fits least, with picture and map; the outline is the whole image."""
-    shown, painters = [], {label: Painter(run, label) for label in {each.label for each in found}}
+    shown = []
     for place, each in enumerate(found):
-        painter = painters[each.label]
+        painter = Painter(run, each.label)  # one at a time: it holds the maps of a class
         painter.load([each.row])
         width, height = painter.size(each.row)
         source = Source(f"s{place}", each.path, (0, 0, height, width), (width, height))

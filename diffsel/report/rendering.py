@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..machine.files import AsPath
 from ..settings.errors import ConfigError
-from .classes import PER_CLUSTER
 
 
 def html_file(target: AsPath, out: AsPath | None, kind: str) -> Path:
@@ -46,7 +45,6 @@ def _templates() -> Environment:
     script = (folder / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     env.globals |= {
-        "per_cluster": PER_CLUSTER,
         "version": version("diffsel"),
         "style": (folder / "style.css").read_text(encoding="utf-8"),
         "script": script,

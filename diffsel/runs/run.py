@@ -163,9 +163,10 @@ class Run:
         told = s.rivals, s.prompt, tuple(info.folder for info in self.classes), self.settings.scoring.draws
         return RivalPart(self.path, self.mark, *told) if s.rivals else None
 
-    def image_means(self, unit: Unit) -> list[Means]:
+    def image_means(self, unit: Unit, held: Held | None = None) -> list[Means]:
+        """Of every scored image of a unit, whose maps are stored, or in memory (``held``)."""
         s = self.settings
-        return image_means(*self.maps(unit), unit, s.patches.prompt, chosen_bins(s.patches, s.scoring))
+        return image_means(*(held or self.maps(unit)), unit, s.patches.prompt, chosen_bins(s.patches, s.scoring))
 
     def boxes(self, unit: Unit, held: Held | None = None) -> list[Placed]:
         """The best patches of every scored image of a unit, whose maps are stored, or in memory (``held``)."""

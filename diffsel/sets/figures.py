@@ -31,6 +31,7 @@ from .opening import DistilledSet
 K = 5  # neighbours, as the paper on coverage has it
 IMAGES = 5000  # real images looked at, of all classes together ...
 AT_LEAST = 20  # ... but no fewer of a class
+AT_ONCE = 64  # of these in memory
 DRAWS = 8  # random sets whose diversity is averaged
 SIDE, CELLS, ANGLES = 32, 4, 8
 
@@ -148,11 +149,17 @@ def look_at(data: ImageData, label: str, eye: Eye, seed: int) -> Reals | None:
     """Images of a class, drawn by the seed; None where too few can be read, or they are gone."""
     rows = distinct(data.of_class(label))
     kept = set(cap([row.path for row in rows], max(AT_LEAST, IMAGES // len(data.classes)), seed, label))
-    found = []
-    for row in (row for row in rows if row.path in kept):
-        with contextlib.suppress(DataError):
-            found.append((row, data.pixels(row)))
-    return Reals([row for row, _ in found], eye.vectors([pixels for _, pixels in found])) if len(found) > K + 1 else None
+    found, vectors = list[Row](), list[Vectors]()
+    rows = [row for row in rows if row.path in kept]
+    for start in range(0, len(rows), AT_ONCE):
+        read = list[tuple[Row, Pixels]]()
+        for row in rows[start : start + AT_ONCE]:
+            with contextlib.suppress(DataError):
+                read.append((row, data.pixels(row)))
+        if read:
+            found += [row for row, _ in read]
+            vectors.append(eye.vectors([pixels for _, pixels in read]))
+    return Reals(found, np.concatenate(vectors)) if len(found) > K + 1 else None
 
 
 def figures(shown: DistilledSet, label: str, real: Reals | None, eye: Eye, seed: int = 0) -> Figures | None:
@@ -179,7 +186,7 @@ def figures(shown: DistilledSet, label: str, real: Reals | None, eye: Eye, seed:
 
 def judge(run: Run, sets: Sequence[DistilledSet], label: str, eye: Eye) -> dict[Path, Figures | None]:
     """One class of sets that were made from the images of a run."""
-    real = look_at(run.data, label, eye, run.settings.seed)
+    real = look_at(run.data, label, eye, run.settings.seed) if sets else None
     return {shown.path: figures(shown, label, real, eye, run.settings.seed) for shown in sets}
 
 

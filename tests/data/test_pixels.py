@@ -57,6 +57,19 @@ def test_transparency_is_white_and_exif_orientation_is_applied() -> None:
     assert read(encoded(wide, "JPEG", exif=exif)).shape == (30, 10, 3)
 
 
+def test_a_jpeg_to_look_at_is_decoded_no_larger_than_is_needed() -> None:
+    ramp = np.add.outer(np.arange(400) // 3, np.arange(600) // 5).astype(np.uint8)
+    picture, exif = Image.fromarray(np.stack([ramp] * 3, -1)), Image.Exif()
+    exif[0x0112] = 6
+    blob = encoded(picture, "JPEG", exif=exif, quality=95)
+    for least, size in ((None, (400, 600)), (400, (400, 600)), (201, (400, 600)), (200, (200, 300)), (60, (100, 150))):
+        found = decode(blob, 10_000_000, "name", least)
+        assert found.size == size
+        expected = picture.transpose(Image.Transpose.ROTATE_270).resize(size, Image.Resampling.BOX)
+        assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).mean() < 2
+    assert decode(encoded(picture), 10_000_000, "name", 60).size == (600, 400)  # a PNG cannot
+
+
 def test_tiny_images_are_enlarged_and_sizes_round_down() -> None:
     assert resized_size(5, 7, 256) == (256, 358)
     assert resized_size(1000, 999, 256) == (256, 256)

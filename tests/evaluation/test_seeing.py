@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -50,4 +52,7 @@ def test_features_are_what_goes_into_the_last_layer(eye: TeacherEye) -> None:
     colour = normalise(torch.tensor([250.0, 120, 30]).reshape(1, 3, 1, 1)).flatten()
     expected = (colour / colour.norm()).numpy()
     np.testing.assert_allclose(found, [expected, expected], atol=1e-5)
+    with ThreadPoolExecutor(4) as pool:  # as a report asks for several classes
+        many = [[wide] * (1 + i) for i in range(40)]
+        assert [len(each) for each in pool.map(eye.vectors, many)] == [*range(1, 41)]
     assert eye.name == "the last features of tiny"

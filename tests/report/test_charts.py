@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffsel.report.charts import Axis, Scale, evenly, histogram, tsne
+from diffsel.report.charts import Axis, Scale, evenly, histogram, principal, tsne
 
 
 def test_histograms_count_every_score_in_round_steps() -> None:
@@ -64,6 +64,24 @@ def test_layout_keeps_groups_apart() -> None:
     own = [np.linalg.norm(places - centre, axis=1) for centre in middle]
     assert (np.argmin(own, axis=0) == np.repeat([0, 1], 20)).all()
     assert tsne(np.ones((30, 8)), 0) is None
+
+
+def test_principal_components_are_those_of_a_decomposition() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((40, 30)) * np.linspace(3, 0.1, 30)
+    laid = principal(points, 0)
+    assert laid is not None
+    places, share = laid
+    left, size, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    assert share == pytest.approx((size[:2] ** 2).sum() / (size**2).sum(), rel=1e-6)
+    expected = left[:, :2] * size[:2]
+    for mine, theirs in zip(places.T, expected.T, strict=True):
+        assert abs(np.corrcoef(mine, theirs)[0, 1]) == pytest.approx(1, abs=1e-6)
+    assert np.ptp(places[:, 0]) / np.ptp(places[:, 1]) == pytest.approx(
+        np.ptp(expected[:, 0]) / np.ptp(expected[:, 1]), rel=1e-5
+    )
+    assert (places.min(), places.max()) == pytest.approx((0, 1))
+    assert principal(np.ones((30, 8)), 0) is None
 
 
 def test_samples_are_even_and_keep_what_they_must() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -20,18 +22,23 @@ from scipy.stats import t
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from diffsel import method
-from diffsel.data.images import open_data
+from diffsel.data.images import ImageData, open_data
 from diffsel.evaluation.results import result_key
 from diffsel.machine.tensors import read_unit, write_unit
+from diffsel.machine.threads import threaded
 from diffsel.method import make_sets
 from diffsel.report import accuracies as page_accuracy
+from diffsel.report import classes as page_classes
 from diffsel.report import opening as page_run
+from diffsel.report import page as page_writing
 from diffsel.report.classes import class_part, picked_of
 from diffsel.report.comparison import shared, write_comparison
+from diffsel.report.drawing import Painter
 from diffsel.report.opening import open_target
 from diffsel.report.page import write_report
 from diffsel.report.text import trace_image
 from diffsel.runs import prompts
+from diffsel.runs.run import Run
 from diffsel.runs.session import start
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import candidates
@@ -218,6 +225,87 @@ def test_a_trace_clusters_on_one_thread(work: Path, monkeypatch) -> None:
 
 def test_the_same_report_has_the_same_bytes(work: Path, report: Path) -> None:
     assert write_report(work / "run", work / "again.html")[0].read_bytes() == report.read_bytes()
+
+
+def test_the_same_bytes_from_any_number_of_threads(work: Path, report: Path, monkeypatch) -> None:
+    monkeypatch.setattr(page_classes, "threaded", lambda names, make, workers: threaded(names, make, 1))
+    with threadpool_limits(2):
+        assert write_report(work / "run", work / "again.html")[0].read_bytes() == report.read_bytes()
+
+
+def test_every_image_is_read_once_and_every_map_that_is_shown(work: Path, monkeypatch) -> None:
+    """A class of 1,300 images shows a few dozen: what is not shown costs no decoding and no estimate."""
+    opened, label = open_target(work / "run"), HOSTILE[2]
+    asked: dict[str, list] = {"image": [], "image_map": [], "maps": []}
+
+    def counted(owner: type, name: str, key) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: asked[name].append(key(args)) or real(*args))
+
+    counted(ImageData, "image", lambda args: args[1].row)
+    counted(Run, "image_map", lambda args: args[3].row)
+    counted(Run, "maps", lambda args: args[1].name)
+    monkeypatch.setattr(page_classes, "PASSED", 1)
+    part, _ = class_part(opened.run, opened.sets, 2, label, brief=True)
+    assert opened.run
+    assert len(asked["image"]) == len(set(asked["image"])) < len(opened.run.data.of_class(label))
+    assert [opened.run.data.rows[row].path for row in asked["image_map"]] == [source.path for source in part.sources]
+    assert asked["maps"] == [unit.name for unit in opened.run.of_class(label)]
+
+
+def test_a_patch_is_cut_where_it_lies_however_small_its_image_was_decoded(tmp_path: Path, small) -> None:
+    """A large JPEG is decoded at a half or less; its left half is red, its right half blue."""
+    pixels = np.zeros((1000, 1500, 3), np.uint8)
+    pixels[:, :750, 0] = pixels[:, 750:, 2] = 255
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "data" / "cat" / "0.jpg", quality=95)
+    session = start(str(tmp_path / "data"), tmp_path / "run", small)
+    painter, (row,) = Painter(session.run, "cat"), session.run.data.rows
+    assert painter.size(row.row) == (96, 64)
+    painter.load([row.row], [(row.row, (0, 0, 32, 32)), (row.row, (16, 56, 32, 32)), (row.row, (16, 32, 32, 32))])
+    for box, left, right in (((0, 0, 32, 32), 0, 0), ((16, 56, 32, 32), 2, 2), ((16, 32, 32, 32), 0, 2)):
+        found = opened(painter.patch(row.row, box))
+        assert found.size == (32, 32)
+        assert (np.asarray(found)[:, :12, left] > 200).all()
+        assert (np.asarray(found)[:, -12:, right] > 200).all()
+    assert opened(painter.source(row.row)).size == (96, 64)
+
+
+def opened(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
+
+
+def test_a_report_of_many_classes_shows_fewer_pictures_of_each(work: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(page_writing, "IN_FULL", 2)
+    monkeypatch.setattr(page_classes, "IMAGES", (60, 1))
+    text = Tree(write_report(work / "run", tmp_path / "brief.html")[0])
+    assert text.text.count("2 of each") == len(HOSTILE)
+    assert "; the first 1" in text.text  # of ipc2
+    opened = page_run.open_target(work / "run")
+    part, _ = class_part(opened.run, opened.sets, 2, HOSTILE[2], brief=True)
+    assert [len(group.patches) for group in part.groups] == [min(2, group.size) for group in part.groups]
+    assert max(group.size for group in part.groups) > 2
+    full = write_report(work / "run", tmp_path / "full.html", only=[HOSTILE[1], HOSTILE[2]])[0]
+    assert "2 of each" not in Tree(full).text
+
+
+def test_a_report_of_some_classes(work: Path, report: Path, tmp_path: Path, diffsel) -> None:
+    """Their sections are those of the whole report; another class is nowhere."""
+    code, out, err = diffsel("report", work / "run", "--only", HOSTILE[2], "--out", tmp_path / "one.html", "-q")
+    assert (code, err) == (0, "")
+    assert "one.html" in out
+    html, whole = ((path.read_text(encoding="utf-8")) for path in (tmp_path / "one.html", report))
+    assert re.findall(r'<section class="class" id="(\w+)"', html) == ["c2"]
+    assert "about 1 of them alone" in Tree(tmp_path / "one.html").text
+    for found in ("<h3>ipc2 .*", r'<circle class="picked".*', "<dt>score</dt>.*"):  # figures, the map of features, scores
+        mine = re.findall(found, html[html.index('id="c2"') : html.index('<section id="suspects">')])
+        assert mine
+        assert set(mine) <= set(re.findall(found, whole[whole.index('id="c2"') :]))
+    code, _, err = diffsel("report", work / "run", "--only", "plain cot", "-q")
+    assert code == 2
+    assert f"class 'plain cot' is not in {work / 'run'}; there is plain cat" in err
+    write_comparison([work / "run/ipc2", work / "random"], tmp_path / "two.html", only=[HOSTILE[2]])
+    assert [attrs["data-words"] for attrs in Tree(tmp_path / "two.html").all("section", "class")] == ["plain cat plain cat"]
 
 
 def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
