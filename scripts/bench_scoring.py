@@ -47,6 +47,7 @@ from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSet
 from diffsel.studies import scenes
 
 PROMPT = "An image of seven."
+OTHER_LAYOUT = (torch.channels_last, "channels last"), (torch.contiguous_format, "contiguous")  # of a CPU, of a GPU
 PROFILED = 16  # images of --profile, at most
 UNITS = 64  # classes of the data set for --scaling
 LAUNCH = (
@@ -133,8 +134,8 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
     rate = matrix_rate(device, precision)  # after loading, which says whether fp32 may be TF32
     print(f"{precision}: matrix rate {rate:.4g} FLOP/s", flush=True)
     one, shapes = images[:1], [latent_shape(model, image) for image in images]
-    with tempfile.TemporaryDirectory() as name:
-        out = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
         # FLOP that the images need, without what fills up the last batch: a batch size that divides leaves none.
         need = {"usual": flops(lambda: usual(model, one, 10, out)), "ours": flops(lambda: ours(model, one, 3, 6, out))}
         vae = flops(lambda: model.encode(as_images(one, device)))
@@ -154,6 +155,11 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
         models = {"": model}
         if args.compile:
             models[" compiled"] = Diffusion.load(folder, device, precision, compiled=True)
+        if args.layouts:
+            layout, name = OTHER_LAYOUT[device.type == "cuda"]
+            models[f", {name}"] = other = Diffusion.load(folder, device, precision)
+            for part in (other.network, other.vae):
+                part.to(memory_format=layout)
         for suffix, each in models.items():
             for size in args.batch_sizes:
                 run = lambda each=each, size=size: ours(each, images, args.draws, size, out)  # noqa: E731
@@ -329,6 +335,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=DTYPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--layouts", action="store_true", help="also in the memory layout that this device does not get")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--permuted", action="store_true", help="compare the bytes of images among other neighbours instead")
     parser.add_argument("--json", type=Path, help="append the table to this file too, a line for each row")

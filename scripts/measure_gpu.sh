@@ -5,6 +5,7 @@
 #
 #   rates      the scoring pass of Stable Diffusion v1.5's architecture (random weights): images/s and share of the matrix rate
 #   compiled   the same with torch.compile (a minute to start), and then a profile by part, of 16 images, not compiled
+#   layout     fp32 and fp16 in both memory layouts (channels last is what a GPU gets)
 #   bytes      the same images among other neighbours: equal bytes?
 #   students   student training against the usual loop
 #   prior      the CIFAR-10 prior, trained for PRIOR_SECONDS (CIFAR10=FOLDER with train/ and test/; VAE=FOLDER with its vae/)
@@ -13,7 +14,7 @@
 #
 # OUT/rows.jsonl: the tables' rows.  SMALL=1: the smallest scale, on whatever device there is (the test of this script).
 set -euo pipefail
-case "${1:-}" in "" | -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit ;; esac
+case "${1:-}" in "" | -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit ;; esac
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
@@ -29,8 +30,8 @@ architecture() { # the model to time: written once
   echo "$out/sd15"
 }
 timed() { # a CPU times the embedded model on a few scenes
-  if [ "$small" ]; then bench --images 4 --draws 3 --usual-draws 10 --usual-images 1 --rounds 1 --batch-sizes 8; return; fi
-  bench --model "$(architecture)" --size 256 --usual-images 1 --rounds 2 "$@"
+  if [ "$small" ]; then bench --images 4 --draws 3 --usual-draws 10 --usual-images 1 --rounds 1 --batch-sizes 8 ${layouts:+"$layouts"}; return; fi
+  bench --model "$(architecture)" --size 256 --usual-images 1 --rounds 2 ${layouts:+"$layouts"} "$@"
 }
 piece_rates() {
   timed --images 128 --precision fp16 --batch-sizes 64 128 256
@@ -38,6 +39,7 @@ piece_rates() {
   [ "$small" ] || timed --images 16 --precision fp32 tf32 --batch-sizes 64
 }
 piece_compiled() { timed --images 128 --precision fp16 --batch-sizes 128 --compile --profile; }
+piece_layout() { local layouts=--layouts; timed --images 16 --precision fp32 fp16 --batch-sizes 64; }
 piece_bytes() {
   if [ "$small" ]; then bench --permuted --images 4 --draws 3; return; fi
   bench --permuted --model "$(architecture)" --size 256 --images 8 --precision fp16 bf16 fp32 --batch-sizes 64
@@ -57,7 +59,7 @@ piece_teachers() {
   "$python" -m diffsel teacher "${common[@]}" "${conv[@]}" --network conv3 --batch-size "${BATCH:-$([ "$small" ] && echo 8 || echo 256)}" --learning-rate 0.1 --out "$out/teacher-conv3"
 }
 for piece in "$@"; do
-  [ "$piece" != all ] || { "$0" "$out" rates compiled bytes students prior teachers; continue; }
+  [ "$piece" != all ] || { "$0" "$out" rates compiled layout bytes students prior teachers; continue; }
   declare -F "piece_$piece" >/dev/null || { echo "no piece $piece; $0 --help lists them" >&2; exit 2; }
   if [ -e "$out/$piece.done" ]; then continue; fi
   echo "== $piece" && begun=$SECONDS

@@ -157,6 +157,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     "report.comparison": "report/test_page.py",
     "report.drawing": "report/test_page.py, runs/test_prompts.py",
     "report.opening": "report/test_page.py",
+    "report.pictures": "report/test_page.py",
     "report.rendering": "report/test_page.py",
     "report.text": "cli/test_app.py, report/test_page.py",
     "studies.scenes": "studies/test_demo.py",

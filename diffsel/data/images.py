@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +57,6 @@ class ImageData:
     def of_class(self, folder: str) -> Rows:
         return self.rows.of_class(folder)
 
-    @cached_property
-    def skipped_of(self) -> Mapping[str, Sequence[Skipped]]:
-        """What was passed over, by class."""
-        found: dict[str, list[Skipped]] = {}
-        for item in self.skipped:
-            found.setdefault(item.label, []).append(item)
-        return found
-
     @property
     def digest(self) -> str:
         """Stands for these images, their places and their classes."""
@@ -98,6 +90,7 @@ class ImageData:
 
 # ---- opening -------------------------------------------------------------------------------------------------------
 
+READERS = 4  # threads a worker: they wait for files (over a network milliseconds) more than they hash (a tenth of one)
 AT_ONCE = 32  # images that a thread reads and hashes before it asks for more
 Block = tuple[str, Sequence[str], Rows | Mapping[str, Row | Skipped]]  # class, paths, and what is known of them
 
@@ -152,7 +145,7 @@ def open_data(
         return found if isinstance(found, Rows) else [found.get(p) or _look(label, p, listing.read, settings) for p in paths]
 
     def good(bar: tqdm) -> Iterator[Sequence[Row]]:
-        for found in threaded(_blocks(chosen, known), look, workers):
+        for found in threaded(_blocks(chosen, known), look, READERS * workers):
             bar.update(len(found))
             skipped.extend([] if isinstance(found, Rows) else [item for item in found if isinstance(item, Skipped)])
             yield found if isinstance(found, Rows) else [item for item in found if isinstance(item, Row)]

@@ -27,6 +27,7 @@ from ..sets.selection import Clustering, clustered, patches_needed
 from ..sets.suspects import Suspect, suspects
 from .charts import Histogram, Scale, evenly, one_thread_each, principal
 from .drawing import CARD, MOSAIC, Painter
+from .pictures import Group, Mosaic, Patch, Source
 
 T = TypeVar("T")
 IN_FULL = 100  # classes of a report, at most, that show as many pictures as the first numbers below say; of more, the second
@@ -37,61 +38,6 @@ PASSED = 8  # patches shown of the best and of the worst that were not chosen
 POINTS = 600  # of a class's map of features, at most
 THREADS = 16  # at most: each holds the maps and vectors of a class
 SUSPECTS = 24  # images of all classes shown whose label fits least
-
-
-@dataclass
-class Source:
-    """An image that gave a patch, or could have: the picture, its map, the box inside it, and why it was chosen or not."""
-
-    anchor: str
-    path: str
-    box: Box
-    size: tuple[int, int]  # (width, height) of the resized image, pixels; (0, 0): not known
-    score: float | None = None
-    judge: str = "score"
-    cluster: int | None = None
-    place: int | None = None
-    better: float | None = None  # share of the class's patches with a lower score
-    picture: str = ""
-    heat: str = ""
-    uses: list[tuple[str, str, int, int, str]] = field(default_factory=list)  # set, file, tile, rank, reason
-
-    @property
-    def outline(self) -> str:
-        """The box as CSS, in percent of the picture."""
-        (top, left, height, width), (across, down) = self.box, self.size
-        shares = {"top": top / down, "left": left / across, "height": height / down, "width": width / across}
-        return ";".join(f"{side}:{100 * share:.2f}%" for side, share in shares.items())
-
-
-@dataclass(frozen=True)
-class Mosaic:
-    file: str
-    picture: str
-    factor: int
-    tiles: tuple[Source, ...]
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Of a cluster: ``place`` 0 is nearest to its centre; ``source`` where the report shows the image it is cut from."""
-
-    picture: str
-    source: Source | None
-    path: str
-    score: float
-    place: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """A cluster: its place by median score, that score, its size, and the patches shown."""
-
-    rank: int
-    median: float
-    size: int
-    picked: int
-    patches: tuple[Patch, ...]
 
 
 @dataclass
@@ -240,7 +186,7 @@ def _describe(part: ClassPart, run: Run, pool: Pool, held: Sequence[Held]) -> No
     part.suspects = suspects(run, label, means)[:SUSPECTS]
     part.name, part.prompt = run.infos[label].name, run.prompt(label)
     part.images, part.patches = len({int(row) for row in pool.rows}), len(pool.scores)
-    part.passed_over = [(item.path, item.reason) for item in run.data.skipped_of.get(label, ())]
+    part.passed_over = [(item.path, item.reason) for item in run.skipped_of.get(label, ())]
     part.quartiles = tuple(float(q) for q in np.quantile(pool.scores, (0.25, 0.5, 0.75))) if len(pool.scores) else ()
 
 

@@ -29,9 +29,10 @@ from ..sets.suspects import Suspect
 from ..settings.errors import ConfigError
 from .accuracies import accuracies, result_folders
 from .charts import Scale, histogram, tsne
-from .classes import IN_FULL, SUSPECTS, ClassPart, Pool, Source, class_by_class, class_part, measure, picked_of, scale_of
+from .classes import IN_FULL, SUSPECTS, ClassPart, Pool, class_by_class, class_part, measure, picked_of, scale_of
 from .drawing import Painter
 from .opening import Opened, clock, costs, open_target, set_rows, settings_of, size
+from .pictures import Source
 from .rendering import html_file, render
 
 LIMIT = 16_000_000  # bytes of a file, by default

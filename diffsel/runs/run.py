@@ -23,7 +23,7 @@ import numpy as np
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, reopen
 from ..data.notebook import facts_html
-from ..data.rows import Row
+from ..data.rows import Row, Skipped
 from ..machine.files import AsPath, apart, safe_name
 from ..machine.formats import differences
 from ..machine.tensors import read_extra, read_unit
@@ -95,6 +95,14 @@ class Run:
 
     def of_class(self, label: str) -> list[Unit]:
         return self._by_class.get(label, [])
+
+    @cached_property
+    def skipped_of(self) -> dict[str, list[Skipped]]:
+        """What was passed over, by class."""
+        found: dict[str, list[Skipped]] = {}
+        for item in self.data.skipped:
+            found.setdefault(item.label, []).append(item)
+        return found
 
     def prompt(self, label: str) -> str:
         """The text that was scored against the null prompt."""

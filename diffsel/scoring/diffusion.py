@@ -103,7 +103,7 @@ class Diffusion(ABC):
                 told = f"{key} holds numbers that are not finite in {str(self.dtype).removeprefix('torch.')}"
                 raise ConfigError(f"model {self.folder}: {name} is damaged, {told}; take a whole copy, or another --precision")
         if self.device.type == "cuda" and name in ("vae", "unet"):  # tensor cores; on a CPU oneDNN picks its own layout
-            module = module.to(memory_format=torch.channels_last)
+            module = module.to(memory_format=torch.channels_last)  # fp32 reaches the matrix rate too (RESULTS.md, "On a GPU")
         return module
 
     def add_lora(self, file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -33,6 +34,18 @@ def test_rows_are_numbered_by_class_and_name_whatever_the_listing_order(folder, 
     monkeypatch.setattr(Path, "iterdir", lambda path: reversed(list(iterdir(path))))
     monkeypatch.setattr(os, "walk", lambda *a, **k: ((w, d[::-1], f[::-1]) for w, d, f in walk(*a, **k)))
     assert open_data(str(root), SETTINGS, 0).rows == first.rows
+
+
+def test_files_are_waited_for_side_by_side(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a network a file takes milliseconds to come: four workers ask for sixteen at once."""
+    root, look, together = folder(**{f"class{i}": 1 for i in range(16)}), images._look, threading.Barrier(16, timeout=20)
+
+    def waiting(*args):
+        together.wait()  # BrokenBarrierError where fewer come
+        return look(*args)
+
+    monkeypatch.setattr(images, "_look", waiting)
+    assert len(open_data(str(root), SETTINGS, workers=4).rows) == 16
 
 
 def test_the_index_holds_the_upright_size(folder, tmp_path: Path) -> None:
