@@ -103,17 +103,16 @@ def test_fp32_is_float32_in_convolutions_too_and_tf32_is_asked_for() -> None:
     assert resolve({"compute": {"precision": "tf32"}}).compute.precision == "tf32"
 
 
-def test_a_compiled_unet_has_a_graph_for_every_latent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_unet_has_a_graph_for_every_latent_shape() -> None:
     """torch stops compiling, without a word, after 8 shapes; a class of photographs has 30 and more."""
     import torch._dynamo.config as dynamo
 
-    monkeypatch.setattr(dynamo, "recompile_limit", 8)
-    monkeypatch.setattr(dynamo, "accumulated_recompile_limit", 256)
-    Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=True)  # compiles when it is first called
     sides = {resized_size(*size, 256) for side in range(256, 2049) for size in ((256, side), (side, 256))}
     shapes = {(width // 8, height // 8) for width, height in sides}
-    assert dynamo.recompile_limit >= len(shapes)
-    assert dynamo.accumulated_recompile_limit >= len(shapes)
+    with dynamo.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=True)  # compiles when it is first called
+        assert dynamo.recompile_limit >= len(shapes)
+        assert dynamo.accumulated_recompile_limit >= len(shapes)
 
 
 def test_a_compiled_unet_is_asked_whatever_its_truth_value() -> None:
