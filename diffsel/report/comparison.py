@@ -64,7 +64,7 @@ def write_comparison(
     judged: dict[Path, list[Figures | None]] = {}
 
     def look(label: str) -> tuple[str, list[Column]]:
-        figures = judge(whole, related, label, eye) if whole and related else {}
+        figures = judge(whole, related, label, eye) if whole else {}
         return label, [_column(each, label, shown, figures.get(each.path)) for each in opened]
 
     classes = list(class_by_class(names, look, progress, "comparing sets"))
