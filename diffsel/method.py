@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data.pool import copies_note, known_classes
+from .data.pool import copies_note, known_classes, near_note
 from .data.rows import Skipped
 from .machine.claims import ahead
 from .machine.files import AsPath
@@ -27,7 +27,7 @@ from .runs.session import Session, open_features, start
 from .runs.units import Placed, Unit, devices, mixed, unit_by_unit
 from .runs.writing import cut, embedded, keep_latents, with_vectors, write_maps, write_vectors
 from .sets.assembly import assemble
-from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_note, provenance
+from .sets.candidates import candidates, check_method, check_set, mosaic_factor, near_pairs, provenance
 from .sets.opening import DistilledSet, is_there, read_set
 from .sets.selection import select_all
 from .settings.settings import DEFAULT, Settings
@@ -135,7 +135,7 @@ def select(session: Session, ipc: int, out: AsPath, classes: Sequence[str] | Non
     s, run, out = session.settings, session.run, Path(out)
     names = known_classes(run.data, classes)
     factor, note = mosaic_factor(run, ipc, names)
-    for text in filter(None, (note, copies_note(run.data, names), near_note(run, names))):
+    for text in filter(None, (note, copies_note(run.data, names), near_note(near_pairs(run, names)))):
         session.note(text)
     record = provenance(run, ipc, factor, names)
     if not session.workers.is_main or is_there(out, record):

@@ -18,8 +18,9 @@ main process's own work, which grows with the number of images, classes and unit
     select    a set of one image a class: candidates, ranking and picks of small vectors in one cluster; no picture is cut
     report    opening RUN and SET; then seconds of one class, of three
 
-``seconds`` are of the processor (other programs may use it too), ``memory`` is the most that the process held; ``listed``
-counts folder entries that it listed below OUT, ``asked`` files there whose state it asked for.  --json FILE appends the rows.
+``seconds`` are of the processor, of helping processes too (other programs may use it as well), ``memory`` is the most that
+the process held; ``listed`` counts folder entries that it listed below OUT, ``asked`` files there whose state it asked for.
+--json FILE appends the rows.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
 from diffsel import method
@@ -266,7 +268,8 @@ def run_stage(name: str, out: Path, scale: tuple[int, int], pipe: Any) -> None:
     counts = counted(out)
     begin = time.process_time()
     STAGES[name](*((out, scale) if name in ("shards", "crowd") else (out,)))
-    seconds = time.process_time() - begin
+    get_reusable_executor().shutdown()  # else this process waits at its end for workers that wait for work
+    seconds = time.process_time() - begin + resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     pipe.send({"stage": name, "seconds": round(seconds, 1), "memory, GB": round(peak * 2**20 / 1e9, 2), **counts})
 

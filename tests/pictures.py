@@ -27,3 +27,9 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def scene(seed: int, side: int = 64) -> Image.Image:
+    """A smooth picture, as photographs are."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)

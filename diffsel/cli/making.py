@@ -137,12 +137,12 @@ def _baseline(
     """`select --method random` and such: the images of a run, or of any data set; the main process does it alone."""
     bars = at_work(quiet)
     from ..data.images import open_data
-    from ..data.pool import copies_note, known_classes
+    from ..data.pool import copies_note, known_classes, near_note
     from ..data.rows import lost_note
     from ..evaluation.bench import Bench
     from ..evaluation.judging import advice
     from ..runs.run import open_run
-    from ..sets.baselines import check_teacher, select_baseline
+    from ..sets.baselines import Left, check_teacher, select_baseline
 
     check_teacher(settings, teacher)
     bench = Bench.of(settings, bars)
@@ -155,12 +155,13 @@ def _baseline(
     else:
         data = open_data(run, settings.data, settings.seed, settings.compute.workers, bars, out=sets[0][2])
     names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
-    known = advice(bench, teacher, data, names, settings)
+    known, left = advice(bench, teacher, data, names, settings), Left()
     for n, k, target in sets:
         seeded = settings.model_copy(update={"seed": settings.seed + k})
-        select_baseline(data, n, target, seeded, names, progress=bars, **known)
+        select_baseline(data, n, target, seeded, names, progress=bars, left=left, **known)
         print(f"ipc {n}: {target}")
-    notes = filter(None, [copies_note(data, names), lost_note(data.root, data.rows, data.skipped, names), *data.notes])
+    lost = lost_note(data.root, data.rows, data.skipped, names, sorted(left.lost))
+    notes = filter(None, [copies_note(data, names), near_note(list(left.near.items())), lost, *data.notes])
     print("".join(f"note: {text}\n" for text in notes), end="")
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..machine.files import AsPath
 from ..machine.progress import Progress, quiet
 from ..machine.threads import threaded
-from ..settings.errors import DataError, UnreadableImage
+from ..settings.errors import DataError, Scarce, UnreadableImage
 from ..settings.sections import DataSettings
 from ..settings.settings import DEFAULT
 from .classes import ClassInfo, Listing, class_table, kinds_of
@@ -78,6 +78,7 @@ class ImageData:
                 raise DataError(f"{row.path}: edited since it was indexed (its bytes have another hash)")
             picture = decode(blob, self.settings.max_pixels, row.path, least)
         except OSError as error:
+            Scarce.check(error, row.path)
             raise DataError(f"{row.path}: {error.strerror or error}") from None
         if not least and picture.size != (row.width, row.height):
             raise UnreadableImage(f"{row.path}: decodes to {picture.size}, but its header says {(row.width, row.height)}")
@@ -133,8 +134,7 @@ def open_data(
     Raises DataError for a missing, empty or mis-shaped data set, before any image is read where that can be seen, and for a
     file that the machine cannot read now.
     """
-    path = str(path)
-    listing = _list(path, settings, out)
+    listing = _list(path := str(path), settings, out)
     classes = class_table(path, listing, settings)
     check(classes)
     chosen = {c.folder: cap(listing.images[c.folder], settings.images_per_class, seed, c.folder) for c in classes}
@@ -226,8 +226,8 @@ def class_names(path: str, settings: DataSettings) -> list[str]:
 def _left_beside(listing: Listing, classes: Sequence[ClassInfo]) -> list[str]:
     """A line about files beside the images that were not taken for images; none where there are none."""
     names = [name for info in classes for name in listing.others.get(info.folder, ())]
-    taken = " ".join(sorted(EXTENSIONS))
-    return [f"files beside them that are not taken for images: {kinds_of(names)}; taken are {taken}"] if names else []
+    told = f"files beside them that are not taken for images: {kinds_of(names)}; taken are {' '.join(sorted(EXTENSIONS))}"
+    return [told] if names else []
 
 
 def reopen(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
-from ..settings.errors import UnreadableImage
+from ..settings.errors import SCARCE, UnreadableImage
 from ..settings.sections import DataSettings
 
 Pixels = NDArray[np.uint8]
@@ -34,7 +34,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what a machine may lack for a moment
 NOT_REGULAR = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",

@@ -60,6 +60,7 @@ def copies_note(data: ImageData, classes: Sequence[str]) -> str:
 
 LOOK = 16  # side of the small grey picture that says how an image looks
 NEAR = 6.0  # grey levels of 255, root mean square: recompressed and rescaled photographs stay below 3, others above 20
+BLOCK = 1024  # images that are compared with all others at a time
 NEAR_SHARE = 0.12  # and this share of its contrast, below which all dark pictures look alike
 
 
@@ -70,13 +71,25 @@ def looks(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "n 
     return np.array(found, np.uint8).reshape(-1, LOOK**2)
 
 
-def near_copies(seen: UInt8[np.ndarray, "n look"]) -> dict[int, int]:
-    """Of each image that looks like an earlier one: the place of that one, the first that is no near copy itself."""
-    values = seen.astype(np.float64)  # sums of whole numbers are exact in it, in any order
-    squares, limit = (values**2).sum(1), np.minimum(NEAR, NEAR_SHARE * values.std(1)) ** 2 * values.shape[1]
-    apart = squares[:, None] + squares - 2 * values @ values.T
+def near_copies(seen: UInt8[np.ndarray, "n look"], start: int = 0) -> dict[int, int]:
+    """Of each image from place ``start`` on that looks like an earlier one: the place of that one, the first that is no near
+    copy itself.  Before ``start`` there are none."""
+    values = seen.astype(np.float32)  # sums of whole numbers are exact in it, in any order: 256 x 255^2 < 2^24
+    squares = (values**2).sum(1).astype(np.float64)
     found: dict[int, int] = {}
-    for i, j in np.argwhere(np.tril(apart <= limit[:, None], -1)).tolist():  # by image, the first like it first
-        if i not in found and j not in found:
-            found[i] = j
+    for begin in range(start, len(seen), BLOCK):
+        own = slice(begin, begin + BLOCK)
+        limit = np.minimum(NEAR, NEAR_SHARE * seen[own].std(1)) ** 2 * LOOK**2
+        apart = squares[own, None] + squares - 2.0 * (values[own] @ values.T)
+        for i, j in np.argwhere(np.tril(apart <= limit[:, None], begin - 1)).tolist():  # by image, the first like it first
+            if begin + i not in found and j not in found:
+                found[begin + i] = j
     return found
+
+
+def near_note(pairs: Sequence[tuple[str, str]]) -> str:
+    """What near copies were left out, each with the image that it looks like; empty where there are none."""
+    if not pairs:
+        return ""
+    path, first = pairs[0]
+    return f"{len(pairs)} images look nearly like others of their class and are left out, such as {path} (like {first})"

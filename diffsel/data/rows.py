@@ -39,7 +39,7 @@ class Row:
     digest: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Skipped:
     path: str
     label: str
@@ -231,11 +231,13 @@ def lost(skipped: Iterable[Skipped], classes: Collection[str]) -> list[Skipped]:
     return [each for each in skipped if each.label in classes]
 
 
-def lost_note(root: str, rows: Rows, skipped: Iterable[Skipped], classes: Collection[str]) -> str:
-    """A line about it; empty where all could be read."""
-    if not (left := lost(skipped, classes)):
+def lost_note(
+    root: str, rows: Rows, skipped: Iterable[Skipped], classes: Collection[str], found: Sequence[Skipped] = ()
+) -> str:
+    """A line about it; empty where all could be read.  ``found``: rows that turned out not to decode."""
+    listed = [*lost(skipped, classes), *found]
+    if not listed:
         return ""
-    listed = len(left) + sum(len(rows.of_class(label)) for label in classes)
-    return (
-        f"{root}: {len(left)} of {listed} images cannot be read and are left out; the first: {left[0].path}: {left[0].reason}"
-    )
+    count = len(listed) - len(found) + sum(len(rows.of_class(label)) for label in classes)
+    first = listed[0]
+    return f"{root}: {len(listed)} of {count} images cannot be read and are left out; the first: {first.path}: {first.reason}"

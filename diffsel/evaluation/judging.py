@@ -10,7 +10,7 @@ from typing import Any
 from ..data.albums import Album
 from ..data.classes import ClassInfo
 from ..data.images import ImageData
-from ..sets.baselines import drawn, judge_size, readable
+from ..sets.baselines import Usable, drawn, judge_size
 from ..sets.coresets import CORESETS
 from ..sets.difficulty import read_records
 from ..settings.settings import Settings
@@ -39,8 +39,8 @@ def judge(bench: Bench, spec: str, data: ImageData, names: Sequence[str], s: Set
     """
     infos, size = _infos(data, names), judge_size(s)
     teacher = load_teacher(spec, infos, size, bench.machine.device)
-    each = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos)))
-    rows = [row for name in names for row, _ in islice(readable(data, drawn(data, name, s.seed)), each)]
+    each, usable = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos))), Usable(data)
+    rows = [row for name in names for row, _ in islice(usable.of(drawn(data, name, s.seed), each), each)]
     album = Album(data, tuple(rows), infos, size, validation_resize(size))
     bench.check_teacher(teacher, album, images="of the images whose crops it judges")
     return teacher

@@ -18,7 +18,7 @@ from ..data.rows import Row
 from ..runs.run import Run
 from ..runs.units import Held
 from ..scoring.patches import Box
-from ..settings.errors import DataError
+from ..settings.errors import DataError, Scarce
 
 SOURCE, MOSAIC, PATCH, CARD = 208, 168, 60, 96  # longest sides of pictures, pixels
 
@@ -103,6 +103,8 @@ class Painter:
         shown = [SOURCE / max(width, height)] * whole + [PATCH / max(box[2:]) for box in boxes]
         try:
             picture = self.run.data.image(self.rows[row], math.ceil(min(width, height) * min(1, max(shown))))
+        except Scarce:  # no page with holes that another time has none
+            raise
         except DataError as error:
             self.missing[str(error).removeprefix(f"{self.rows[row].path}: ")] = None
             return
@@ -142,6 +144,7 @@ class Painter:
                 picture.draft(None, (side, side))  # type: ignore[arg-type]  # a JPEG no larger than is needed; None: its mode stays
                 return as_uri(picture.convert("RGB"), side, 80)
         except OSError as error:
+            Scarce.check(error, folder / file)
             self.missing[f"{folder.name}/{file}: {error.strerror or 'not an image any more'}"] = None
             return ""
 

@@ -36,6 +36,8 @@ def packed(session: Session, unit: Unit, read: Read, found: Sequence[Maps]) -> H
         extra["again"] = again
         session.count("images scored again in fp32", len(again))
     tensors = {name: value for row, maps in scored for name, value in maps.tensors(row).items()}
+    tensors["row"], seen = np.array(extra["rows"], np.int64), {row.row for row, _ in scored}
+    tensors["look"] = looks(pixels for row, pixels in read[0] if row.row in seen)
     return tensors, session.about(unit) | extra | {"skipped": [asdict(item) for item in skipped]}
 
 

@@ -7,10 +7,9 @@ class, and then the images whose crop is easiest.  The others (difficulty.py) ta
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +22,8 @@ from torch import Tensor
 
 from ..data.images import ImageData
 from ..data.pixels import Pixels
-from ..data.pool import copies, distinct, known_classes
-from ..data.rows import Row
+from ..data.pool import LOOK, copies, distinct, known_classes, looks, near_copies
+from ..data.rows import Row, Skipped
 from ..data.views import Views, draw_crops, normalise, view
 from ..machine.progress import Progress, quiet
 from ..machine.threads import threaded
@@ -57,6 +56,14 @@ class Judge(Protocol):
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
 
 
+@dataclass
+class Left:
+    """Images that were found to be of no use while a set was chosen."""
+
+    lost: set[Skipped] = field(default_factory=set)  # an index knows only that an image's head can be read
+    near: dict[str, str] = field(default_factory=dict)  # path -> that of the image it looks nearly like
+
+
 class Looker(Protocol):
     """Who places pictures in a space, for a coreset."""
 
@@ -76,11 +83,12 @@ def select_baseline(
     progress: Progress = quiet,
     records: Records | None = None,
     eye: Looker | None = None,
+    left: Left | None = None,
 ) -> bool:
     """Images -> SET by a method that needs no scoring pass, through the same assembly; False where it is there already.
 
     ``judge``, for rded, knows the classes in the order asked for; ``records`` are for el2n, forgetting and ccs, ``eye`` is for
-    a coreset.
+    a coreset.  ``left`` is told what is passed over.
     Raises SelectionError, DataError, StoreError.
     """
     data = replace(data, settings=data.settings.model_copy(update={"side_multiple": 1}))  # crops of images as they are
@@ -92,17 +100,16 @@ def select_baseline(
     record = baseline_provenance(data, ipc, factor, s, names, judge, records, eye)
     if is_there(out, record):
         return False
-    picks = {}
+    picks, usable = {}, Usable(data, left or Left(), s.compute.workers)
     for number, label in enumerate(names):
         if judge:
-            rules, workers = (ipc, factor, s.baseline, s.seed, judge, judge_size(s)), s.compute.workers
-            picks[label] = select_rded(data, label, number, *rules, progress, workers)
+            picks[label] = select_rded(usable, label, number, ipc, factor, s.baseline, s.seed, judge, judge_size(s), progress)
         elif records:
-            picks[label] = select_hard(data, label, ipc, factor, s, records)
+            picks[label] = select_hard(usable, label, ipc, factor, s, records)
         elif eye:
-            picks[label] = select_coreset(data, label, ipc, factor, s, eye)
+            picks[label] = select_coreset(usable, label, ipc, factor, s, eye)
         else:
-            picks[label] = select_random(data, label, ipc, factor, s.baseline, s.seed)
+            picks[label] = select_random(usable, label, ipc, factor, s.baseline, s.seed)
     assemble(out, picks, data, s.assembly, record, progress, s.compute.workers)
     return True
 
@@ -158,15 +165,33 @@ def drawn(data: ImageData, label: str, seed: int) -> list[Row]:
     return sorted(distinct(data.of_class(label)), key=key)
 
 
-def readable(data: ImageData, rows: Iterable[Row], workers: int = 1) -> Iterator[tuple[Row, Pixels]]:
-    """Those that can be decoded, with their pixels, read by threads: an index knows only that an image's head can be read."""
+@dataclass(frozen=True)
+class Usable:
+    """Images that can be decoded and look like none before them."""
 
-    def look(row: Row) -> tuple[Row, Pixels] | None:
-        with contextlib.suppress(UnreadableImage):
-            return row, data.pixels(row)
-        return None
+    data: ImageData
+    left: Left = field(default_factory=Left)
+    workers: int = 1
 
-    return filter(None, threaded(rows, look, workers))
+    def of(self, rows: Iterable[Row], at_once: int = IMAGES_AT_ONCE) -> Iterator[tuple[Row, Pixels]]:
+        """Those of ``rows``, with their pixels, read by threads; ``at_once``: so many are read together."""
+        read = filter(None, threaded(rows, self._read, self.workers))
+        names, seen = list[str](), np.zeros((0, LOOK**2), np.uint8)
+        while part := list(islice(read, at_once)):
+            begin, seen = len(names), np.concatenate([seen, looks(pixels for _, pixels in part)])
+            names += [row.path for row, _ in part]
+            near = near_copies(seen, begin)
+            self.left.near |= {names[i]: names[first] for i, first in near.items()}
+            yield from (each for i, each in enumerate(part, begin) if i not in near)
+            stay = [i for i in range(len(names)) if i not in near]
+            names, seen = [names[i] for i in stay], seen[stay]
+
+    def _read(self, row: Row) -> tuple[Row, Pixels] | None:
+        try:
+            return row, self.data.pixels(row)
+        except UnreadableImage as error:
+            self.left.lost.add(Skipped(row.path, row.label, str(error).removeprefix(f"{row.path}: ")))
+            return None
 
 
 def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, count: int) -> Int[np.ndarray, "n 4"]:
@@ -179,31 +204,31 @@ def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, c
     return draw_crops(rng, count, height, width, (settings.min_scale, 1.0), SQUARE)
 
 
-def select_random(data: ImageData, label: str, ipc: int, factor: int, settings: BaselineSettings, seed: int) -> list[Pick]:
+def select_random(usable: Usable, label: str, ipc: int, factor: int, settings: BaselineSettings, seed: int) -> list[Pick]:
     """``ipc * factor^2`` random boxes of a class, one of each image.  Raises SelectionError if it has fewer images."""
-    need = ipc * factor**2
-    pool = [row for row, _ in islice(readable(data, drawn(data, label, seed)), need)]
+    need, data = ipc * factor**2, usable.data
+    pool = [row for row, _ in islice(usable.of(drawn(data, label, seed), min(need, IMAGES_AT_ONCE)), need)]
     if len(pool) < need:
         raise too_few(label, len(pool), ipc, factor)
     boxes = [boxes_of(data, row, settings, seed, 1)[0] for row in pool]
     return [_pick(label, rank, row, box, 0.0, "random") for rank, (row, box) in enumerate(zip(pool, boxes, strict=True))]
 
 
-def select_hard(data: ImageData, label: str, ipc: int, factor: int, s: Settings, records: Records) -> list[Pick]:
+def select_hard(usable: Usable, label: str, ipc: int, factor: int, s: Settings, records: Records) -> list[Pick]:
     """Whole images of a class as ``selection.method`` orders them.  Raises SelectionError if it has too few."""
-    rows = [row for row, _ in readable(data, drawn(data, label, s.seed), s.compute.workers)]
+    rows = [row for row, _ in usable.of(drawn(usable.data, label, s.seed))]
     need, method = ipc * factor**2, s.selection.method
     if len(rows) < need:
         raise too_few(label, len(rows), ipc, factor)
     rng, b = np.random.default_rng([s.seed, *label.encode()]), s.baseline
     chosen, score = difficulty.order(method, records.of(rows), need, b.early, b.cut, rng)
-    return [_whole(data, label, rank, rows[i], s, float(score[i]), method) for rank, i in enumerate(chosen.tolist())]
+    return [_whole(usable.data, label, rank, rows[i], s, float(score[i]), method) for rank, i in enumerate(chosen.tolist())]
 
 
-def select_coreset(data: ImageData, label: str, ipc: int, factor: int, s: Settings, eye: Looker) -> list[Pick]:
+def select_coreset(usable: Usable, label: str, ipc: int, factor: int, s: Settings, eye: Looker) -> list[Pick]:
     """Whole images of a class that stand for the others in the space of ``eye``.  Raises SelectionError if it has too few."""
-    rows, vectors, need = list[Row](), list[Vectors](), ipc * factor**2
-    found = readable(data, sorted(distinct(data.of_class(label)), key=lambda row: row.path), s.compute.workers)
+    rows, vectors, need, data = list[Row](), list[Vectors](), ipc * factor**2, usable.data
+    found = usable.of(sorted(distinct(data.of_class(label)), key=lambda row: row.path))
     while part := list(islice(found, IMAGES_AT_ONCE)):
         rows += [row for row, _ in part]
         vectors.append(eye.vectors([pixels for _, pixels in part]))
@@ -214,7 +239,7 @@ def select_coreset(data: ImageData, label: str, ipc: int, factor: int, s: Settin
 
 
 def select_rded(
-    data: ImageData,
+    usable: Usable,
     label: str,
     target: int,
     ipc: int,
@@ -224,17 +249,16 @@ def select_rded(
     judge: Judge,
     size: int,
     progress: Progress = quiet,
-    workers: int = 1,
 ) -> list[Pick]:
     """RDED's choice for a class: output ``target`` of ``judge`` is asked about crops of ``size // factor`` pixels, zero-padded.
 
     ``score`` of a pick is minus its cross-entropy.  Raises SelectionError where the pool is too small.
     """
-    need, listed = ipc * factor**2, drawn(data, label, seed)
+    need, listed, data = ipc * factor**2, drawn(usable.data, label, seed), usable.data
     total, cut = min(len(listed), settings.pool), settings.model_copy(update={"whole": False})
     pool, boxes, losses = list[Row](), list[np.ndarray](), list[Tensor]()
     with progress(total=total, desc=f"RDED {label}", unit="image") as bar:
-        found = islice(readable(data, listed, workers), settings.pool)
+        found = islice(usable.of(listed), settings.pool)
         while part := list(islice(found, IMAGES_AT_ONCE)):
             boxes += [boxes_of(data, row, cut, seed, settings.crops) for row, _ in part]
             pool += [row for row, _ in part]

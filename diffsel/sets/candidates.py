@@ -48,9 +48,10 @@ def kept_rows(run: Run, label: str) -> set[int]:
 def near(run: Run, label: str) -> Mapping[int, int]:
     """Row of each image of a class that looks like one before it -> row of that one.
 
-    Empty where the method stores no vectors, and for those of the first versions, which came without looks.
+    Empty for maps and vectors of the first versions, which came without looks.
     """
-    files = [run.feature_file(unit) for unit in run.of_class(label)] if run.settings.selection.clustered else []
+    file_of = run.feature_file if run.settings.selection.clustered else run.map_file
+    files = [file_of(unit) for unit in run.of_class(label)]
     return _near(tuple((file, file.stat().st_mtime_ns) for file in files if file.exists()))
 
 
@@ -65,13 +66,10 @@ def _near(files: tuple[tuple[Path, int], ...]) -> Mapping[int, int]:
     return {int(rows[once[i]]): int(rows[once[j]]) for i, j in near_copies(looks[once]).items()}
 
 
-def near_note(run: Run, classes: Sequence[str]) -> str:
-    """What near copies there are among the images of these classes; empty where there are none."""
-    found = [(row, first) for label in classes for row, first in near(run, label).items()]
-    if not found:
-        return ""
-    row, first = (run.data.rows.numbered(k).path for k in found[0])
-    return f"{len(found)} images look nearly like others of their class and are left out, such as {row} (like {first})"
+def near_pairs(run: Run, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Path of each image of these classes that looks like one before it, and of that one."""
+    path = {row: run.data.rows.numbered(row).path for label in classes for pair in near(run, label).items() for row in pair}
+    return [(path[row], path[first]) for label in classes for row, first in near(run, label).items()]
 
 
 def _drawn(run: Run, label: str) -> list[Row]:

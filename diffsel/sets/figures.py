@@ -11,7 +11,6 @@ by hand, trained on nothing.  With a teacher it is that teacher's last features 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from PIL import Image
 from ..data.images import ImageData, Row, cap
 from ..data.pixels import Pixels
 from ..runs.run import Run
-from ..settings.errors import DataError
+from ..settings.errors import DataError, Scarce
 from .candidates import distinct
 from .opening import DistilledSet
 
@@ -154,8 +153,12 @@ def look_at(data: ImageData, label: str, eye: Eye, seed: int) -> Reals | None:
     for start in range(0, len(rows), AT_ONCE):
         read = list[tuple[Row, Pixels]]()
         for row in rows[start : start + AT_ONCE]:
-            with contextlib.suppress(DataError):
+            try:
                 read.append((row, data.pixels(row)))
+            except Scarce:
+                raise
+            except DataError:
+                continue
         if read:
             found += [row for row, _ in read]
             vectors.append(eye.vectors([pixels for _, pixels in read]))
@@ -197,8 +200,8 @@ def tiles_of(shown: DistilledSet, label: str) -> list[Pixels]:
         try:
             with Image.open(shown.path / picture.file) as opened:
                 found += _cut(np.asarray(opened.convert("RGB")), shown.factor)
-        except OSError:
-            continue
+        except OSError as error:
+            Scarce.check(error, shown.path / picture.file)
     return found
 
 

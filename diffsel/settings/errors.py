@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ class DataError(DiffselError, ValueError):
 
 class UnreadableImage(DataError):
     """One file that is no image, or a broken one: it is listed and passed over."""
+
+
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class Scarce(DataError):
+    """The machine lacks file handles or memory for a moment; nothing is known of the file then."""
+
+    @classmethod
+    def check(cls, error: OSError, name: object) -> None:
+        """Raises it where that is what happened to the file ``name``."""
+        if error.errno in SCARCE:
+            raise cls(f"{name}: {error.strerror or error}; free some and start again") from None
 
 
 class StoreError(DiffselError, RuntimeError):

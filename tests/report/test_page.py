@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import numpy as np
@@ -42,10 +44,10 @@ from diffsel.runs.run import Run
 from diffsel.runs.session import start
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import candidates
-from diffsel.sets.figures import Hand, figures, look_at
+from diffsel.sets.figures import Hand, figures, look_at, tiles_of
 from diffsel.sets.opening import DistilledSet, open_set, read_set
 from diffsel.sets.suspects import suspects
-from diffsel.settings.errors import ConfigError, StoreError
+from diffsel.settings.errors import ConfigError, Scarce, StoreError
 from diffsel.settings.settings import resolve
 
 HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "plain cat"]
@@ -804,3 +806,29 @@ def test_a_comparison_fits_into_every_window(browser: Browser, comparison: Path)
     assert browser.run("document.querySelector('#viewer .path').textContent") == title
     assert browser.run("document.querySelector('#viewer img').offsetWidth") > 100
     assert browser.problems == []
+
+
+# ---- what the machine lacks for a moment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lacking", ["source images", "pictures of a set"])
+def test_a_report_stops_where_file_handles_are_lacking_rather_than_show_less(
+    lacking: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_, error = Image.open, OSError(errno.EMFILE, "Too many open files")
+
+    def opening(file: Path | io.BytesIO) -> Image.Image:
+        if isinstance(file, Path):
+            raise error
+        return open_(file)
+
+    if lacking == "source images":
+        monkeypatch.setattr("diffsel.data.images.read_file", Mock(side_effect=error))
+    else:
+        monkeypatch.setattr(Image, "open", opening)
+        shown = read_set(work / "run" / "ipc1")
+        with pytest.raises(Scarce, match=r"png: Too many open files; free some and start again"):
+            tiles_of(shown, shown.names[0])
+    with pytest.raises(Scarce, match=r"png: Too many open files; free some and start again"):
+        write_report(work / "run", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

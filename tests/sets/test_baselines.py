@@ -9,14 +9,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw
-from pictures import encoded
+from pictures import encoded, scene
 from PIL import Image
 from torch import nn
 
 from diffsel.data.images import ImageData, open_data
+from diffsel.data.rows import lost_note
 from diffsel.evaluation.teachers import Teacher
 from diffsel.sets import baselines
-from diffsel.sets.baselines import boxes_of, drawn, select_baseline, select_random, select_rded
+from diffsel.sets.baselines import (
+    Usable,
+    boxes_of,
+    drawn,
+    select_baseline,
+    select_coreset,
+    select_hard,
+    select_random,
+    select_rded,
+)
+from diffsel.sets.difficulty import Records
+from diffsel.sets.selection import Pick
 from diffsel.settings.errors import SelectionError, StoreError
 from diffsel.settings.sections import AssemblySettings, BaselineSettings, DataSettings
 from diffsel.settings.settings import resolve
@@ -42,7 +54,7 @@ def teacher() -> Teacher:
 
 
 def test_random_draws_one_box_of_each_image(data: ImageData) -> None:
-    picks = select_random(data, "dog", 2, 2, RULES, 0)
+    picks = select_random(Usable(data), "dog", 2, 2, RULES, 0)
     assert len({pick.row for pick in picks}) == len(picks) == 8
     assert [pick.rank for pick in picks] == list(range(8))
     for pick in picks:
@@ -52,10 +64,10 @@ def test_random_draws_one_box_of_each_image(data: ImageData) -> None:
         full = data.size(data.rows[pick.row])
         assert (left + width <= full[0]) & (top + height <= full[1])
         assert pick.reason == "random"
-    assert select_random(data, "dog", 2, 2, RULES, 0) == picks
-    assert [p.row for p in select_random(data, "dog", 2, 2, RULES, 1)] != [p.row for p in picks]
+    assert select_random(Usable(data), "dog", 2, 2, RULES, 0) == picks
+    assert [p.row for p in select_random(Usable(data), "dog", 2, 2, RULES, 1)] != [p.row for p in picks]
     with pytest.raises(SelectionError, match="class 'dog' has 8 patches, but ipc 3 with 2 x 2 patches an image needs 12"):
-        select_random(data, "dog", 3, 2, RULES, 0)
+        select_random(Usable(data), "dog", 3, 2, RULES, 0)
 
 
 def test_every_image_is_drawn_equally_often(data: ImageData) -> None:
@@ -88,7 +100,7 @@ def test_rded_keeps_the_crops_that_the_teacher_is_surest_of(tmp_path: Path) -> N
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
     data = open_data(str(tmp_path), DataSettings(image_size=32, side_multiple=1), 0)
     for target, label in enumerate(("bright", "dark")):
-        picks = select_rded(data, label, target, 3, 1, RULES, 0, teacher(), 32)
+        picks = select_rded(Usable(data), label, target, 3, 1, RULES, 0, teacher(), 32)
         whites = {}
         for row in data.of_class(label):
             image = data.pixels(row).astype(float)
@@ -187,8 +199,27 @@ def test_rdeds_own_bytes_lose_what_rounding_keeps(tmp_path: Path) -> None:
     assert lost.any()
 
 
-@pytest.mark.parametrize("method_", ["random", "rded"])
-def test_images_that_do_not_decode_are_passed_over(method_: str, tmp_path: Path) -> None:
+METHODS = ["random", "rded", "el2n-hard", "kcenter"]
+
+
+def chosen(method_: str, usable: Usable, ipc: int) -> list[Pick]:
+    """Whole images of class cat by any of the ways a baseline has."""
+    s = resolve({"selection": {"method": method_, "restarts": 1}, "baseline": {"crops": 2, "pool": 100}})
+    if method_ == "random":
+        return select_random(usable, "cat", ipc, 1, s.baseline, 0)
+    if method_ == "kcenter":
+        return select_coreset(usable, "cat", ipc, 1, s, Light("a"))
+    if method_ == "el2n-hard":
+        rows = usable.data.rows
+        noted = Records([row.digest for row in rows], np.arange(float(len(rows)))[None], np.ones((1, len(rows)), bool))
+        return select_hard(usable, "cat", ipc, 1, s, noted)
+    flat = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    judge = Teacher("flat", "made here", flat, torch.tensor([0, 1]), None, "0")
+    return select_rded(usable, "cat", 0, ipc, 1, s.baseline, 0, judge, 32)
+
+
+@pytest.mark.parametrize("method_", METHODS)
+def test_images_that_do_not_decode_are_passed_over_and_told(method_: str, tmp_path: Path) -> None:
     for i in range(6):
         file = draw(tmp_path / "data" / "cat" / f"{i}.jpg", i)
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
@@ -198,14 +229,28 @@ def test_images_that_do_not_decode_are_passed_over(method_: str, tmp_path: Path)
     file.write_bytes(file.read_bytes()[:2000])  # its head can still be read
     data = open_data(str(tmp_path / "data"), DataSettings(image_size=64), 0)
     assert len(data.rows) == 6
-    s = BaselineSettings(crops=2, pool=6)
-    if method_ == "random":
-        picks = select_random(data, "cat", 5, 1, s, 0)
-    else:
-        flat = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        teacher = Teacher("flat", "made here", flat, torch.tensor([0, 1]), None, "0")
-        picks = select_rded(data, "cat", 0, 5, 1, s, 0, teacher, 32)
+    picks = chosen(method_, usable := Usable(data), 5)
     assert {data.rows[pick.row].path for pick in picks} == {row.path for row in data.rows} - {cut}
+    assert [(each.path, each.label) for each in usable.left.lost] == [(cut, "cat")]
+    told = lost_note(data.root, data.rows, data.skipped, ["cat"], list(usable.left.lost))
+    assert f"1 of 6 images cannot be read and are left out; the first: {cut}: " in told
+
+
+@pytest.mark.parametrize("method_", METHODS)
+def test_images_that_look_nearly_like_others_are_passed_over_and_told(method_: str, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for seed in range(60):
+        scene(seed).save(tmp_path / "cat" / f"a{seed:02}.png")
+    for seed in (3, 7, 55):
+        scene(seed).save(tmp_path / "cat" / f"b{seed:02}.jpg", quality=60)
+    data = open_data(str(tmp_path), DataSettings(image_size=64), 0)
+    picks = chosen(method_, usable := Usable(data), 60)
+    assert {data.rows[pick.row].path[5:7] for pick in picks} == {f"{seed:02}" for seed in range(60)}
+    assert {frozenset(pair) for pair in usable.left.near.items()} == {
+        frozenset({f"cat/a{seed}.png", f"cat/b{seed}.jpg"}) for seed in ("03", "07", "55")
+    }
+    with pytest.raises(SelectionError, match="60 patches"):
+        chosen(method_, Usable(data), 61)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -214,9 +259,9 @@ def test_rded_decodes_each_picture_once_with_any_number_of_threads(folder, monke
         encoded(Image.effect_noise((64, 64), 50), "PNG")[:-200]
     )  # its head can be read
     data = open_data(str(folder(cat=6)), DataSettings(image_size=48), 0)
-    alone = select_rded(data, "cat", 0, 2, 1, RULES, 0, teacher(), 32)
+    alone = select_rded(Usable(data), "cat", 0, 2, 1, RULES, 0, teacher(), 32)
     decoded: list[str] = []
     image = type(data).image
     monkeypatch.setattr(type(data), "image", lambda self, row: decoded.append(row.path) or image(self, row))
-    assert select_rded(data, "cat", 0, 2, 1, RULES, 0, teacher(), 32, workers=workers) == alone
+    assert select_rded(Usable(data, workers=workers), "cat", 0, 2, 1, RULES, 0, teacher(), 32) == alone
     assert len(decoded) == len(set(decoded)) <= 7

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import small_values
+from pictures import scene
 from PIL import Image
 
 from diffsel import method
@@ -129,12 +130,6 @@ def test_the_command_says_it_for_both(diffsel, source: Path, tmp_path: Path, ses
 # ---- near copies -----------------------------------------------------------------------------------------------------
 
 
-def scene(seed: int, side: int = 64) -> Image.Image:
-    """A smooth picture, as photographs are."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
-    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
-
-
 def recompressed(picture: Image.Image, quality: int) -> Image.Image:
     blob = io.BytesIO()
     picture.save(blob, "JPEG", quality=quality)
@@ -172,6 +167,15 @@ def test_near_copies_are_those_of_the_definition() -> None:
     assert 20 < len(expected) < 130
 
 
+def test_near_copies_are_found_in_blocks_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = looks(np.asarray(scene(seed).point(lambda v: v + 1)) for seed in (*range(9), 3, 1, *range(20, 25), 8, 21))
+    whole = near_copies(seen)
+    assert whole == {9: 3, 10: 1, 16: 8, 17: 12}
+    monkeypatch.setattr("diffsel.data.pool.BLOCK", 3)
+    assert near_copies(seen) == whole
+    assert near_copies(seen[[*range(9), *range(9, 18)]], 9) == whole
+
+
 def test_a_near_copy_fills_no_set_and_is_told(folder: Callable[..., Path], tmp_path: Path) -> None:
     path = folder(cat=1, dog=1)
     for seed in range(4):
@@ -195,3 +199,22 @@ def test_a_near_copy_fills_no_set_and_is_told(folder: Callable[..., Path], tmp_p
             opened.run.feature_file(unit), opened.run.feature_mark, {k: v for k, v in tensors.items() if k != "look"}, extra
         )
     assert most_patches(opened.run, ["cat"]) == {"cat": 7}
+
+
+def test_a_near_copy_fills_no_set_of_a_run_without_vectors(folder: Callable[..., Path], tmp_path: Path, diffsel) -> None:
+    path = folder(cat=1, dog=1)
+    for seed in range(4):
+        scene(seed).save(path / "cat" / f"a{seed}.png")
+        scene(10 + seed).save(path / "dog" / f"a{seed}.png")
+    scene(1).save(path / "cat" / "b1.jpg", quality=50)
+    opened = start(str(path), tmp_path / "run", settings(method="diffsel-noclusters"))
+    method.score(opened)
+    assert most_patches(opened.run, ["cat"]) == {"cat": 5}
+    method.select(opened, 5, tmp_path / "set")
+    assert "cat/b1.jpg" not in dict(sources(tmp_path / "set", "cat"))
+    assert any("1 images look nearly like others of their class" in note for note in opened.notes)
+    code, out, err = diffsel(
+        "select", path, "--method", "random", *("--ipc", 5, "--size", 32, "--factor", 1), "--out", tmp_path / "r"
+    )
+    assert code == 0, err
+    assert "note: 1 images look nearly like others of their class and are left out, such as cat/" in out
