@@ -297,7 +297,7 @@ def test_no_temporary_folder_is_needed(source, tmp_path, small) -> None:
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_unit(folder, tmp_path, small, monkeypatch) -> None:
-    source = folder(cat=6)
+    source = folder(cat=8)
     values = with_(small, compute={"batch_size": 32})
     distill(source, tmp_path / "alone", with_(small, compute={"batch_size": 8}))
     sizes: list[int] = []
@@ -311,7 +311,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_unit(folder, tmp_path, sma
 
     monkeypatch.setattr(Diffusion, "predict_noise", predict)
     session = distill(source, tmp_path / "run", values)
-    assert sizes[0] == 24  # 36 samples in two batches
+    assert sizes[0] == 24  # 48 samples in two batches
     assert set(sizes[1:]) == {8}
     assert "out of memory: batches of latents of 8 x 8 were lowered to 8" in session.notes
     assert contents(tmp_path / "run") == contents(tmp_path / "alone")
@@ -389,7 +389,7 @@ def test_an_image_that_overflows_is_scored_again_in_fp32(folder, tmp_path, small
         assert np.array_equal(tensors[f"{row}.{name}"], exact.maps(exact.units[0])[0][f"{row}.{name}"])
     if not adaptive:  # the others are as they were
         for name, value in before.maps(before.units[0])[0].items():
-            assert np.array_equal(tensors[name], value)
+            assert np.array_equal(tensors[name][: len(value)] if name in ("row", "look") else tensors[name], value)
     assert "again" not in session.run.maps(session.run.units[1])[1]
     assert all(np.isfinite(session.run.patches(unit)["vector"]).all() for unit in session.run.units)
 

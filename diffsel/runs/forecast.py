@@ -15,6 +15,7 @@ import torch
 
 from ..data.images import ImageData, count_images, open_data
 from ..data.pixels import Pixels
+from ..data.pool import LOOK
 from ..data.rows import Row
 from ..machine.device import device_name
 from ..scoring.batching import Shape
@@ -104,7 +105,7 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels[0]] * most, model.device)), model)
     drawn = _noise(scorer, shapes[0], s)
     relative, maps = area / math.prod(shapes[0]), area / shapes[0][0] * s.bins
-    stored = maps * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area
+    stored = maps * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area + LOOK**2 + 8  # and its row
     return Plan(
         classes=len(counts),
         images=images,

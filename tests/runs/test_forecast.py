@@ -27,7 +27,7 @@ def test_a_plan_counts_what_the_pass_will_do(folder, tmp_path, small: Settings) 
     assert (told.classes, told.images) == (2, 8)
     assert told.forwards == session.counts["U-Net forwards"]
     tensors = session.run.maps(session.run.units[0])[0]
-    assert told.bytes * 5 // 8 == sum(value.nbytes for value in tensors.values())
+    assert told.bytes * 5 // 8 == sum(value.nbytes for value in tensors.values())  # 5 of the 8 images
     half = forecast(str(source), with_(small, data={"images_per_class": 2}), scorer)
     assert half.images == 4
     assert half.flop == pytest.approx(told.flop / 2)
