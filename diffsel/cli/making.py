@@ -142,7 +142,7 @@ def _baseline(
     from ..evaluation.bench import Bench
     from ..evaluation.judging import advice
     from ..runs.run import open_run
-    from ..sets.baselines import Left, check_teacher, select_baseline
+    from ..sets.baselines import Seen, check_teacher, select_baseline
 
     check_teacher(settings, teacher)
     bench = Bench.of(settings, bars)
@@ -155,13 +155,13 @@ def _baseline(
     else:
         data = open_data(run, settings.data, settings.seed, settings.compute.workers, bars, out=sets[0][2])
     names = known_classes(data, split_names(only, [info.folder for info in data.classes]))
-    known, left = advice(bench, teacher, data, names, settings), Left()
+    known, seen = advice(bench, teacher, data, names, settings), Seen()
     for n, k, target in sets:
         seeded = settings.model_copy(update={"seed": settings.seed + k})
-        select_baseline(data, n, target, seeded, names, progress=bars, left=left, **known)
+        select_baseline(data, n, target, seeded, names, progress=bars, seen=seen, **known)
         print(f"ipc {n}: {target}")
-    lost = lost_note(data.root, data.rows, data.skipped, names, sorted(left.lost))
-    notes = filter(None, [copies_note(data, names), near_note(list(left.near.items())), lost, *data.notes])
+    lost = lost_note(data.root, data.rows, data.skipped, names, sorted(seen.lost))
+    notes = filter(None, [copies_note(data, names), near_note(list(seen.near.items())), lost, *data.notes])
     print("".join(f"note: {text}\n" for text in notes), end="")
 
 

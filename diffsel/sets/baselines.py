@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -57,11 +57,20 @@ class Judge(Protocol):
 
 
 @dataclass
-class Left:
-    """Images that were found to be of no use while a set was chosen."""
+class Seen:
+    """What was seen of images while sets of them were chosen."""
 
     lost: set[Skipped] = field(default_factory=set)  # an index knows only that an image's head can be read
     near: dict[str, str] = field(default_factory=dict)  # path -> that of the image it looks nearly like
+    judged: dict[tuple[Any, ...], list[Crop]] = field(default_factory=dict)  # what a judge was asked -> its answer
+
+
+class Crop(NamedTuple):
+    """The crop of an image that a judge finds easiest to name as its class."""
+
+    row: Row
+    box: Int[np.ndarray, " 4"]
+    loss: float
 
 
 class Looker(Protocol):
@@ -83,12 +92,12 @@ def select_baseline(
     progress: Progress = quiet,
     records: Records | None = None,
     eye: Looker | None = None,
-    left: Left | None = None,
+    seen: Seen | None = None,
 ) -> bool:
     """Images -> SET by a method that needs no scoring pass, through the same assembly; False where it is there already.
 
     ``judge``, for rded, knows the classes in the order asked for; ``records`` are for el2n, forgetting and ccs, ``eye`` is for
-    a coreset.  ``left`` is told what is passed over.
+    a coreset.  ``seen`` is told what is passed over, and serves the next set: a judge is asked once for every ``ipc``.
     Raises SelectionError, DataError, StoreError.
     """
     data = replace(data, settings=data.settings.model_copy(update={"side_multiple": 1}))  # crops of images as they are
@@ -100,7 +109,7 @@ def select_baseline(
     record = baseline_provenance(data, ipc, factor, s, names, judge, records, eye)
     if is_there(out, record):
         return False
-    picks, usable = {}, Usable(data, left or Left(), s.compute.workers)
+    picks, usable = {}, Usable(data, seen or Seen(), s.compute.workers)
     for number, label in enumerate(names):
         if judge:
             picks[label] = select_rded(usable, label, number, ipc, factor, s.baseline, s.seed, judge, judge_size(s), progress)
@@ -170,27 +179,27 @@ class Usable:
     """Images that can be decoded and look like none before them."""
 
     data: ImageData
-    left: Left = field(default_factory=Left)
+    seen: Seen = field(default_factory=Seen)
     workers: int = 1
 
     def of(self, rows: Iterable[Row], at_once: int = IMAGES_AT_ONCE) -> Iterator[tuple[Row, Pixels]]:
         """Those of ``rows``, with their pixels, read by threads; ``at_once``: so many are read together."""
         read = filter(None, threaded(rows, self._read, self.workers))
-        names, seen = list[str](), np.zeros((0, LOOK**2), np.uint8)
+        names, looked = list[str](), np.zeros((0, LOOK**2), np.uint8)
         while part := list(islice(read, at_once)):
-            begin, seen = len(names), np.concatenate([seen, looks(pixels for _, pixels in part)])
+            begin, looked = len(names), np.concatenate([looked, looks(pixels for _, pixels in part)])
             names += [row.path for row, _ in part]
-            near = near_copies(seen, begin)
-            self.left.near |= {names[i]: names[first] for i, first in near.items()}
+            near = near_copies(looked, begin)
+            self.seen.near |= {names[i]: names[first] for i, first in near.items()}
             yield from (each for i, each in enumerate(part, begin) if i not in near)
             stay = [i for i in range(len(names)) if i not in near]
-            names, seen = [names[i] for i in stay], seen[stay]
+            names, looked = [names[i] for i in stay], looked[stay]
 
     def _read(self, row: Row) -> tuple[Row, Pixels] | None:
         try:
             return row, self.data.pixels(row)
         except UnreadableImage as error:
-            self.left.lost.add(Skipped(row.path, row.label, str(error).removeprefix(f"{row.path}: ")))
+            self.seen.lost.add(Skipped(row.path, row.label, str(error).removeprefix(f"{row.path}: ")))
             return None
 
 
@@ -254,24 +263,39 @@ def select_rded(
 
     ``score`` of a pick is minus its cross-entropy.  Raises SelectionError where the pool is too small.
     """
-    need, listed, data = ipc * factor**2, drawn(usable.data, label, seed), usable.data
-    total, cut = min(len(listed), settings.pool), settings.model_copy(update={"whole": False})
-    pool, boxes, losses = list[Row](), list[np.ndarray](), list[Tensor]()
-    with progress(total=total, desc=f"RDED {label}", unit="image") as bar:
+    need, cut, known = ipc * factor**2, settings.model_copy(update={"whole": False}), usable.seen.judged
+    asked = usable.data.digest, label, target, size // factor, size, cut.model_dump_json(), seed, judge.digest
+    if asked not in known:
+        known[asked] = _judged(usable, label, target, size // factor, cut, seed, judge, size, progress)
+    if len(pool := known[asked]) < need:
+        raise too_few(label, len(pool), ipc, factor)
+    best = np.argsort([crop.loss for crop in pool], kind="stable")[:need]
+    return [_pick(label, rank, pool[i].row, pool[i].box, -pool[i].loss, "loss") for rank, i in enumerate(best)]
+
+
+def _judged(
+    usable: Usable,
+    label: str,
+    target: int,
+    side: int,
+    settings: BaselineSettings,
+    seed: int,
+    judge: Judge,
+    size: int,
+    progress: Progress,
+) -> list[Crop]:
+    """The best crop of each image of a class's pool."""
+    listed, crops = drawn(usable.data, label, seed), list[Crop]()
+    with progress(total=min(len(listed), settings.pool), desc=f"RDED {label}", unit="image") as bar:
         found = islice(usable.of(listed), settings.pool)
         while part := list(islice(found, IMAGES_AT_ONCE)):
-            boxes += [boxes_of(data, row, cut, seed, settings.crops) for row, _ in part]
-            pool += [row for row, _ in part]
-            placed = zip(part, boxes[-len(part) :], strict=True)
-            crops = [_crops(pixels, box, size // factor, judge.device) for (_, pixels), box in placed]
-            images = pad(normalise(torch.cat(crops)), size)
-            losses.append(crop_losses(judge.logits(images), target).reshape(-1, settings.crops))
+            boxes = [boxes_of(usable.data, row, settings, seed, settings.crops) for row, _ in part]
+            pixels = [_crops(image, box, side, judge.device) for (_, image), box in zip(part, boxes, strict=True)]
+            losses = crop_losses(judge.logits(pad(normalise(torch.cat(pixels)), size)), target)
+            best = zip(*best_crops(losses.reshape(-1, settings.crops)), strict=True)
+            crops += [Crop(row, box[int(i)], float(loss)) for (row, _), box, (i, loss) in zip(part, boxes, best, strict=True)]
             bar.update(len(part))
-    if len(pool) < need:
-        raise too_few(label, len(pool), ipc, factor)
-    best, loss = best_crops(torch.cat(losses))
-    order = torch.argsort(loss, stable=True)[:need].tolist()
-    return [_pick(label, rank, pool[i], boxes[i][int(best[i])], -float(loss[i]), "loss") for rank, i in enumerate(order)]
+    return crops
 
 
 def _crops(pixels: np.ndarray, boxes: np.ndarray, side: int, device: torch.device) -> Float[Tensor, "n 3 side side"]:

@@ -29,13 +29,14 @@ from ..evaluation.teachers import load_teacher
 from ..machine.files import write_atomically
 from ..machine.formats import as_csv, dump_yaml, is_mine
 from ..machine.progress import Progress, quiet
+from ..machine.threads import threaded
 from ..report.drawing import heat, sheet, with_boxes
 from ..report.text import table
 from ..runs.run import Run
 from ..runs.session import Session, start
 from ..scoring.maps import forwards
 from ..scoring.patches import Box, best_boxes
-from ..sets.baselines import judge_size, select_baseline
+from ..sets.baselines import Seen, judge_size, select_baseline
 from ..sets.opening import open_set, read_set
 from ..settings.sections import Estimator
 from ..settings.settings import Settings, resolve
@@ -115,12 +116,13 @@ def accuracies(session: Session, out: Path, progress: Progress = quiet) -> dict[
     bench.tell = lambda text: None
     folders = _set_folders(out)
     if workers.is_main:
+        seen = Seen()
         judge = load_teacher(teacher, session.data.classes, judge_size(settings), bench.machine.device)
         for (name, ipc, draw), path in folders.items():
             if name != "diffsel":
                 chosen = settings.selection.model_copy(update={"method": name})
                 seeded = settings.model_copy(update={"selection": chosen, "seed": settings.seed + draw})
-                select_baseline(session.data, ipc, path, seeded, None, judge if name == "rded" else None)
+                select_baseline(session.data, ipc, path, seeded, None, judge if name == "rded" else None, seen=seen)
     workers.wait_for([path / "set.yaml" for path in folders.values()])
     test = open_data(str(out / "test"), settings.data, settings.seed)
     protocols = {n: settings.protocol.model_copy(update={"epochs": EPOCHS[n]}) for n in IPCS}
@@ -157,24 +159,32 @@ def compose_data(out: Path, seed: int, per_class: int, progress: Progress = quie
 
     Raises StoreError where ``out`` holds a demo made with another seed or size.
     """
-    wanted = {"train": ("train", per_class, 1), "test": ("test", per_class, 1), "two_objects": ("train", per_class // 4, 2)}
+    wanted: dict[str, tuple[scenes.Split, int, int]] = {
+        "train": ("train", per_class, 1),
+        "test": ("test", per_class, 1),
+        "two_objects": ("train", per_class // 4, 2),
+    }
     described = {"seed": seed, "scenes": per_class}
     if (out / "demo.yaml").exists():
         is_mine(out, "demo.yaml", described, "a demo")
     write_atomically(out / "demo.yaml", dump_yaml(described))
-    rows: list[tuple[str, Box]] = []
-    with progress(total=10 * sum(n for _, n, _ in wanted.values()), desc="composing scenes", unit="image") as bar:
-        for folder, (split, count, objects) in wanted.items():
-            for label, name in enumerate(scenes.NAMES):
-                for i in range(count):
-                    scene = scenes.compose(split, label, i, objects, seed)  # type: ignore[arg-type]
-                    path = f"{folder}/{name}/{i:04d}.png"
-                    rows.append((path, scene.boxes[0]))
-                    bar.update()
-                    if not (out / path).exists():
-                        buffer = io.BytesIO()
-                        Image.fromarray(scene.pixels).save(buffer, "PNG")
-                        write_atomically(out / path, buffer.getvalue())
+    every = [
+        (folder, split, label, i, objects)
+        for folder, (split, count, objects) in wanted.items()
+        for label in range(len(scenes.NAMES))
+        for i in range(count)
+    ]
+
+    def draw(what: tuple[str, scenes.Split, int, int, int]) -> tuple[str, Box]:
+        folder, split, label, i, objects = what
+        scene, path = scenes.compose(split, label, i, objects, seed), f"{folder}/{scenes.NAMES[label]}/{i:04d}.png"
+        if not (out / path).exists():
+            buffer = io.BytesIO()
+            Image.fromarray(scene.pixels).save(buffer, "PNG")
+            write_atomically(out / path, buffer.getvalue())
+        return path, scene.boxes[0]
+
+    rows = list(progress(threaded(every, draw, 4), total=len(every), desc="composing scenes", unit="image"))
     write_atomically(
         out / "truth.csv", as_csv(["path", "top", "left", "height", "width"], [[path, *box] for path, box in rows])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffsel.data.rows import lost_note
 from diffsel.evaluation.teachers import Teacher
 from diffsel.sets import baselines
 from diffsel.sets.baselines import (
+    Seen,
     Usable,
     boxes_of,
     drawn,
@@ -114,6 +116,31 @@ def test_rded_keeps_the_crops_that_the_teacher_is_surest_of(tmp_path: Path) -> N
         kept = {best(whites[pick.row]) for pick in picks}
         assert kept == {best(whites[row]) for row in ranked[:3]}
         assert [pick.score for pick in picks] == sorted((pick.score for pick in picks), reverse=True)
+
+
+def test_a_judge_is_asked_once_for_all_sets(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second set of the same judge, and none of another judge or seed; the same files as without memory."""
+    values = {"data": {"image_size": 32}, "patches": {"patch_size": 16}, "assembly": {"size": 32}}
+    s = resolve({**values, "selection": {"method": "rded"}, "baseline": {"pool": 8}})
+    asked, seen, judge, ask = list[int](), Seen(), teacher(), Brightness.forward
+
+    def asking(self: Brightness, images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return ask(self, images)
+
+    monkeypatch.setattr(Brightness, "forward", asking)
+    for ipc in (1, 2):
+        select_baseline(data, ipc, tmp_path / f"with-{ipc}", s, None, judge, seen=seen)
+    assert len(asked) == 2  # classes
+    select_baseline(data, 2, tmp_path / "without", s, None, judge)
+    assert len(asked) == 4
+    other = s.model_copy(update={"seed": 1})
+    select_baseline(data, 2, tmp_path / "other", other, None, judge, seen=seen)
+    assert len(asked) == 6
+    select_baseline(data, 2, tmp_path / "another", s, None, replace(judge, digest="1"), seen=seen)
+    assert len(seen.judged) == 6
+    files = {file.relative_to(tmp_path / "without"): file.read_bytes() for file in (tmp_path / "without").rglob("*.*")}
+    assert files == {file.relative_to(tmp_path / "with-2"): file.read_bytes() for file in (tmp_path / "with-2").rglob("*.*")}
 
 
 def test_crops_are_padded_with_the_mean_colour(data: ImageData) -> None:
@@ -231,8 +258,8 @@ def test_images_that_do_not_decode_are_passed_over_and_told(method_: str, tmp_pa
     assert len(data.rows) == 6
     picks = chosen(method_, usable := Usable(data), 5)
     assert {data.rows[pick.row].path for pick in picks} == {row.path for row in data.rows} - {cut}
-    assert [(each.path, each.label) for each in usable.left.lost] == [(cut, "cat")]
-    told = lost_note(data.root, data.rows, data.skipped, ["cat"], list(usable.left.lost))
+    assert [(each.path, each.label) for each in usable.seen.lost] == [(cut, "cat")]
+    told = lost_note(data.root, data.rows, data.skipped, ["cat"], list(usable.seen.lost))
     assert f"1 of 6 images cannot be read and are left out; the first: {cut}: " in told
 
 
@@ -246,7 +273,7 @@ def test_images_that_look_nearly_like_others_are_passed_over_and_told(method_: s
     data = open_data(str(tmp_path), DataSettings(image_size=64), 0)
     picks = chosen(method_, usable := Usable(data), 60)
     assert {data.rows[pick.row].path[5:7] for pick in picks} == {f"{seed:02}" for seed in range(60)}
-    assert {frozenset(pair) for pair in usable.left.near.items()} == {
+    assert {frozenset(pair) for pair in usable.seen.near.items()} == {
         frozenset({f"cat/a{seed}.png", f"cat/b{seed}.jpg"}) for seed in ("03", "07", "55")
     }
     with pytest.raises(SelectionError, match="60 patches"):
