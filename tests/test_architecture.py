@@ -148,6 +148,7 @@ ELSEWHERE = {  # files without tests of their own name, and where they are teste
     },
     "scoring.priors.sd": "scoring/test_diffusion.py, test_golden.py, scoring/test_priors.py",
     "sets.record": "sets/test_opening.py",
+    "sets.usable": "sets/test_baselines.py",
     "evaluation.cutting": "evaluation/test_teaching.py",
     "evaluation.judging": "cli/test_app.py, studies/test_making.py",
     "evaluation.protocols": "test_golden_rded.py, evaluation/test_cells.py",

@@ -142,7 +142,8 @@ def _baseline(
     from ..evaluation.bench import Bench
     from ..evaluation.judging import advice
     from ..runs.run import open_run
-    from ..sets.baselines import Seen, check_teacher, select_baseline
+    from ..sets.baselines import check_teacher, select_baseline
+    from ..sets.usable import Seen
 
     check_teacher(settings, teacher)
     bench = Bench.of(settings, bars)

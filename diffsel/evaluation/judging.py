@@ -10,9 +10,10 @@ from typing import Any
 from ..data.albums import Album
 from ..data.classes import ClassInfo
 from ..data.images import ImageData
-from ..sets.baselines import Usable, drawn, judge_size
+from ..sets.baselines import judge_size
 from ..sets.coresets import CORESETS
 from ..sets.difficulty import read_records
+from ..sets.usable import Usable, drawn
 from ..settings.settings import Settings
 from .bench import Bench
 from .protocols import validation_resize

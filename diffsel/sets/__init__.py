@@ -16,4 +16,5 @@ record      what a set says of itself, checked as it is read
 scores      what a run says of every image
 selection   clusters, ranks and picks
 suspects    images whose label raises the loss
+usable      images that a baseline may take, and what was seen of them
 """

@@ -7,12 +7,11 @@ class, and then the images whose crop is easiest.  The others (difficulty.py) ta
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,12 +21,11 @@ from torch import Tensor
 
 from ..data.images import ImageData
 from ..data.pixels import Pixels
-from ..data.pool import LOOK, copies, distinct, known_classes, looks, near_copies
-from ..data.rows import Row, Skipped
+from ..data.pool import copies, distinct, known_classes
+from ..data.rows import Row
 from ..data.views import Views, draw_crops, normalise, view
 from ..machine.progress import Progress, quiet
-from ..machine.threads import threaded
-from ..settings.errors import ConfigError, UnreadableImage
+from ..settings.errors import ConfigError
 from ..settings.sections import BaselineSettings
 from ..settings.settings import Settings, identity
 from . import difficulty
@@ -36,9 +34,9 @@ from .coresets import CORESETS, Vectors
 from .difficulty import Records
 from .opening import is_there
 from .selection import Pick, too_few
+from .usable import AT_ONCE, Crop, Seen, Usable, drawn
 
 SQUARE = (1.0, 1.0)
-IMAGES_AT_ONCE = 50  # of a class, before the teacher
 
 
 class Judge(Protocol):
@@ -54,23 +52,6 @@ class Judge(Protocol):
     def device(self) -> torch.device: ...
 
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
-
-
-@dataclass
-class Seen:
-    """What was seen of images while sets of them were chosen."""
-
-    lost: set[Skipped] = field(default_factory=set)  # an index knows only that an image's head can be read
-    near: dict[str, str] = field(default_factory=dict)  # path -> that of the image it looks nearly like
-    judged: dict[tuple[Any, ...], list[Crop]] = field(default_factory=dict)  # what a judge was asked -> its answer
-
-
-class Crop(NamedTuple):
-    """The crop of an image that a judge finds easiest to name as its class."""
-
-    row: Row
-    box: Int[np.ndarray, " 4"]
-    loss: float
 
 
 class Looker(Protocol):
@@ -165,44 +146,6 @@ def baseline_provenance(
     }
 
 
-def drawn(data: ImageData, label: str, seed: int) -> list[Row]:
-    """The images of a class in random order, which depends on the seed and their names alone; each once."""
-
-    def key(row: Row) -> bytes:
-        return hashlib.sha256(f"{seed}/drawn/{label}/{row.path}".encode()).digest()
-
-    return sorted(distinct(data.of_class(label)), key=key)
-
-
-@dataclass(frozen=True)
-class Usable:
-    """Images that can be decoded and look like none before them."""
-
-    data: ImageData
-    seen: Seen = field(default_factory=Seen)
-    workers: int = 1
-
-    def of(self, rows: Iterable[Row], at_once: int = IMAGES_AT_ONCE) -> Iterator[tuple[Row, Pixels]]:
-        """Those of ``rows``, with their pixels, read by threads; ``at_once``: so many are read together."""
-        read = filter(None, threaded(rows, self._read, self.workers))
-        names, looked = list[str](), np.zeros((0, LOOK**2), np.uint8)
-        while part := list(islice(read, at_once)):
-            begin, looked = len(names), np.concatenate([looked, looks(pixels for _, pixels in part)])
-            names += [row.path for row, _ in part]
-            near = near_copies(looked, begin)
-            self.seen.near |= {names[i]: names[first] for i, first in near.items()}
-            yield from (each for i, each in enumerate(part, begin) if i not in near)
-            stay = [i for i in range(len(names)) if i not in near]
-            names, looked = [names[i] for i in stay], looked[stay]
-
-    def _read(self, row: Row) -> tuple[Row, Pixels] | None:
-        try:
-            return row, self.data.pixels(row)
-        except UnreadableImage as error:
-            self.seen.lost.add(Skipped(row.path, row.label, str(error).removeprefix(f"{row.path}: ")))
-            return None
-
-
 def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, count: int) -> Int[np.ndarray, "n 4"]:
     """``count`` random square boxes of an image, as RDED's MultiRandomCrop draws them; the whole middle where asked."""
     width, height = data.size(row)
@@ -216,7 +159,7 @@ def boxes_of(data: ImageData, row: Row, settings: BaselineSettings, seed: int, c
 def select_random(usable: Usable, label: str, ipc: int, factor: int, settings: BaselineSettings, seed: int) -> list[Pick]:
     """``ipc * factor^2`` random boxes of a class, one of each image.  Raises SelectionError if it has fewer images."""
     need, data = ipc * factor**2, usable.data
-    pool = [row for row, _ in islice(usable.of(drawn(data, label, seed), min(need, IMAGES_AT_ONCE)), need)]
+    pool = [row for row, _ in islice(usable.of(drawn(data, label, seed), min(need, AT_ONCE)), need)]
     if len(pool) < need:
         raise too_few(label, len(pool), ipc, factor)
     boxes = [boxes_of(data, row, settings, seed, 1)[0] for row in pool]
@@ -238,7 +181,7 @@ def select_coreset(usable: Usable, label: str, ipc: int, factor: int, s: Setting
     """Whole images of a class that stand for the others in the space of ``eye``.  Raises SelectionError if it has too few."""
     rows, vectors, need, data = list[Row](), list[Vectors](), ipc * factor**2, usable.data
     found = usable.of(sorted(distinct(data.of_class(label)), key=lambda row: row.path))
-    while part := list(islice(found, IMAGES_AT_ONCE)):
+    while part := list(islice(found, AT_ONCE)):
         rows += [row for row, _ in part]
         vectors.append(eye.vectors([pixels for _, pixels in part]))
     if len(rows) < need:
@@ -288,7 +231,7 @@ def _judged(
     listed, crops = drawn(usable.data, label, seed), list[Crop]()
     with progress(total=min(len(listed), settings.pool), desc=f"RDED {label}", unit="image") as bar:
         found = islice(usable.of(listed), settings.pool)
-        while part := list(islice(found, IMAGES_AT_ONCE)):
+        while part := list(islice(found, AT_ONCE)):
             boxes = [boxes_of(usable.data, row, settings, seed, settings.crops) for row, _ in part]
             pixels = [_crops(image, box, side, judge.device) for (_, image), box in zip(part, boxes, strict=True)]
             losses = crop_losses(judge.logits(pad(normalise(torch.cat(pixels)), size)), target)

@@ -36,8 +36,9 @@ from ..runs.run import Run
 from ..runs.session import Session, start
 from ..scoring.maps import forwards
 from ..scoring.patches import Box, best_boxes
-from ..sets.baselines import Seen, judge_size, select_baseline
+from ..sets.baselines import judge_size, select_baseline
 from ..sets.opening import open_set, read_set
+from ..sets.usable import Seen
 from ..settings.sections import Estimator
 from ..settings.settings import Settings, resolve
 from . import scenes

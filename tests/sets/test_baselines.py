@@ -19,10 +19,7 @@ from diffsel.data.rows import lost_note
 from diffsel.evaluation.teachers import Teacher
 from diffsel.sets import baselines
 from diffsel.sets.baselines import (
-    Seen,
-    Usable,
     boxes_of,
-    drawn,
     select_baseline,
     select_coreset,
     select_hard,
@@ -31,6 +28,7 @@ from diffsel.sets.baselines import (
 )
 from diffsel.sets.difficulty import Records
 from diffsel.sets.selection import Pick
+from diffsel.sets.usable import Seen, Usable, drawn
 from diffsel.settings.errors import SelectionError, StoreError
 from diffsel.settings.sections import AssemblySettings, BaselineSettings, DataSettings
 from diffsel.settings.settings import resolve

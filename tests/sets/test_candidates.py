@@ -20,8 +20,9 @@ from diffsel.data.images import ImageData, open_data
 from diffsel.data.pool import LOOK, NEAR, NEAR_SHARE, copies, copies_note, distinct, looks, near_copies
 from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.runs.session import Session, start
-from diffsel.sets.baselines import drawn, select_baseline
+from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import check_set, most_patches, provenance
+from diffsel.sets.usable import drawn
 from diffsel.settings.errors import SelectionError, SettingsDiffer
 from diffsel.settings.settings import Settings, resolve
 
