@@ -92,6 +92,10 @@ class ImageData:
 # ---- opening -------------------------------------------------------------------------------------------------------
 
 READERS = 4  # threads a worker: they wait for files (over a network milliseconds) more than they hash (a tenth of one)
+MOVED = (
+    "if the images were moved, say where they are now: --data NEW "
+    "(`diffsel score NEW --out RUN --config RUN/run.yaml` records it)"
+)
 AT_ONCE = 32  # images that a thread reads and hashes before it asks for more
 Block = tuple[str, Sequence[str], Rows | Mapping[str, Row | Skipped]]  # class, paths, and what is known of them
 
@@ -242,7 +246,7 @@ def reopen(
 
     Raises DataError if it is gone; with ``may_be_gone``, only where an image of it is read.
     """
-    root, moved = Path(path), "if the images were moved, say where they are now: --data (`diffsel score` with it records it)"
+    root = Path(path)
     read: Callable[[str], bytes] = partial(_in_folder, root)
     if is_far(path):
         read = far_reader(path, settings)
@@ -251,8 +255,8 @@ def reopen(
             read = _list(path, settings).read
         except DataError as error:
             if not may_be_gone:
-                raise DataError(f"{error}; {moved}") from None
-            read = partial(_gone, f"{path} is not there any more; {moved}")
+                raise DataError(f"{error}; {MOVED}") from None
+            read = partial(_gone, f"{path} is not there any more; {MOVED}")
     return ImageData(path, tuple(classes), rows, tuple(skipped), settings, read)
 
 
