@@ -36,7 +36,7 @@ class Accuracies:
             return None
         low, high = min(mean - half for mean, half in found), max(mean + half for mean, half in found)
         more = 0.08 * (high - low) + 0.5
-        return Axis.of(max(0.0, low - more), high + more, 4)
+        return Axis.of(max(0.0, low - more), min(100.0, high + more), 4)
 
     @property
     def lines(self) -> list[Line]:

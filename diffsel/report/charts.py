@@ -63,8 +63,8 @@ class Axis:
         return cls(low, high, tuple(float(tick) for tick in ticks), max(0, -math.floor(math.log10(step))))
 
     def place(self, value: float) -> float:
-        """Percent of the way along."""
-        return 100 * (value - self.low) / (self.high - self.low)
+        """Percent of the way along; of what lies beyond an end, that end."""
+        return 100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
 
     @property
     def marks(self) -> list[tuple[float, str]]:

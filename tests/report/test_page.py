@@ -320,6 +320,14 @@ def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
     assert "7.5 s" in text  # of three students
 
 
+def test_an_interval_that_leads_below_0_or_beyond_100_percent_is_drawn_within_its_axis(work: Path, tmp_path: Path) -> None:
+    for seed, value in enumerate((30.0, 70.0)):
+        write_result(tmp_path, seed, value, work / "run" / "ipc2")
+    axis = page_accuracy.accuracies([tmp_path], [read_set(work / "run" / "ipc2")]).axis
+    assert (axis.low, axis.high) == (0, 100)
+    assert [axis.place(value) for value in (50 - 254, 50, 50 + 254)] == [0, 50, 100]
+
+
 def test_failed_students_and_damaged_results(work: Path, tmp_path: Path) -> None:
     write_result(tmp_path, 0, 40.0, work / "run" / "ipc1")
     write_result(tmp_path, 1, None, work / "run" / "ipc1")
