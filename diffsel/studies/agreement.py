@@ -156,7 +156,7 @@ def write_pages(study: Comparison, views: Sequence[Run], sets: Sequence[Path], o
     write_tables(rows, [*legend(study), *told], out)
     heat_page(views, study, shown).save(buffer, "PNG", optimize=True)
     write_atomically(out / "heat.png", buffer.getvalue())
-    return "\n".join([as_table(rows), "", *told])
+    return "\n".join([*([as_table(rows), ""] if rows else []), *told])  # of one prompt: what it tells
 
 
 def _header(of: str) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ def write_tables(rows: Sequence[Agreement], told: Sequence[str], out: Path, of: 
     write_atomically(out / "agreement.csv", as_csv(_header(of), listed))
     lines = [" | ".join(["", *_header(of), ""]).strip(), "|" + "---|" * len(_header(of))]
     lines += ["| " + " | ".join(map(str, [*_names(row), *(_text(v) for v in _values(row))])) + " |" for row in rows]
-    write_atomically(out / "agreement.md", "\n".join([*(f"- {line}" for line in told), "", *lines, ""]).encode())
+    write_atomically(out / "agreement.md", "\n".join([*(f"- {line}" for line in told), "", *(lines if rows else []), ""]).encode())
 
 
 def _names(row: Agreement) -> tuple[str, str, int]:

@@ -258,3 +258,11 @@ def test_a_run_may_be_the_folder_one_is_in(diffsel, run: Session, tmp_path: Path
     code, out, err = diffsel("prompts", ".", "--prompt", PHOTO, "--estimator", "differential", "--ipc", 0, "-q")
     assert (code, err) == (0, "")
     assert str(tmp_path / "run-prompts" / "agreement.md") in out
+
+
+def test_one_prompt_alone_has_no_empty_table(diffsel, run: Session, tmp_path: Path) -> None:
+    own = run.run.settings.scoring.prompts[0]
+    code, out, err = diffsel("prompts", run.run.path, "--prompt", own, "--ipc", 0, "-q", "--out", tmp_path / "one")
+    assert (code, err) == (0, "")
+    told = out + (tmp_path / "one" / "agreement.md").read_text()
+    assert ("prompt 0: " in told, "places" in told) == (True, False)
