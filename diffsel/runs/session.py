@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ from .units import Unit
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.draws import Picture, Scorer
 
+LOG = logging.getLogger(__name__)
 Read = tuple[list[tuple[Row, Pixels]], list[Skipped]]  # of a unit
 
 
@@ -215,6 +217,8 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     chosen_bins(settings.patches, suited(settings, folder).scoring)
     folder.check()
     folder.point(settings.features)
+    for note in folder.size_notes(settings.data.image_size) if workers.is_main else []:
+        LOG.warning("note: %s", note)  # at once: it costs a pass of hours
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
         workers.wait_for([out / "run.yaml"])
     root = str(Path(source).resolve()) if Path(source).exists() else source
@@ -243,7 +247,7 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
         if workers.is_main and record["data"] != root:  # the very images, somewhere else
             write_atomically(out / "run.yaml", dump_yaml({**record, "data": root}))
     session = Session(Run(out, record, settings, data.classes, data), workers, progress, model_checked=True)
-    session.notes |= dict.fromkeys([*data.notes, *folder.size_notes(settings.data.image_size)])
+    session.notes |= dict.fromkeys(data.notes)
     if loaded:
         session.scorer = session.filled(loaded[0])
     return session

@@ -68,14 +68,18 @@ def test_inspect_refuses_the_prompts_that_score_would(prompt: str, reason: str, 
     assert "'nobody/nothing': no such folder, nor fetched from the hub before\n" in out
 
 
-def test_images_larger_than_those_a_model_was_made_for_are_told(diffsel, folder, tmp_path: Path) -> None:
+def test_images_larger_than_those_a_model_was_made_for_are_told_before_they_are_read(
+    diffsel, folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data, small = folder(cat=3, dog=3), ("--image-size", "64", "-q")
     told = "the model was made for images of 64 pixels; images are scored at 256 (--image-size 64 asks for its own)"
     assert told in diffsel("inspect", data, "--model", "demo", "-q")[1]
     assert "was made for" not in diffsel("inspect", data, "--model", "demo", *small)[1]
     run = ("score", data, "--model", "demo", "--draws", "3", "--out", tmp_path / "run")
-    assert "was made for" not in str(diffsel(*run, *small))
-    assert told.replace("256", "72") in str(diffsel(*run[:-1], tmp_path / "larger", "--image-size", "72", "-q"))
+    assert diffsel(*run, *small)[0] == 0
+    assert "was made for" not in caplog.text
+    assert diffsel("score", tmp_path / "nowhere", *run[2:-1], tmp_path / "larger", "--image-size", "72", "-q")[0] == 2
+    assert told.replace("256", "72") in caplog.text
 
 
 def test_notes_about_the_data_end_every_command_that_stores_or_selects(diffsel, folder, tmp_path: Path) -> None:
