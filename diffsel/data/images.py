@@ -92,10 +92,7 @@ class ImageData:
 # ---- opening -------------------------------------------------------------------------------------------------------
 
 READERS = 4  # threads a worker: they wait for files (over a network milliseconds) more than they hash (a tenth of one)
-MOVED = (
-    "if the images were moved, say where they are now: --data NEW "
-    "(`diffsel score NEW --out RUN --config RUN/run.yaml` records it)"
-)
+MOVED = "if they moved, say where they are now: --data NEW (`diffsel score NEW --out RUN --config RUN/run.yaml` records it)"
 AT_ONCE = 32  # images that a thread reads and hashes before it asks for more
 Block = tuple[str, Sequence[str], Rows | Mapping[str, Row | Skipped]]  # class, paths, and what is known of them
 
@@ -246,8 +243,7 @@ def reopen(
 
     Raises DataError if it is gone; with ``may_be_gone``, only where an image of it is read.
     """
-    root = Path(path)
-    read: Callable[[str], bytes] = partial(_in_folder, root)
+    read: Callable[[str], bytes] = partial(_in_folder, root := Path(path))
     if is_far(path):
         read = far_reader(path, settings)
     elif not root.is_dir() or is_datasets_folder(root):

@@ -176,7 +176,8 @@ def write_tables(rows: Sequence[Agreement], told: Sequence[str], out: Path, of: 
     write_atomically(out / "agreement.csv", as_csv(_header(of), listed))
     lines = [" | ".join(["", *_header(of), ""]).strip(), "|" + "---|" * len(_header(of))]
     lines += ["| " + " | ".join(map(str, [*_names(row), *(_text(v) for v in _values(row))])) + " |" for row in rows]
-    write_atomically(out / "agreement.md", "\n".join([*(f"- {line}" for line in told), "", *(lines if rows else []), ""]).encode())
+    text = "\n".join([*(f"- {line}" for line in told), "", *(lines if rows else []), ""])
+    write_atomically(out / "agreement.md", text.encode())
 
 
 def _names(row: Agreement) -> tuple[str, str, int]:

@@ -199,7 +199,7 @@ def test_what_is_no_regular_file_is_passed_over_and_never_opened(kind: str, fold
 def test_images_that_are_gone_say_how_to_tell_where_they_are(folder, tmp_path: Path) -> None:
     data = open_data(str(folder("before", cat=2)), SETTINGS, 0)
     (tmp_path / "before").rename(tmp_path / "after")
-    with pytest.raises(DataError, match=r"before: no such folder.*if the images were moved, say where they are now: --data"):
+    with pytest.raises(DataError, match=r"before: no such folder.*if they moved, say where they are now: --data"):
         reopen(data.root, data.classes, data.rows, [], SETTINGS)
     gone = reopen(data.root, data.classes, data.rows, [], SETTINGS, may_be_gone=True)
     with pytest.raises(DataError, match="--data"):
