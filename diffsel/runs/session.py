@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,6 @@ from .units import Unit
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.draws import Picture, Scorer
 
-LOG = logging.getLogger(__name__)
 Read = tuple[list[tuple[Row, Pixels]], list[Skipped]]  # of a unit
 
 
@@ -217,8 +215,6 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
     chosen_bins(settings.patches, suited(settings, folder).scoring)
     folder.check()
     folder.point(settings.features)
-    for note in folder.size_notes(settings.data.image_size) if workers.is_main else []:
-        LOG.warning("note: %s", note)  # at once: it costs a pass of hours
     if not workers.is_main:  # the main process reads and hashes the images, the others take over its index
         workers.wait_for([out / "run.yaml"])
     root = str(Path(source).resolve()) if Path(source).exists() else source
@@ -229,6 +225,7 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
         folder.check_prompts(asked)
         possible_rivals(settings.patches.rivals, [info.folder for info in classes])
         if workers.is_main and not (out / "run.yaml").exists():  # weights that are not whole are told before images are read
+            folder.warn_of_size(settings.data.image_size)
             loaded.append(open_scorer(settings, workers.local))
             check_answers(loaded[0].model, *asked[0], settings.data.image_size)
 

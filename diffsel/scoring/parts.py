@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ..settings.errors import ConfigError
 from ..settings.yamls import from_json, read_text
 from .families import SERVED, T5, Family, distilled, family_of
 
+LOG = logging.getLogger(__name__)
 # The embedded models were laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.
 RENAMED = {
     "8d83e31b1091d3055a6097a0df4350fc": "d08c3a38800e9167d38f08da06272c5f",
@@ -108,6 +110,11 @@ class Parts:
         own = size << (len(blocks) - 1) if isinstance(size, int) else side
         asked = f"images are scored at {side} (--image-size {own} asks for its own)"
         return [f"the model was made for images of {own} pixels; {asked}"] if own < side else []
+
+    def warn_of_size(self, side: int) -> None:
+        """Log ``size_notes``: at once, since they make a pass long."""
+        for note in self.size_notes(side):
+            LOG.warning("note: %s", note)
 
     def text_config(self, part: str) -> dict[str, Any]:
         """Of a text encoder, which may be told beside a decoder's.  Raises ConfigError as ``config`` does."""
