@@ -62,7 +62,8 @@ def load_teacher(spec: str, classes: Sequence[ClassInfo], size: int, device: tor
         trained, reason = "", " ".join(str(error).split())[:200]
         if found.size and found.size != size:
             trained = f" (it was trained at {found.size} pixels)"
-            reason = f"--size {found.size} shows it such, `diffsel teacher --size {size}` trains one for {size}"
+            flag = f"--size {found.size} (of select, relabel, evaluate)"
+            reason = f"{flag} shows it such, `diffsel teacher --size {size}` trains one for {size}"
         raise ConfigError(f"teacher {spec} does not fit images of {size} x {size} pixels{trained}: {reason}") from None
     for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
