@@ -236,9 +236,9 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
         settings = suited(settings, folder, data.classes)
         described = {**_identity(settings, data), **precision, "model": folder.digest}
         settings = settings.model_copy(update={"model": folder.placed(settings.model)})
-        if workers.is_main:
-            sweep(out)
         record = create_run(out, described, settings, data, folder.unit(settings.scoring))
+        if workers.is_main:
+            sweep(out)  # now it is ours
         if workers.is_main and data.rows.table is not known.rows.table:
             mend_index(out, data)
         if workers.is_main and record["data"] != root:  # the very images, somewhere else

@@ -13,8 +13,9 @@ from ..data.images import cap
 from ..data.pool import copies, distinct, known_classes, near_copies
 from ..data.rows import Row
 from ..machine.files import existing
-from ..machine.tensors import has_column, read_column
+from ..machine.tensors import has_column, read_column, read_extra
 from ..runs.run import Run
+from ..runs.units import Unit, check_unit
 from ..settings.errors import ConfigError
 from ..settings.sections import BASELINES
 from ..settings.settings import Settings, identity, sizes_of
@@ -102,9 +103,16 @@ def _stored_patches(run: Run, label: str, there: Collection[Path]) -> int | None
     if plain:
         rows = [patch.row.row for unit in units for patch in run.boxes(unit)]
     else:
-        rows = [row for file in files for row in read_column(file, "row").tolist()]
+        rows = [row for unit, file in zip(units, files, strict=True) for row in _rows_of(unit, file)]
     kept = kept_rows(run, label)
     return sum(row in kept for row in rows)
+
+
+def _rows_of(unit: Unit, file: Path) -> list[int]:
+    """Of a unit's vectors.  Raises StoreError where the file is damaged or another unit's."""
+    rows = read_column(file, "row").tolist()
+    check_unit(file, unit, read_extra(file), rows)
+    return rows
 
 
 def _possible_patches(run: Run, label: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,12 @@ from diffsel.data import images
 from diffsel.data.classes import ClassInfo
 from diffsel.data.images import ImageData
 from diffsel.data.rows import Row, Rows, Skipped
+from diffsel.machine import files
 from diffsel.report.opening import open_target, settings_of
 from diffsel.runs import index, session
 from diffsel.runs import run as store
 from diffsel.runs.units import told_by
+from diffsel.sets.candidates import most_patches
 from diffsel.settings.errors import SettingsDiffer, StoreError
 from diffsel.settings.sections import DataSettings
 from diffsel.settings.settings import Settings, fingerprint, resolve
@@ -92,6 +96,9 @@ def test_a_unit_under_another_units_name_is_refused(scored: Path, part: str, dif
     for unit in run.units[1:]:
         with pytest.raises(StoreError, match=f"holds other images than unit {unit.name}"):
             run.maps(unit) if part == "maps" else run.patches(unit)
+    if part != "maps":
+        with pytest.raises(StoreError, match=r"dog-000.safetensors holds other images than unit dog-000"):
+            most_patches(run, ["dog"])
     code, out, _ = diffsel("check", scored, "-q")
     assert (code, out.count("holds other images")) == (1, 2)
 
@@ -114,6 +121,16 @@ def test_an_index_that_is_lost_or_damaged_is_made_again(scored: Path, tmp_path: 
         assert (code, "diffsel score" in out) == (1, True)
         session.start(str(tmp_path / "data"), scored, tiny_images(small))
         assert index.read_bytes() == whole
+
+
+def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_is_removed(folder, tmp_path: Path, small: Settings) -> None:
+    (gone := subprocess.Popen(["true"])).wait()
+    (tmp_path / "theirs").mkdir()
+    for name in ("notes.txt", f".part-{files._host()}-{gone.pid}-abc"):
+        (tmp_path / "theirs" / name).touch()
+    with pytest.raises(StoreError, match="theirs exists and is not a run"):
+        session.start(str(folder(cat=1, size=(16, 16))), tmp_path / "theirs", tiny_images(small))
+    assert len(os.listdir(tmp_path / "theirs")) == 2
 
 
 def test_a_record_that_was_edited_is_refused(scored: Path, diffsel) -> None:
