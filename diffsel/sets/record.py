@@ -32,6 +32,12 @@ def _within(name: str) -> str:
     return name
 
 
+def _region(box: list[int]) -> list[int]:
+    if len(box) != 4 or min(box) < 0 or not all(box[2:]):
+        raise ValueError(f"{box} is no (top, left, height, width)")
+    return box
+
+
 class _Tile(_Strict):
     """Of a line of metadata.jsonl.  A source lies in the data set, and nowhere else."""
 
@@ -39,7 +45,7 @@ class _Tile(_Strict):
     digest: str
     row: int
     rank: int
-    box: Annotated[list[int], Field(min_length=4, max_length=4)]
+    box: Annotated[list[int], AfterValidator(_region)]
     score: FiniteFloat
     cluster: int | None
     place: int | None
@@ -151,4 +157,6 @@ def _contradiction(told: _Record, pictures: Sequence[Picture]) -> str:
     for picture in pictures:
         if picture.label != order[picture.file.partition("/")[0]]:
             return f"it gives {picture.file} the label {picture.label}, which is not the place of its folder"
+        if len(picture.tiles) != told.factor**2:
+            return f"it gives {picture.file} {len(picture.tiles)} tiles, but set.yaml tells {told.factor} a side"
     return ""
