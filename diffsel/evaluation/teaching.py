@@ -31,12 +31,12 @@ from ..data.views import normalise
 from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf32
 from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml, is_mine
-from ..sets.difficulty import write_epoch, write_images
-from ..settings.errors import ConfigError, DataError
+from ..sets.difficulty import read_records, write_epoch, write_images
+from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.settings import identity
 from ..settings.training import TrainingSettings
 from .bench import Bench
-from .checkpoints import as_safetensors, read_metrics, read_state
+from .checkpoints import ANEW, as_safetensors, read_checkpoint, read_metrics, read_state
 from .cutting import Held, Order, Shown, fits
 from .networks import build, canonical, check_size
 from .students import Diverged, Score, measure
@@ -260,11 +260,16 @@ def _resume(
     """Take up a stopped training: the epoch to go on with, and the best top-1 so far.
 
     After ``prepare``, for accelerate would send AdamW's counts of steps to the device too, and each step would ask for them.
+    Raises ConfigError or StoreError where a file of the training is damaged.
     """
     file = out / "state.safetensors"
     if not file.exists():
         return 0, -1.0
     state = read_state(file)
+    for name in ("best", "last"):  # they stay as they are
+        read_checkpoint(str(out / f"{name}.safetensors"))
+    if (out / "records").exists() and (kept := len(read_records(out).el2n)) < int(state["epoch"]):
+        raise StoreError(f"{out / 'records'} holds {kept} of {int(state['epoch'])} epochs; {ANEW}")
     network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():

@@ -82,6 +82,12 @@ def test_records_say_how_hard_each_image_was_when_it_was_shown(images, tmp_path:
     error = output.softmax(1) - torch.nn.functional.one_hot(labels, 2)
     assert np.abs(found.el2n[0] - error.norm(dim=1).numpy()).max() < 1e-3  # float16
     assert (found.right[0] == (output.argmax(1) == labels).numpy()).all()
+    (lost := tmp_path / "t" / "records" / "epoch-001.safetensors").rename(kept := tmp_path / "kept")
+    with pytest.raises(StoreError, match="records holds 1 of 2 epochs"):
+        teach(train, None, tmp_path / "t", whole, 0, Bench(CPU))
+    lost.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"epoch-001.safetensors is damaged"):
+        teach(train, None, tmp_path / "t", whole, 0, Bench(CPU))
     teach(train, None, tmp_path / "u", whole.model_copy(update={"record": False}), 0, Bench(CPU))
     assert load_file(tmp_path / "t" / "last.safetensors").keys() == load_file(tmp_path / "u" / "last.safetensors").keys()
     for name, value in load_file(tmp_path / "t" / "last.safetensors").items():
@@ -200,6 +206,12 @@ def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) 
     teach(train, val, tmp_path / "t", QUICK, 0, Bench(CPU))
     with pytest.raises(SettingsDiffer, match=r"training.epochs: stored 4, asked 5"):
         teach(train, val, tmp_path / "t", QUICK.model_copy(update={"epochs": 5}), 0, Bench(CPU))
+    for name in ("best", "last"):  # which is not called trained
+        whole = (file := tmp_path / "t" / f"{name}.safetensors").read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ConfigError, match=rf"{name}.safetensors is damaged"):
+            teach(train, val, tmp_path / "t", QUICK, 0, Bench(CPU))
+        file.write_bytes(whole)
     (tmp_path / "begun" / "logs").mkdir(parents=True)  # of a tracker
     (tmp_path / "begun" / ".part-host-1-x").touch()  # of a start that was killed
     teach(train, None, tmp_path / "begun", QUICK.model_copy(update={"epochs": 1}), 0, Bench(CPU))
