@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -57,7 +58,7 @@ def class_table(path: str, listing: Listing, settings: DataSettings) -> tuple[Cl
     if settings.class_file and not file.exists():
         raise DataError(f"class file {file}: no such file")
     there = listing.images
-    told = read_class_file(file) if settings.class_file or file.is_file() else {}
+    told = read_class_file(file) if settings.class_file or os.path.lexists(file) else {}
     described: dict[str, ClassInfo] = {}
     unknown = []
     for name, found in zip(told, spelled(told, there), strict=True):

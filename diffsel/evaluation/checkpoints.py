@@ -22,7 +22,7 @@ from ..data.classes import imagenet_wnids
 from ..data.views import MEAN, STD
 from ..settings.errors import ConfigError
 from ..settings.settings import fingerprint
-from ..settings.yamls import from_json, read_text
+from ..settings.yamls import from_json, no_pipe, read_text
 from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
 
 ANEW = "train it anew, or put a whole copy back"
@@ -83,7 +83,7 @@ def as_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> byt
 def read_state(file: Path) -> dict[str, Tensor]:
     """Where a training stands.  Raises ConfigError where that is damaged."""
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(no_pipe(file), framework="pt") as opened:
             about = from_json((opened.metadata() or {}).get("diffsel", "{}"))
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if "epoch" not in state or about.get("digest", digest := weights_digest(state)) != digest:
@@ -210,7 +210,7 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> str:
     depth = sum(name.startswith("layers.conv.") and name.endswith(".weight") for name in shapes)
     if (named := f"conv{depth}") in CONVNETS and (width := next(iter(shapes.get("layers.conv.0.weight", ())), 0)):
         return named if width == 128 else f"{named}w{width}"
-    outputs = shapes[_head(state)][0]
+    outputs = shapes[_head(state, path)][0]
     for name in (*SMALL, *(n for n in NAMES if n not in CONVNETS and n not in SMALL)):
         with torch.device("meta"):
             ours = {key: tuple(value.shape) for key, value in build(name, outputs, 224).state_dict().items()}
@@ -220,13 +220,15 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _outputs(found: Checkpoint) -> int:
-    return len(found.classes) if found.classes else len(found.state[_head(found.state)])
+    return len(found.classes) if found.classes else len(found.state[_head(found.state, found.source)])
 
 
-def _head(state: Mapping[str, Tensor]) -> str:
+def _head(state: Mapping[str, Tensor], source: object) -> str:
     """Name of the last linear layer's bias, as torchvision's architectures and the ConvNets call it.  Raises ConfigError."""
     known = re.compile(r"(classifier|fc|head|heads)(\.\w+)*\.bias")
     biases = [name for name, value in state.items() if known.fullmatch(name) and value.ndim == 1]
     if not biases:
-        raise ConfigError(f"these weights have no classifier known here; they hold {', '.join(list(state)[-3:])}")
+        raise ConfigError(
+            f"teacher {source}: the weights have no classifier known here; they hold {', '.join(list(state)[-3:])}"
+        )
     return max(biases)

@@ -19,6 +19,7 @@ from ..runs.run import Run
 from ..runs.units import Held
 from ..scoring.patches import Box
 from ..settings.errors import DataError, Scarce
+from ..settings.yamls import no_pipe
 
 SOURCE, MOSAIC, PATCH, CARD = 208, 168, 60, 96  # longest sides of pictures, pixels
 
@@ -140,7 +141,7 @@ class Painter:
     def of_set(self, folder: Path, file: str, side: int) -> str:
         """A distilled image."""
         try:
-            with Image.open(folder / file) as picture:
+            with Image.open(no_pipe(folder / file)) as picture:
                 picture.draft(None, (side, side))  # type: ignore[arg-type]  # a JPEG no larger than is needed; None: its mode stays
                 return as_uri(picture.convert("RGB"), side, 80)
         except OSError as error:

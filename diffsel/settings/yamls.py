@@ -13,11 +13,16 @@ Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is five t
 Base: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
-def read_text(file: Path) -> str:
-    """Raises OSError, also for a pipe or a device, which would never end; ValueError for what is no text."""
+def no_pipe(file: Path) -> Path:
+    """The file itself, to be opened.  Raises OSError for a pipe or a device, which would never end."""
     if file.exists() and not (file.is_file() or file.is_dir()):
         raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(file))
-    return file.read_text(encoding="utf-8")
+    return file
+
+
+def read_text(file: Path) -> str:
+    """Raises OSError, also as ``no_pipe``; ValueError for what is no text."""
+    return no_pipe(file).read_text(encoding="utf-8")
 
 
 def from_json(text: str | bytes, **how: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def test_a_class_file_that_does_not_fit_is_refused(folder) -> None:
         open_data(str(root), SETTINGS, 0)
     (root / "classes.yaml").write_text("- cat\n")
     with pytest.raises(DataError, match="expected lines like"):
+        open_data(str(root), SETTINGS, 0)
+    (root / "classes.yaml").unlink()
+    os.mkfifo(root / "classes.yaml")
+    with pytest.raises(DataError, match=r"classes.yaml: .*a pipe or a device"):
         open_data(str(root), SETTINGS, 0)
 
 

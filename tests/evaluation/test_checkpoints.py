@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_an_accuracy_is_a_percentage_or_unknown(state, told: object, accuracy: f
     ("change", "message"),
     [
         (lambda w: dict(enumerate(w.values())), "holds no weights; its keys are 0, 1"),
-        (lambda w: {name: torch.tensor(0.0) for name in w}, "no classifier known here"),
+        (lambda w: {name: torch.tensor(0.0) for name in w}, "t.pth: the weights have no classifier known here"),
         (lambda w: {name: torch.tensor(0.0) if "conv.0" in name else v for name, v in w.items()}, "of no network known"),
         (lambda w: {name: value for name, value in w.items() if "conv.0" not in name}, "of no network known"),
     ],
@@ -118,6 +119,10 @@ def test_a_training_goes_on_from_whole_files_alone(state, tmp_path: Path) -> Non
         file.write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"state.safetensors is damaged .*; put a whole copy back, or delete it"):
             read_state(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match=r"state.safetensors is damaged .*a pipe or a device"):
+        read_state(file)
     assert read_metrics(tmp_path) == []
     for text in ('{"epoch": 0}\n', '{"epoch": 1}\n{"epoch": 0}\n', "", "{", "[]\n[]\n"):
         (tmp_path / "metrics.jsonl").write_text(text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from diffsel.machine.tensors import read_extra, read_unit, write_unit
+from diffsel.machine.tensors import has_column, read_column, read_extra, read_unit, write_unit
 from diffsel.settings.errors import StoreError
 
 TENSORS = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.ones(3, np.float32)}
@@ -44,6 +44,19 @@ def test_a_damaged_unit_is_named(tmp_path: Path, damage: str) -> None:
     file.write_bytes(blob)
     with pytest.raises(StoreError, match=r"cat-000.safetensors is damaged.*check RUN --remove` removes it"):
         read_unit(file, "mark")
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_a_units_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(file := tmp_path / "cat-000.safetensors")
+    for read in (
+        lambda: read_unit(file, "mark"),
+        lambda: read_extra(file),
+        lambda: read_column(file, "a"),
+        lambda: has_column(file, "a"),
+    ):
+        with pytest.raises(StoreError, match=r"cat-000.safetensors is damaged .*a pipe or a device"):
+            read()
 
 
 def test_a_unit_of_other_settings_is_refused(tmp_path: Path) -> None:

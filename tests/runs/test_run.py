@@ -110,6 +110,7 @@ def test_an_index_that_is_lost_or_damaged_is_made_again(scored: Path, tmp_path: 
     wrong = table.set_column(3, "width", pa.array([9] * len(table)))
     for change in (
         lambda: index.unlink(),
+        lambda: (index.unlink(), os.mkfifo(index)),
         lambda: index.write_bytes(b"PAR1"),
         lambda: pq.write_table(wrong, index),
         lambda: pq.write_table(table.drop_columns("digest"), index),
