@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.classes import imagenet_names, imagenet_wnids
 from ..settings.errors import ConfigError
 from ..settings.sections import FeatureSettings, ModelSettings, ScoringSettings
+from ..settings.yamls import no_pipe
 from .classids import ClassIds
 from .families import CLIP, GEMMA, T5, distilled
 from .nats import unit_of
@@ -42,10 +43,16 @@ def locate(settings: ModelSettings, fetch: bool = True) -> ModelFolder:
         path = _fetch(settings, fetch)
     if found := distilled([settings.model], {}, ""):
         raise ConfigError(f"model {settings.model} {found}")
-    if missing := [part for part in ModelFolder(path).kind.parts if not (path / part).is_dir()]:
+    parts = ModelFolder(path).kind.parts
+    if missing := [part for part in parts if not (path / part).is_dir()]:
         raise ConfigError(
             f"model {path}: not in diffusers layout, {', '.join(missing)} missing (single-file checkpoints: convert first)"
         )
+    for file in (file for part in parts for file in (path / part).iterdir()):  # whose readers would wait for a pipe
+        try:
+            no_pipe(file)
+        except OSError as error:
+            raise ConfigError(f"model {path}: {error}") from None
     return ModelFolder(path, _lora(settings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,14 @@ def test_a_tokenizer_without_words_is_refused(copy: Path, keep: tuple[str, ...],
             file.unlink()
     with pytest.raises(ConfigError, match=message):
         _ = ModelFolder(copy).tokenizer
+
+
+@pytest.mark.parametrize("file", ["tokenizer/tokenizer_config.json", "unet/config.json"])
+def test_a_pipe_in_a_model_is_not_waited_for(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    os.mkfifo(copy / file)
+    with pytest.raises(ConfigError, match=rf"model .*a pipe or a device, not a file: .*{file}"):
+        locate(ModelSettings(model=str(copy)))
 
 
 @pytest.mark.parametrize(
