@@ -234,7 +234,7 @@ def _pool(run: Run, label: str, need: int, held: Sequence[Held]) -> Pool:
         groups = clustered(pool, need, s.selection, s.seed)
         return Pool(label, pool.rows, pool.boxes, pool.scores, pool.vectors, groups)
     found = columns([item for unit, maps in zip(units, held, strict=True) for item in run.boxes(unit, maps)])
-    return Pool(label, found["row"], found["box"], found["score"], None, None)
+    return Pool(label, found["row"], found["box"], run.ranks(units[0], found), None, None)
 
 
 def picked_of(pool: Pool, sets: Sequence[DistilledSet]) -> Bool[np.ndarray, " n"]:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.results import Line, Spread
-from ..machine.files import AsPath
+from ..machine.files import AsPath, existing
 from ..machine.formats import differences, peek, read_yaml
 from ..runs.parts import PromptPart
 from ..runs.run import Run, open_run
 from ..runs.units import devices, mixed, told_by
 from ..sets.figures import Figures, mean_of
 from ..sets.opening import DistilledSet, damaged_pictures, read_set
+from ..sets.record import SUMS
 from ..settings.errors import StoreError, short
 from ..settings.settings import fingerprint, load_settings, without_execution
 
+OURS = ("set.yaml", SUMS)  # in the folder of a set
 SHARED = ("patches", "features", "selection", "assembly")  # sections that a set may have otherwise than its run
 
 
@@ -75,7 +77,19 @@ def open_target(target: Path, more: Sequence[Path] = (), run: AsPath | None = No
         what = "prompt" if "prompt" in own else "rivals"
         note = f"The maps of {sets[0].name}'s {what} are not in {opened.path} any more: no heat maps, clusters and scores."
         return Opened(target, None, sets, [note])
-    return Opened(target, seen, [_compared(shown, own) for shown in sets], left)
+    return Opened(target, seen, [_compared(shown, own) for shown in sets], [*left, *_unclustered(seen)])
+
+
+def _unclustered(run: Run) -> list[str]:
+    """What to say of classes whose vectors are not there, though others' are."""
+    there = existing(map(run.feature_file, run.units))
+    lost = [info.folder for info in run.classes if not there.issuperset(map(run.feature_file, run.of_class(info.folder)))]
+    way = f"`diffsel embed {run.path}` makes them"
+    return (
+        [f"Without clusters: {', '.join(map(repr, lost))}; their vectors are not in {run.path} ({way})."]
+        if there and lost
+        else []
+    )
 
 
 def _as_seen(run: Run, own: Mapping[str, Any]) -> Run | None:
@@ -139,10 +153,13 @@ def _sets_of(run: Run) -> tuple[list[DistilledSet], list[str]]:
     """diffsel's own sets: in the run's folder, beside it, or in OUT/sets for OUT/runs/RUN; a note on each damaged one."""
     near = run.path.resolve().parent
     folders = [run.path, near] + [near.parent / "sets"] * (near.name == "runs")
-    found = [file.parent for where in folders for file in sorted(where.glob("*/set.yaml"))]
+    found = [path for where in folders for path in sorted({file.parent for name in OURS for file in where.glob(f"*/{name}")})]
     sets, left = list[DistilledSet](), list[str]()
     for path in found:
-        if peek(path / "set.yaml").get("run") == run.mark:  # what lies beside may be anybody's
+        told = peek(path / "set.yaml")
+        if not told and (path / SUMS).is_file() and (path / "metadata.jsonl").is_file():
+            left.append(f"{path.name} is left out: its set.yaml is lost or damaged.")
+        if told.get("run") == run.mark:  # what lies beside may be anybody's
             try:
                 sets.append(read_set(path))
             except StoreError as error:

@@ -24,6 +24,7 @@ from ..data.images import ImageData, Row, cap
 from ..data.pixels import Pixels
 from ..runs.run import Run
 from ..settings.errors import DataError, Scarce
+from ..settings.yamls import no_pipe
 from .candidates import distinct
 from .opening import DistilledSet
 
@@ -198,7 +199,7 @@ def tiles_of(shown: DistilledSet, label: str) -> list[Pixels]:
     found: list[Pixels] = []
     for picture in shown.images.get(label, ()):
         try:
-            with Image.open(shown.path / picture.file) as opened:
+            with Image.open(no_pipe(shown.path / picture.file)) as opened:
                 found += _cut(np.asarray(opened.convert("RGB")), shown.factor)
         except OSError as error:
             Scarce.check(error, shown.path / picture.file)

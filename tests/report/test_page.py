@@ -40,7 +40,7 @@ from diffsel.report.opening import open_target
 from diffsel.report.page import write_report
 from diffsel.report.text import trace_image
 from diffsel.runs import prompts
-from diffsel.runs.run import Run
+from diffsel.runs.run import Run, open_run
 from diffsel.runs.session import start
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import candidates
@@ -718,6 +718,37 @@ def test_a_set_that_is_not_as_it_was_made_is_told(work: Path, tmp_path: Path) ->
         (folder / file).unlink() if name == "lost" else (folder / file).write_bytes(b"other")
         assert f"{name} is not as it was made: {folder.name}/{file} is " in " ".join(open_target(tmp_path / name).notes)
     assert not [note for note in open_target(work / "run" / "ipc2").notes if "as it was made" in note]
+
+
+def test_a_set_whose_record_is_lost_or_damaged_is_told(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "run", tmp_path / "run")
+    for change in (lambda file: file.write_text("{"), Path.unlink, lambda file: file.symlink_to("nowhere")):
+        change(tmp_path / "run" / "ipc1" / "set.yaml")
+        assert "ipc1 is left out: its set.yaml is lost or damaged." in open_target(tmp_path / "run").notes
+
+
+@pytest.mark.timeout(100)
+def test_a_pipe_in_a_pictures_place_is_told(work: Path, tmp_path: Path) -> None:
+    file = min(shutil.copytree(work / "run" / "ipc1", tmp_path / "set").glob("*/00000.png"))
+    file.unlink()
+    os.mkfifo(file)
+    told = Tree(write_report(tmp_path / "set", tmp_path / "r.html", run=work / "run")[0]).text
+    assert f"{file.parent.name}/00000.png: a pipe or a device, not a file" in told
+
+
+def test_a_class_whose_vectors_are_lost_keeps_its_scores_and_is_told(work: Path, tmp_path: Path) -> None:
+    run = open_run(shutil.copytree(work / "run", tmp_path / "run"))
+    unit = run.units[0]
+    whole = class_part(run, [], 1, unit.label)[1]
+    run.feature_file(unit).unlink()
+    part = class_part(run, [], 1, unit.label)[1]
+    assert whole is not None
+    assert part is not None
+    assert (whole.clusters is None, part.clusters) == (False, None)
+    scores = {key: part.scores[place] for key, place in part.place.items()}
+    assert [scores[key] for key in whole.place] == pytest.approx(whole.scores.tolist())
+    assert any(note.startswith(f"Without clusters: {unit.label!r};") for note in open_target(run.path).notes)
+    assert not any("Without clusters" in note for note in open_target(work / "run").notes)
 
 
 def test_what_lies_beside_a_run_or_a_set_may_be_anybodys(work: Path, tmp_path: Path) -> None:
