@@ -74,11 +74,13 @@ def read_records(teacher: Path) -> Records:
     folder = teacher / "records"
     if not (folder / "images.safetensors").exists():
         raise ConfigError(f"{teacher} holds no records of its images; train it with `diffsel teacher DATA --record`")
-    rows = read_unit(folder / "images.safetensors", "records", RECOVER)[0]["digest"]
+    rows = read_unit(folder / "images.safetensors", "records", RECOVER)[0].get("digest")
+    if rows is None:
+        raise StoreError(f"{folder / 'images.safetensors'} holds no digests of images; {RECOVER}")
     epochs = []
     for number in range(len(list(folder.glob("epoch-*.safetensors")))):
         found, extra = read_unit(_file(teacher, number), "records", RECOVER)
-        if extra.get("epoch") != number or found["el2n"].shape != (len(rows),):
+        if extra.get("epoch") != number or "el2n" not in found or found["el2n"].shape != (len(rows),):
             raise StoreError(f"{_file(teacher, number)} holds other images or another epoch than its name says; {RECOVER}")
         epochs.append(found)
     el2n, right = (np.stack([found[name] for found in epochs]) for name in ("el2n", "right"))

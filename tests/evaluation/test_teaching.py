@@ -88,6 +88,10 @@ def test_records_say_how_hard_each_image_was_when_it_was_shown(images, tmp_path:
     lost.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(StoreError, match=r"epoch-001.safetensors is damaged"):
         teach(train, None, tmp_path / "t", whole, 0, Bench(CPU))
+    lost.write_bytes(kept.read_bytes())
+    (tmp_path / "t" / "records" / "images.safetensors").write_bytes(kept.read_bytes())
+    with pytest.raises(StoreError, match=r"images.safetensors holds no digests of images"):
+        teach(train, None, tmp_path / "t", whole, 0, Bench(CPU))
     teach(train, None, tmp_path / "u", whole.model_copy(update={"record": False}), 0, Bench(CPU))
     assert load_file(tmp_path / "t" / "last.safetensors").keys() == load_file(tmp_path / "u" / "last.safetensors").keys()
     for name, value in load_file(tmp_path / "t" / "last.safetensors").items():
