@@ -27,11 +27,13 @@ from torch.utils.data import DataLoader
 
 from ..data.albums import Album, Pictures
 from ..data.images import ImageData
+from ..data.pixels import digest
 from ..data.views import normalise
 from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf32
 from ..machine.files import write_atomically
 from ..machine.formats import dump_yaml, is_mine
 from ..sets.difficulty import read_records, write_epoch, write_images
+from ..sets.record import SUMS
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.settings import identity
 from ..settings.training import TrainingSettings
@@ -40,6 +42,8 @@ from .checkpoints import ANEW, as_safetensors, read_checkpoint, read_metrics, re
 from .cutting import Held, Order, Shown, fits
 from .networks import build, canonical, check_size
 from .students import Diverged, Score, measure
+
+OURS = ("teacher.yaml", "metrics.jsonl", "*.safetensors", "records/*.safetensors")  # files of a teacher
 
 
 def rate(t: TrainingSettings, epoch: int) -> float:
@@ -105,6 +109,10 @@ def train(
             bar.set_postfix({key: line[key] for key in ("loss", "top1") if key in line})
             bar.update()
     accelerator.wait_for_everyone()
+    if workers.is_main and begun < t.epochs:
+        files = sorted(file for pattern in OURS for file in out.glob(pattern))  # a tracker may write beside them
+        told = (f"{digest(file.read_bytes())}  {file.relative_to(out).as_posix()}\n" for file in files)
+        write_atomically(out / SUMS, "".join(told).encode())
     return line
 
 

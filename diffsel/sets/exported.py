@@ -16,6 +16,7 @@ from ..machine.addresses import Store, check_writable, is_address
 from ..machine.files import check_place, whole_folder, write_atomically
 from ..machine.formats import dump_yaml, is_mine, read_yaml
 from ..settings.errors import DataError, StoreError
+from ..settings.settings import fingerprint
 
 EXPORT = "export.yaml"
 
@@ -38,7 +39,7 @@ def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path]
         part = Path(folder)
         write(part)
         written = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("[!.]*")) if file.is_file()}
-        told = dump_yaml({**record, "files": {name: digest(file.read_bytes()) for name, file in written.items()}})
+        told = dump_yaml(_signed({**record, "files": {name: digest(file.read_bytes()) for name, file in written.items()}}))
         write_atomically(part / "README.md", card().encode("utf-8", "backslashreplace"))
         if place:
             place.upload(part)
@@ -54,37 +55,48 @@ def _is_there(place: Store, record: Mapping[str, Any]) -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         write_atomically(file := Path(folder) / EXPORT, place.read(EXPORT))
-        if {**read_yaml(file), "files": None} != {**record, "files": None}:
+        if {**read_yaml(file), "files": None, "checksum": None} != {**record, "files": None, "checksum": None}:
             raise StoreError(f"{place.root} holds another export; give a new address")
     return True
 
 
 def _is_mine(out: Path, record: Mapping[str, Any]) -> bool:
     files = listed(out) if (out / EXPORT).exists() else {}
-    if not is_mine(out, EXPORT, {**record, "files": files} if files else record, "this export"):
+    expected = {**record, "files": files} if files else record
+    signed = (out / EXPORT).exists() and "checksum" in read_yaml(out / EXPORT)
+    if not is_mine(out, EXPORT, _signed(expected) if signed else expected, "this export"):
         return False
-    if damaged := list(damaged_files(out)):
+    if damaged := list(damaged_files(out, files, EXPORT)):
         file, reason = damaged[0]
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise DataError(f"{file} {reason}{more}; the export is damaged: delete {out} and make it anew")
     return True
 
 
+def _signed(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its checksum, which the first versions lacked."""
+    return {"checksum": fingerprint(told), **told}
+
+
 def listed(out: Path) -> dict[str, str]:
     """File and digest of an export; nothing for one of an earlier version.  Raises StoreError where its record is damaged."""
-    files = read_yaml(out / EXPORT).get("files") or {}
+    told = dict(read_yaml(out / EXPORT))
+    checksum, files = told.pop("checksum", None), told.get("files") or {}
     if not isinstance(files, dict) or not all(isinstance(each, str) for pair in files.items() for each in pair):
         raise StoreError(f"{out / EXPORT} is damaged (files: expected names and digests); delete {out} and make it anew")
+    if checksum is not None and checksum != fingerprint(told):
+        raise StoreError(f"{out / EXPORT} is damaged or was edited (checksum differs); delete {out} and make it anew")
     return files
 
 
-def damaged_files(out: Path) -> Iterator[tuple[Path, str]]:
-    """Files of an export that are not what they were when it was made, and what is wrong with each."""
-    for name, expected in listed(out).items():
+def damaged_files(out: Path, sums: Mapping[str, str], teller: str) -> Iterator[tuple[Path, str]]:
+    """Files of a folder that are not what they were when it was made, as ``teller`` knows by their digests, and what is wrong
+    with each."""
+    for name, expected in sums.items():
         file = out / name
         if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(out)):
-            yield file, "lies outside of the export"
+            yield file, "is a link that leads out of its folder"
         elif not file.is_file():
-            yield file, f"is named in {EXPORT} but is not there"
+            yield file, f"is named in {teller} but is not there"
         elif digest(file.read_bytes()) != expected:
-            yield file, f"is not what {EXPORT} tells (its bytes have another hash)"
+            yield file, f"is not what {teller} tells (its bytes have another hash)"

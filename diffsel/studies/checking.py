@@ -15,7 +15,7 @@ from ..runs.index import read_index, read_skipped
 from ..runs.run import open_run, read_record
 from ..sets.exported import EXPORT, damaged_files, listed
 from ..sets.opening import damaged_pictures, read_set
-from ..sets.record import read_sums
+from ..sets.record import SUMS, read_sums
 from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import fingerprint
 
@@ -57,10 +57,23 @@ def check_folder(path: Path) -> Iterator[Damage]:
 
 
 def not_compared(path: Path) -> str:
-    """Whose contents nobody knows: a SET or EXPORT of an early version, or one without its sums; empty for any other folder."""
-    export, made = (path / EXPORT).is_file(), (path / "set.yaml").is_file()
+    """Whose contents nobody knows: a SET, EXPORT or TEACHER of an early version, or without its sums; empty for any other
+    folder, and for a whole one."""
+    export, made = (path / EXPORT).is_file(), any((path / name).is_file() for name in ("set.yaml", "teacher.yaml"))
     sums = listed(path) if export else read_sums(path) if made else True
     return "" if sums else f"{path} has no sums of its files: they are there, but their contents were compared with nothing"
+
+
+def unmade(path: Path) -> Iterator[str]:
+    """What a RUN, whole otherwise, still lacks: a line for each stage that has not come to its end."""
+    if not (path / "run.yaml").is_file():
+        return
+    run = open_run(path)
+    folders = {"maps": path / "maps"} | {f"features/{each.name}": each for each in sorted((path / "features").glob("*/"))}
+    for name, folder in folders.items():
+        if lost := [unit.name for unit in run.units if not (folder / f"{unit.name}.safetensors").exists()]:
+            told = f"{len(lost)} of {len(run.units)} units are not there (yet), such as {lost[0]}"
+            yield f"{path / name}: {told}; the next start makes them"
 
 
 def _reason(read: Callable[[], object]) -> str | None:
@@ -79,8 +92,9 @@ def _run(path: Path) -> Iterator[Damage]:
     index, skipped = path / "index.parquet", path / "skipped.jsonl"
     lost = _reason(lambda: read_index(path))
     yield Damage(index, lost, f"{again}` makes {index} again")
-    yield Damage(skipped, _reason(lambda: read_skipped(path)), f"{again}` makes {skipped} again")
-    if lost or _reason(lambda: read_skipped(path)):
+    unlisted = _reason(lambda: read_skipped(path)) if skipped.is_file() else "is not there"
+    yield Damage(skipped, unlisted, f"{again}` makes {skipped} again")
+    if lost or unlisted:
         return  # what a unit should hold is not known then
     for file, reason in open_run(path).damaged():
         part, key = file.relative_to(path).parts[:2]
@@ -130,28 +144,36 @@ def _label_damage(file: Path, mark: str) -> str | None:
 
 
 def _teacher(path: Path) -> Iterator[Damage]:
+    way, told = f"train the teacher anew, into another folder than {path}", dict(_teacher_files(path))
+    for file, reason in damaged_files(path, read_sums(path), SUMS):  # whole ones of another teacher, too
+        told[file] = told.get(file) or reason
+    for file, wrong in sorted(told.items()):
+        yield Damage(file, wrong, way=way)
+
+
+def _teacher_files(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """The files that a teacher has, each against what it says of itself."""
     from ..evaluation.checkpoints import read_checkpoint, read_metrics, read_state  # brings torch
 
     classes = tuple(read_yaml(path / "teacher.yaml").get("classes", ()))
-    way = f"train the teacher anew, into another folder than {path}"
     for name in ("best.safetensors", "last.safetensors"):
         file = path / name
         reason = _reason(lambda file=file: read_checkpoint(str(file)))  # type: ignore[misc]
         if not reason and read_checkpoint(str(file)).classes != classes:
             reason = "has other classes than teacher.yaml"
-        yield Damage(file, reason, way=way)
+        yield file, reason
     metrics, state = path / "metrics.jsonl", path / "state.safetensors"
     lost = _reason(lambda: read_state(state)) if state.exists() else None
     epochs = int(read_state(state)["epoch"]) if state.exists() and not lost else 0
-    yield Damage(metrics, _reason(lambda: read_metrics(path, epochs)), way=way)
-    yield Damage(state, lost, way=way)
+    yield metrics, _reason(lambda: read_metrics(path, epochs))
+    yield state, lost
     for file in sorted((path / "records").glob("*.safetensors")):
-        yield Damage(file, _reason(lambda file=file: read_unit(file, "records")), way=way)  # type: ignore[misc]
+        yield file, _reason(lambda file=file: read_unit(file, "records"))  # type: ignore[misc]
 
 
 def _export(path: Path) -> Iterator[Damage]:
-    wrong = dict(damaged_files(path))
-    for file in sorted(path / name for name in listed(path)):
+    wrong = dict(damaged_files(path, files := listed(path), EXPORT))
+    for file in sorted(path / name for name in files):
         yield Damage(file, wrong.get(file), way=f"remove {path}, and export it anew")
 
 

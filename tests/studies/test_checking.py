@@ -75,6 +75,39 @@ def test_a_teacher_that_tells_of_fewer_epochs_than_it_had_is_not_whole(colours: 
     assert list(bad(tmp_path / "t")) == ["metrics.jsonl"]
 
 
+def test_whole_files_of_another_teacher_and_lost_ones_are_found(colours: Callable[..., None], tmp_path: Path, diffsel) -> None:
+    colours(train=8)
+    data = open_data(str(tmp_path / "train"), DataSettings(), 0)
+    for seed, name in enumerate(("t", "other")):
+        how = TrainingSettings(network="conv3w8", size=16, epochs=2, crop="none", record=True)
+        train(data, None, tmp_path / name, how, seed, Bench(CPU))
+    assert bad(tmp_path / "t") == {}
+    (tmp_path / "t" / "tracked.txt").touch()  # a tracker's
+    for name in ("best.safetensors", "last.safetensors", "records/epoch-001.safetensors"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "t" / name)
+    (tmp_path / "t" / "state.safetensors").unlink()
+    found = bad(tmp_path / "t")
+    assert list(found) == ["best.safetensors", "last.safetensors", "epoch-001.safetensors", "state.safetensors"]
+    assert found["best.safetensors"] == "is not what B2SUMS tells (its bytes have another hash)"
+    assert found["state.safetensors"] == "is named in B2SUMS but is not there"
+    for file in (tmp_path / "other").glob("B2SUMS"):
+        file.unlink()
+    code, out, _ = diffsel("check", tmp_path / "other", "-q")  # as the first versions wrote them
+    assert (code, "has no sums of its files" in out) == (0, True)
+
+
+def test_an_edited_record_of_an_export_is_told(folder: Callable[..., Path], tmp_path: Path, diffsel) -> None:
+    words = ["--method", "random", "--ipc", 1, "--image-size", 64, "--patch-size", 32, "--size", 32, "--out", tmp_path / "set"]
+    assert diffsel("select", folder(cat=4), *words)[0] == 0
+    assert diffsel("export", tmp_path / "set", "--to", "csv", "--out", tmp_path / "csv")[0] == 0
+    assert bad(tmp_path / "csv") == {}
+    file = tmp_path / "csv" / "export.yaml"
+    file.write_text(file.read_text().replace("form: csv", "form: csw"))
+    assert "checksum differs" in bad(tmp_path / "csv")["export.yaml"]
+    code, _, err = diffsel("export", tmp_path / "set", "--to", "csv", "--out", tmp_path / "csv")
+    assert (code, "checksum differs" in err) == (2, True)
+
+
 @pytest.mark.parametrize("part", ["latents/cat-000.safetensors", "maps/cat-000.safetensors", "index.parquet", "skipped.jsonl"])
 def test_what_is_removed_of_a_run_is_made_again_by_the_command_told(
     part: str, folder: Callable[..., Path], tmp_path: Path, small, diffsel
@@ -126,6 +159,21 @@ def test_a_record_that_was_cut_or_edited_is_told(scored: Path, cut: Callable[[st
         assert len((out + err).splitlines()) <= 2
 
 
+def test_what_a_run_still_lacks_is_told(scored: Path, diffsel) -> None:
+    whole = (scored / "skipped.jsonl").read_bytes()
+    (scored / "skipped.jsonl").unlink()
+    (found,) = [each for each in check_folder(scored) if each.reason]
+    assert (found.file.name, found.reason) == ("skipped.jsonl", "is not there")
+    command = shlex.split(found.remake.split("`")[1])
+    code, _, err = diffsel(*command[1:], "--device", "cpu", "--batch-size", 8, "-q")
+    assert (code, (scored / "skipped.jsonl").read_bytes()) == (0, whole), err
+    assert "not there" not in diffsel("check", scored, "-q")[1]
+    (scored / "maps" / "cat-000.safetensors").unlink()
+    code, out, _ = diffsel("check", scored, "-q")
+    told = f"{scored / 'maps'}: 1 of 1 units are not there (yet), such as cat-000; the next start makes them"
+    assert (code, told in out) == (0, True)
+
+
 def test_vectors_whose_settings_are_lost_are_not_called_whole(scored: Path) -> None:
     (scored / "features" / "0123456789abcdef").mkdir(parents=True)
     found = [each for each in check_folder(scored) if each.reason]
@@ -171,6 +219,6 @@ def test_sets_and_exports_without_sums_are_not_called_whole(folder: Callable[...
             (made / name).unlink()
         if not lose:
             record = yaml.safe_load((made / "export.yaml").read_text())
-            (made / "export.yaml").write_text(yaml.safe_dump({**record, "files": {}}))
+            (made / "export.yaml").write_text(yaml.safe_dump({**record, "files": {}, "checksum": None}))
         code, said, _ = diffsel("check", made, "-q")
         assert (code, f"{made} {told}" in said) == (0, True)
