@@ -34,7 +34,9 @@ from resource import RLIMIT_FSIZE, RLIMIT_NOFILE, setrlimit
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -51,7 +53,8 @@ Act = Callable[[], object]
 Trials = Iterator[tuple[str, Callable[[], str]]]  # a name, and what gives its verdict: one of FINE, or what is wrong
 FINE = ("refused", "told", "survived")
 SAYS = re.compile(
-    r"(?!.*(?:nats|surely|far from 1)).*(?:note[:\x22]|passed over|left out|(?<! 0 )damaged|copies|same bytes|skipped).*"
+    r"(?!.*(?:nats|surely|far from 1)).*"
+    r"(?:note[:\x22]|passed over|left out|(?<! 0 )damaged|are not there|copies|same bytes|skipped).*"
 )
 USUAL = set[str]()  # what is said of right input
 CLOCK = re.compile('("seconds"|"images_per_second"): [\\d.e-]+|\\d[\\d.,]* (s|min|ms)\\b|–'.encode())
@@ -284,6 +287,19 @@ def model_trials() -> Trials:
         yield f"--prompt {text}", partial(met, f"{VERBS['score'][0]} --prompt {text}", "data", bool, lambda: "taken", "prompt")
 
 
+def said(file: Path) -> object:
+    """What a stored file says, whatever its line ends and the head of its table."""
+    if file.suffix == ".parquet":
+        return pq.read_table(file).replace_schema_metadata()
+    text = file.read_text() if file.suffix in (".yaml", ".json", ".jsonl") else ""
+    return yaml.safe_load(text) if file.suffix == ".yaml" else text.rstrip("\n") or file.read_bytes()
+
+
+def unseen(spec: Path) -> str:
+    """What `check` let pass: nothing, where the file says what it said."""
+    return "" if (HERE / spec).is_file() and said(HERE / spec) == said(GOOD / spec) else "not found"
+
+
 def damage_trials() -> Trials:
     """stored files, each time they are read"""
     for place in ("run", "set", "export", "teacher", "labels", "results"):
@@ -293,7 +309,7 @@ def damage_trials() -> Trials:
             spec, content = path.relative_to(GOOD), path.read_bytes()
             for number, damage in enumerate(each for each in DAMAGES if each not in BYTES or BYTES[each](content) != content):
                 verb, lay, names = verbs[number % len(verbs)], puts(f"{spec}={damage}"), f"{path.name}|{place}"
-                yield f"{spec}={damage}: check", partial(met, f"check {place} -q", place, lay, lambda: "not found", names)
+                yield f"{spec}={damage}: check", partial(met, f"check {place} -q", place, lay, partial(unseen, spec), names)
                 needs, wrong = f"{VERBS[verb][2]} {place}".replace("-run/features", ""), partial(differs, verb)
                 if verb not in ("score", "embed") or not str(spec).startswith(VERBS[verb][1]):
                     yield f"{spec}={damage}: {verb}", partial(met, VERBS[verb][0], needs, lay, wrong, names)

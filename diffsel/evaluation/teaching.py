@@ -43,7 +43,7 @@ from .cutting import Held, Order, Shown, fits
 from .networks import build, canonical, check_size
 from .students import Diverged, Score, measure
 
-OURS = ("teacher.yaml", "metrics.jsonl", "*.safetensors", "records/*.safetensors")  # files of a teacher
+OURS = ("teacher.yaml", "*.safetensors", "records/*.safetensors")  # of a teacher; metrics.jsonl holds seconds
 
 
 def rate(t: TrainingSettings, epoch: int) -> float:
