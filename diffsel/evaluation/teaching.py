@@ -110,9 +110,7 @@ def train(
             bar.update()
     accelerator.wait_for_everyone()
     if workers.is_main and begun < t.epochs:
-        files = sorted(file for pattern in OURS for file in out.glob(pattern))  # a tracker may write beside them
-        told = (f"{digest(file.read_bytes())}  {file.relative_to(out).as_posix()}\n" for file in files)
-        write_atomically(out / SUMS, "".join(told).encode())
+        _write_sums(out)
     return line
 
 
@@ -250,6 +248,12 @@ def _save(
         state |= {"epoch": torch.tensor(epoch + 1), "best": torch.tensor(best)}
         write_atomically(out / "state.safetensors", as_safetensors(state, {}))
     return best
+
+
+def _write_sums(out: Path) -> None:
+    files = sorted(file for pattern in OURS for file in out.glob(pattern))  # a tracker may write beside them
+    told = (f"{digest(file.read_bytes())}  {file.relative_to(out).as_posix()}\n" for file in files)
+    write_atomically(out / SUMS, "".join(told).encode())
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
