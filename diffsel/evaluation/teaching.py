@@ -109,8 +109,6 @@ def train(
             bar.set_postfix({key: line[key] for key in ("loss", "top1") if key in line})
             bar.update()
     accelerator.wait_for_everyone()
-    if workers.is_main and begun < t.epochs:
-        _write_sums(out)
     return line
 
 
@@ -247,6 +245,8 @@ def _save(
         state |= {f"scaler.{key}": torch.tensor(value) for key, value in (scaler.state_dict() if scaler else {}).items()}
         state |= {"epoch": torch.tensor(epoch + 1), "best": torch.tensor(best)}
         write_atomically(out / "state.safetensors", as_safetensors(state, {}))
+    if epoch == t.epochs - 1:
+        _write_sums(out)
     return best
 
 
