@@ -203,6 +203,7 @@ def select(out: Path) -> None:
     session = resume(out / "run", settings())
     runs.read_unit = tensors_of(session.run)
     choosing.read_column = lambda file, name: runs.read_unit(file)[0][name]
+    choosing.read_extra = lambda file: runs.read_unit(file)[1]
     choosing.has_column = lambda *_: False  # no look of an image is stored
     choosing.check_set(session.run, 1, out / "run" / "ipc1")
     method.select(session, 1, out / "run" / "ipc1")
