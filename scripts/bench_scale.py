@@ -14,7 +14,7 @@ main process's own work, which grows with the number of images, classes and unit
     claim     claiming every unit, one after the other; a file of no bytes is the work
     late      a process that comes when all is done
     shards    1,000 shards (`--shard I/1000`), one after the other: what each does beside its own units
-    crowd     1,000 workers that share a tenth of the units by claims, in turn, by a clock of their own (20 s a unit)
+    crowd     1,000 workers that share all units by claims, in turn, by a clock of their own (20 s a unit)
     select    a set of one image a class: candidates, ranking and picks of small vectors in one cluster; no picture is cut
     report    opening RUN and SET; then seconds of one class, of three
 
@@ -174,7 +174,7 @@ def shards(out: Path, scale: tuple[int, int]) -> None:
 
 def crowd(out: Path, scale: tuple[int, int]) -> None:
     """No file is made twice.  Threads, and waiting for others at the end, are left out."""
-    units, made = [out / "crowd" / name for name in unit_names(scale)[::10]], list[Path]()
+    units, made = [out / "crowd" / name for name in unit_names(scale)], list[Path]()
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     with mock.patch.object(claims, "time", clock):
         _crowd(units, made, clock)
