@@ -30,7 +30,7 @@ from ..data.images import ImageData
 from ..data.pixels import digest
 from ..data.views import normalise
 from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf32
-from ..machine.files import write_atomically
+from ..machine.files import sweep, write_atomically
 from ..machine.formats import dump_yaml, is_mine
 from ..sets.difficulty import read_records, write_epoch, write_images
 from ..sets.record import SUMS
@@ -274,6 +274,7 @@ def _resume(
     After ``prepare``, for accelerate would send AdamW's counts of steps to the device too, and each step would ask for them.
     Raises ConfigError or StoreError where a file of the training is damaged.
     """
+    sweep(out)  # what a killed start left half-written
     file = out / "state.safetensors"
     if not file.exists():
         return 0, -1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from diffsel.evaluation.tasks import loaders_of, train_teacher
 from diffsel.evaluation.teachers import load_teacher
 from diffsel.evaluation.teaching import _resume, _save, _train_epoch, rate
 from diffsel.evaluation.teaching import train as teach
+from diffsel.machine import files
 from diffsel.machine.device import Machine
 from diffsel.machine.processes import Workers
 from diffsel.machine.progress import quiet
@@ -217,8 +219,10 @@ def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) 
             teach(train, val, tmp_path / "t", QUICK, 0, Bench(CPU))
         file.write_bytes(whole)
     (tmp_path / "begun" / "logs").mkdir(parents=True)  # of a tracker
-    (tmp_path / "begun" / ".part-host-1-x").touch()  # of a start that was killed
+    (gone := subprocess.Popen(["true"])).wait()
+    (tmp_path / "begun" / f".part-{files._host()}-{gone.pid}-abc").touch()  # of a start that was killed
     teach(train, None, tmp_path / "begun", QUICK.model_copy(update={"epochs": 1}), 0, Bench(CPU))
+    assert not list((tmp_path / "begun").glob(".part-*"))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").touch()
     with pytest.raises(StoreError, match="exists and is not a teacher"):
