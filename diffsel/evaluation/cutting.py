@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,7 @@ from ..machine.progress import Progress
 from ..settings.settings import fingerprint
 from ..settings.training import TrainingSettings
 
+SHARED = Path("/dev/shm")
 HELD = 2**31  # bytes of uint8 pixels that a process keeps at most
 
 
@@ -107,3 +111,20 @@ def training_transform(t: TrainingSettings) -> v2.Transform:
         "none": middle,
     }[t.crop]
     return v2.Compose([*crop, *([v2.RandomHorizontalFlip()] if t.flip else []), v2.PILToTensor()])
+
+
+def no_room(processes: int, handed: int) -> str:
+    """Why so many processes that read cannot be had, which hand over ``handed`` bytes at a time through shared memory: there
+    they would wait for ever, or end the training.  Empty where they can."""
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        files, size = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE))
+        if 0 <= files < (needed := 64 + 16 * processes):
+            return f"this process may hold {files} files open, and needs {needed} (ulimit -n)"
+        if 0 <= size < handed:
+            return f"a file may have {size:,} bytes, and a batch takes {handed:,} (ulimit -f)"
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
+    if free is not None and free < (taken := 4 * processes * handed):  # each has a few batches ready
+        return f"{SHARED} has {free:,} bytes left, and {taken:,} are needed (docker run --shm-size)"
+    return ""

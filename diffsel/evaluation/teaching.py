@@ -12,6 +12,7 @@ uninterrupted training gives.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -39,10 +40,11 @@ from ..settings.settings import identity
 from ..settings.training import TrainingSettings
 from .bench import Bench
 from .checkpoints import ANEW, as_safetensors, read_checkpoint, read_metrics, read_state
-from .cutting import Held, Order, Shown, fits
+from .cutting import Held, Order, Shown, fits, no_room
 from .networks import build, canonical, check_size
 from .students import Diverged, Score, measure
 
+LOG = logging.getLogger(__name__)
 OURS = ("teacher.yaml", "*.safetensors", "records/*.safetensors")  # of a teacher; metrics.jsonl holds seconds
 
 
@@ -163,6 +165,9 @@ def difficulty(logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) ->
 
 
 def _loader(shown: Held | Shown, t: TrainingSettings, order: Order, loaders: int, machine: Machine) -> DataLoader:
+    if loaders and not isinstance(shown, Held) and (lacking := no_room(loaders, 3 * t.size**2 * t.batch_size)):
+        LOG.warning("note: images are read by one process: %s", lacking)
+        loaders = 0
     read = {"num_workers": loaders, "persistent_workers": loaders > 0}
     options: dict[str, Any] = {"collate_fn": _whole} if isinstance(shown, Held) else read
     options["pin_memory"] = machine.device.type == "cuda"

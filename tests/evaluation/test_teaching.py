@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import resource
 import subprocess
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate.optimizer
 import numpy as np
@@ -24,7 +28,7 @@ from diffsel.data.images import open_data
 from diffsel.data.views import mean_and_deviation, normalise
 from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.checkpoints import read_checkpoint
-from diffsel.evaluation.cutting import Held, Order, Shown, fits, training_transform
+from diffsel.evaluation.cutting import Held, Order, Shown, fits, no_room, training_transform
 from diffsel.evaluation.networks import build
 from diffsel.evaluation.tasks import loaders_of, train_teacher
 from diffsel.evaluation.teachers import load_teacher
@@ -304,3 +308,33 @@ def test_loaders_follow_the_cores(monkeypatch, asked: dict[str, int], beside: in
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
     assert loaders_of(ComputeSettings(**asked), Workers()) == count
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        ((resource.RLIMIT_NOFILE, 70), r"may hold 70 files open, and needs 96 \(ulimit -n\)"),
+        ((resource.RLIMIT_FSIZE, 1000), r"a file may have 1,000 bytes, and a batch takes 6,144 \(ulimit -f\)"),
+        (20_000, r"has 20,000 bytes left, and 49,152 are needed \(docker run --shm-size\)"),
+    ],
+)
+def test_one_process_reads_where_more_would_wait_for_ever(
+    lacking: tuple[int, int] | int, told: str, colours: Callable[..., None], tmp_path: Path, monkeypatch, caplog
+) -> None:
+    colours(train=8)
+    data = open_data(str(tmp_path / "train"), DataSettings(), 0)
+    how = QUICK.model_copy(update={"size": 16, "batch_size": 8, "epochs": 1})
+    monkeypatch.setattr("diffsel.evaluation.teaching.fits", lambda *_: False)
+    teach(data, None, tmp_path / "alone", how, 0, Bench(CPU))
+    assert not no_room(2, 6144)
+    limit = resource.getrlimit
+    if isinstance(lacking, tuple):
+        kind, most = lacking
+        monkeypatch.setattr(resource, "getrlimit", lambda asked: (most, most) if asked == kind else limit(asked))
+    else:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=lacking))
+    assert re.search(told, no_room(2, 6144))
+    teach(data, None, tmp_path / "lacking", how, 0, Bench(CPU), 2)
+    assert re.search(f"note: images are read by one process: .*{told}", caplog.text)
+    weights = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("alone", "lacking")]
+    assert weights[0] == weights[1]
