@@ -142,6 +142,7 @@ def test_the_benchmark_of_scale_goes_through_all_stages(tmp_path: Path, capsys, 
     patched += [
         (script.runs, "read_unit"),
         (script.choosing, "read_column"),
+        (script.choosing, "read_extra"),
         (script.choosing, "has_column"),
         (script.Run, "map_file"),
     ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..data.albums import Pictures
 from ..data.views import Mix, Views
 from ..machine.device import to_device
-from ..machine.files import write_atomically
+from ..machine.files import sweep, write_atomically
 from ..machine.formats import differences, dump_yaml, is_mine, read_yaml
 from ..machine.processes import Workers
 from ..machine.progress import Progress, quiet
@@ -81,6 +81,7 @@ def write_labels(
     identity = label_identity(pictures, protocol, recipe, seed, teacher, top_k)
     if not is_mine(out, "labels.yaml", identity, "a folder of stored labels"):
         write_atomically(out / "labels.yaml", dump_yaml(identity))
+    sweep(out)  # what a killed start left half-written
     mark, file_of = fingerprint(identity), partial(_epoch_file, out)
     missing = [epoch for epoch in range(epochs) if not _is_whole(file_of(epoch), mark, epoch)]
     for epoch in missing:
