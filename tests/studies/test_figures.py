@@ -20,7 +20,11 @@ def test_the_sheet_of_one_class_shows_the_one_named(tmp_path: Path) -> None:
         folder = tmp_path / expected
         for label in labels:
             draw(folder / label / "00000.png", 0)
-        files = [{"file_name": f"{name}/00000.png", "label": i, "class": name, "tiles": []} for i, name in enumerate(labels)]
+        none = dict.fromkeys(("cluster", "place", "distance"))
+        tile = {"source": "x", "digest": "", "row": 0, "rank": 0, "box": [0, 0, 1, 1], "score": 0.0, "reason": "score", **none}
+        files = [
+            {"file_name": f"{name}/00000.png", "label": i, "class": name, "tiles": [tile]} for i, name in enumerate(labels)
+        ]
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, files)))
         record = {"format": 1, "ipc": 1, "factor": 1, "seed": 0, "classes": labels}
         record |= {"selection": {"method": "diffsel"}, "assembly": {"size": 64}}
