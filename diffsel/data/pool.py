@@ -60,8 +60,8 @@ def copies_note(data: ImageData, classes: Sequence[str]) -> str:
 
 LOOK = 16  # side of the small grey picture that says how an image looks
 NEAR = 6.0  # grey levels of 255, root mean square: recompressed and rescaled photographs stay below 3, others above 20
-BLOCK = 1024  # images that are compared with all others at a time
 NEAR_SHARE = 0.12  # and this share of its contrast, below which all dark pictures look alike
+BLOCK = 1024  # images that are compared with all others at a time
 
 
 def looks(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "n look"]:

@@ -34,7 +34,7 @@ from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf
 from ..machine.files import sweep, write_atomically
 from ..machine.formats import dump_yaml, is_mine
 from ..sets.difficulty import read_records, write_epoch, write_images
-from ..sets.record import SUMS
+from ..sets.record import SUMS, as_sums
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.settings import identity
 from ..settings.training import TrainingSettings
@@ -257,8 +257,7 @@ def _save(
 
 def _write_sums(out: Path) -> None:
     files = sorted(file for pattern in OURS for file in out.glob(pattern))  # a tracker may write beside them
-    told = (f"{digest(file.read_bytes())}  {file.relative_to(out).as_posix()}\n" for file in files)
-    write_atomically(out / SUMS, "".join(told).encode())
+    write_atomically(out / SUMS, as_sums({file.relative_to(out).as_posix(): digest(file.read_bytes()) for file in files}))
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

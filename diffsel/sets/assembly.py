@@ -30,7 +30,7 @@ from ..machine.threads import threaded
 from ..settings.sections import AssemblySettings, DataSettings
 from .card import card
 from .opening import is_there
-from .record import LISTED, SUMS
+from .record import LISTED, SUMS, as_sums
 from .selection import Pick, tile_rank
 
 RDED_MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
@@ -176,7 +176,7 @@ def _write_set(
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         sums["metadata.jsonl"] = _write(part / "metadata.jsonl", text.encode())
         sums["set.yaml"] = _write(part / "set.yaml", dump_yaml(record))
-        _write(part / SUMS, "".join(f"{value}  {name}\n" for name, value in sums.items()).encode())
+        _write(part / SUMS, as_sums(sums))
         labels = sorted(folders, key=lambda label: folders[label])
         words = {info.folder: info.name for info in data.classes}
         _write(part / "README.md", card(record, labels, LOADING, about=ABOUT, words=words).encode())

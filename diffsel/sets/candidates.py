@@ -69,8 +69,8 @@ def _near(files: tuple[tuple[Path, int], ...]) -> Mapping[int, int]:
 
 def near_pairs(run: Run, classes: Sequence[str]) -> list[tuple[str, str]]:
     """Path of each image of these classes that looks like one before it, and of that one."""
-    path = {row: run.data.rows.numbered(row).path for label in classes for pair in near(run, label).items() for row in pair}
-    return [(path[row], path[first]) for label in classes for row, first in near(run, label).items()]
+    found, numbered = (pair for label in classes for pair in near(run, label).items()), run.data.rows.numbered
+    return [(numbered(row).path, numbered(first).path) for row, first in found]
 
 
 def _drawn(run: Run, label: str) -> list[Row]:

@@ -134,6 +134,11 @@ def read_sums(path: Path) -> dict[str, str]:
     return found
 
 
+def as_sums(sums: Mapping[str, str]) -> bytes:
+    """B2SUMS: of each file its digest."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+
+
 def _first(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]

@@ -24,7 +24,7 @@ class UnreadableImage(DataError):
     """One file that is no image, or a broken one: it is listed and passed over."""
 
 
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what a machine may lack for a moment
 
 
 class Scarce(DataError):
