@@ -87,7 +87,7 @@ def score(session: Session, vectors: bool = False) -> None:
             for unit, (pictures, _) in zip(group, read, strict=True):
                 prompts = tuple(run.infos[unit.label].prompt(template) for template in s.scoring.prompts)
                 asked += [Asked(row.digest, pixels, prompts, unit.name) for row, pixels in pictures]
-            found = score_all(session.scorer, asked, s.patches)
+            found = score_all(session.scorer, asked, s.patches, s.selection)
             whole = unit_by_unit([len(pictures) for pictures, _ in read], found, bar.update)
             each = with_vectors(session, group, read, whole, later) if vectors else ((*part, None) for part in whole)
             for number, maps, held in each:

@@ -1,144 +1,173 @@
 """How much of a selection adaptive draws keep, and what they cost, against giving every image all draws.
 
-    python scripts/measure_adaptive.py --draws 256 --first 8 16 32
+    python scripts/measure_adaptive.py --draws 48 --first 3 6                       # scenes of the demo, patches of them
+    python scripts/measure_adaptive.py --data cifar10/train --model cifar10         # whole images of class folders
 
-Every draw of scenes of each class is made once; the rounds of an adaptive pass (diffsel/scoring/adaptive.py) are then
-played with their beginnings, which are the very maps that such a pass has (tests/scoring/test_adaptive.py).  The best share
-of each class is selected by score (no clusters), and by clusters as in a run.  Printed: U-Net forwards, source images that
-this selection shares with that of all draws (percent), and how many of their best boxes agree (90 % of the area or more).
-``--ranking`` measures what the bounds of an image cost, and nothing else.
+Every draw of the images of each class is made once; the rounds of an adaptive pass (diffsel/scoring/adaptive.py) are then
+played with their beginnings, which are the very maps that such a pass has (tests/scoring/test_adaptive.py).  Images are
+selected by the default settings, by score alone (no clusters) and by clusters.  Printed: U-Net forwards in percent of all
+draws for all, source images that this selection shares with that of all draws, percent, and how many of their boxes agree
+(90 % of the area or more).  ``--ranking`` measures what the standing of an image costs, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from diffsel.data.images import open_data
 from diffsel.machine.device import pick_device
 from diffsel.report.text import table
-from diffsel.scoring.adaptive import leader, undecided
+from diffsel.scoring.adaptive import in_race, standing
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Bucket, Scorer
 from diffsel.scoring.features import Patch, embed_patches
 from diffsel.scoring.folder import locate
-from diffsel.scoring.patches import Box, best_boxes, estimate
+from diffsel.scoring.patches import Box, best_boxes, box_mean, estimate, guided
 from diffsel.sets.selection import Candidates, select_class
-from diffsel.settings.sections import FeatureSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings
+from diffsel.settings.sections import (
+    DataSettings,
+    FeatureSettings,
+    ModelSettings,
+    PatchSettings,
+    ScoringSettings,
+    SelectionSettings,
+)
 from diffsel.studies import scenes
 from diffsel.studies.demo import PATCH, held
 
-
-def chosen(
-    model: Diffusion, images, maps: Sequence[np.ndarray], counts: Sequence[int], prompt: str, count: int, method: str
-) -> dict[int, Box]:
-    """Source image -> box of the ``count`` selected patches."""
-    patches, scoring = PatchSettings(patch_size=PATCH), ScoringSettings(bins=1, draws=1)
-    cells = [estimate(d[None], g[None], patches, scoring, null[None], n) for (d, g, null), n in zip(maps, counts, strict=True)]
-    found = [best_boxes(each, scenes.SIZE, scenes.SIZE, patches)[0] for each in cells]
-    vectors = np.zeros((len(images), 1), np.float32)
-    if method == "diffsel":
-        cut = [Patch(images[i][0], images[i][1], box) for i, (box, _) in enumerate(found)]
-        vectors = np.stack(
-            [v for _, v in sorted(embed_patches(Scorer(model, ScoringSettings(), 0, 16), cut, prompt, FeatureSettings()))]
-        )
-    boxes, scores = np.array([box for box, _ in found]), np.array([score for _, score in found])
-    candidates = Candidates("class", np.arange(len(images)), boxes, scores, vectors)
-    settings = SelectionSettings(method=method, clusters=8, top_clusters=4)  # type: ignore[arg-type]
-    return {pick.row: pick.box for pick in select_class(candidates, count, 1, settings, 0)}
+Images = list[tuple[str, np.ndarray]]  # key and pixels
 
 
-def every_draw(model: Diffusion, images, prompt: str, settings: ScoringSettings, batch_size: int) -> np.ndarray:
+def of_scenes(classes: int, count: int) -> Iterator[tuple[str, str, Images]]:
+    """A name, a prompt, and images with their keys, of each class: with one object, and with two."""
+    for objects in (1, 2):
+        for label in range(classes):
+            drawn = [scenes.compose("test", label, i, objects, 11) for i in range(count)]
+            images = [(f"{objects}/{label}/{i}", scene.pixels) for i, scene in enumerate(drawn)]
+            yield f"{objects} of {scenes.NAMES[label]}", f"An image of {scenes.NAMES[label]}.", images
+
+
+def of_folder(folder: Path, size: int, classes: int, count: int) -> Iterator[tuple[str, str, Images]]:
+    data = open_data(str(folder), DataSettings(image_size=size, images_per_class=count), 0)
+    for info in data.classes[:classes]:
+        images = [(row.digest, data.pixels(row)) for row in data.of_class(info.folder)]
+        yield info.folder, info.prompt("An image of {label}."), images
+
+
+def every_draw(model: Diffusion, images: Images, prompt: str, settings: ScoringSettings, batch_size: int) -> np.ndarray:
     """(images, draws, 3, h, w): D, G and the null prompt's loss of each draw."""
     words = model.embed_prompts([settings.null_prompt, prompt])
     with torch.inference_mode():
         scorer = Scorer(model, settings, 0, batch_size)
-        bucket = Bucket(
-            scorer.encode(images),
-            [key for key, _ in images],
-            words[None],
-            [0] * len(images),
-            {i: i for i in range(len(images))},
-        )
-        items = [(i, d) for i in range(len(images)) for d in range(settings.draws)]
+        places = {i: i for i in range(len(images))}
+        bucket = Bucket(scorer.encode(images), [key for key, _ in images], words[None], [0] * len(images), places)
+        items = [(i, draw) for i in range(len(images)) for draw in range(settings.draws)]
         rows = np.stack([rows for _, rows in scorer.losses([(bucket, items)])])
     return rows.reshape(len(images), settings.draws, *rows.shape[1:])
 
 
-def race(draws: np.ndarray, sizes: list[tuple[int, int]], settings: ScoringSettings) -> list[int]:
+def race(draws: np.ndarray, sizes: Sequence[tuple[int, int]], patches: PatchSettings, settings: ScoringSettings) -> list[int]:
     """How many draws each image gets in an adaptive pass."""
     counts = [settings.draws] * len(draws)
     for count in settings.rounds()[:-1]:
         seen = zip(draws, counts, sizes, strict=True)
-        leaders = [leader(each[:n], size, PatchSettings(patch_size=PATCH), settings) for each, n, size in seen]
-        more = undecided(leaders, settings)
-        counts = [2 * count if n == count and again else n for n, again in zip(counts, more, strict=True)]
+        stands = [standing(each[:n], size, patches, settings, SelectionSettings()) for each, n, size in seen]
+        counts = [2 * count if n == count and on else n for n, on in zip(counts, in_race(stands, settings), strict=True)]
     return counts
 
 
+def candidates(
+    model: Diffusion, images: Images, draws: np.ndarray, counts: Sequence[int], prompt: str, patches: PatchSettings
+) -> Candidates:
+    """What a pass with so many draws of each image would select from."""
+    scoring, boxes, scores = ScoringSettings(bins=1, draws=1), list[Box](), list[float]()
+    for (_, pixels), each, n in zip(images, draws, counts, strict=True):
+        d, g, null = each[:n].mean(0)
+        size = pixels.shape[:2]
+        box, _ = best_boxes(estimate(d[None], g[None], patches, scoring, null[None], n), *size, patches)[0]
+        inside = [np.array([box_mean(cells, size[0], size[1], box)]) for cells in (d, g)]
+        boxes.append(box)
+        scores.append(float(guided(inside[0], inside[1], SelectionSettings().guidance)[0]))
+    cut = [Patch(key, pixels, box) for (key, pixels), box in zip(images, boxes, strict=True)]
+    with torch.inference_mode():
+        found = sorted(embed_patches(Scorer(model, ScoringSettings(), 0, 16), cut, prompt, FeatureSettings()))
+    vectors = np.stack([vector for _, vector in found])
+    return Candidates("class", np.arange(len(images)), np.array(boxes), np.array(scores), vectors)
+
+
+def chosen(found: Candidates, ipc: int, method: str) -> dict[int, Box]:
+    """Source image -> box of the selected patches."""
+    picks = select_class(found, ipc, 1, SelectionSettings(method=method), 0)  # type: ignore[arg-type]
+    return {pick.row: pick.box for pick in picks}
+
+
+def compared(full: Candidates, some: Candidates, ipc: int) -> Iterator[float]:
+    for method in ("diffsel-noclusters", "diffsel"):
+        a, b = chosen(full, ipc, method), chosen(some, ipc, method)
+        both = a.keys() & b.keys()
+        yield 100 * len(both) / ipc
+        yield 100 * float(np.mean([held(a[i], b[i]) >= 0.9 for i in both])) if both else np.nan
+
+
 def ranking() -> None:
-    """Milliseconds of CPU that bounds take an image of 256 x 256 pixels, by draws."""
+    """Milliseconds of CPU that the standing of an image of 256 x 256 pixels takes, by draws."""
     rng, scoring, patches = np.random.default_rng(0), ScoringSettings(draws=6, adaptive_draws=48), PatchSettings(patch_size=128)
     for n in (6, 6, 12, 24):  # the first time imports
         maps = np.abs(rng.normal(size=(32, n, 3, 32, 32))).astype(np.float32) - np.float32([0.8, 0, 0])[:, None, None]
         begin = time.process_time()
         for each in maps:
-            leader(each, (256, 256), patches, scoring)
+            standing(each, (256, 256), patches, scoring, SelectionSettings())
         print(f"{n} draws: {(time.process_time() - begin) / len(maps) * 1e3:.2f} ms an image")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="class folders, of which whole images are taken; default: scenes of the demo")
+    parser.add_argument("--image-size", type=int, default=32, help="with --data")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--draws", type=int, default=256)
-    parser.add_argument("--first", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--draws", type=int, default=48)
+    parser.add_argument("--first", type=int, nargs="+", default=[3, 6])
     parser.add_argument("--classes", type=int, default=3)
-    parser.add_argument("--per-class", type=int, default=24)
+    parser.add_argument("--per-class", type=int, default=100)
+    parser.add_argument("--ipc", type=int, default=5)
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--z", type=float, nargs="+", default=[1.0, 2.0], help="standard errors of adaptive_z")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--ranking", action="store_true", help="only what bounds cost an image")
+    parser.add_argument("--ranking", action="store_true", help="only what the standing of an image costs")
     args = parser.parse_args()
     if args.ranking:
         return ranking()
-    model = Diffusion.load(locate(ModelSettings(model=args.model)), pick_device("auto"), "fp32")
-    count = int(args.keep * args.per_class)
+    model = Diffusion.load(locate(ModelSettings(model=args.model)), pick_device("auto"), args.precision)
+    patches = PatchSettings(patch_size=0 if args.data else PATCH)
+    source = of_folder(args.data, args.image_size, args.classes, args.per_class) if args.data else None
     sums: dict[tuple[str, int], list[list[float]]] = {}
-    for objects in (1, 2):
-        for label in range(args.classes):
-            drawn = [scenes.compose("test", label, i, objects, 11) for i in range(args.per_class)]
-            images = [(f"{objects}/{label}/{i}", scene.pixels) for i, scene in enumerate(drawn)]
-            prompt = f"An image of {scenes.NAMES[label]}."
-            draws = every_draw(model, images, prompt, ScoringSettings(draws=args.draws, bins=1), args.batch_size)
-            sizes = [(scenes.SIZE, scenes.SIZE)] * len(images)
-            plans = {("all alike", n): [n] * len(images) for n in (12, *args.first, args.draws // 2, args.draws)}
-            for first in args.first:
-                for z in args.z:
-                    settings = ScoringSettings(
-                        draws=first, bins=1, adaptive_draws=args.draws, adaptive_keep=args.keep, adaptive_z=z
-                    )
-                    plans[f"adaptive, z = {z:g}, from", first] = race(draws, sizes, settings)
-            full = [each.mean(0) for each in draws]
-            for key, counts in plans.items():
-                some = [each[:n].mean(0) for each, n in zip(draws, counts, strict=True)]
-                line = [sum(counts) / len(counts)]
-                for method in ("diffsel-noclusters", "diffsel"):
-                    a = chosen(model, images, full, [args.draws] * len(full), prompt, count, method)
-                    b = chosen(model, images, some, counts, prompt, count, method)
-                    both = a.keys() & b.keys()
-                    line += [100 * len(both) / count, 100 * float(np.mean([held(a[i], b[i]) >= 0.9 for i in both]))]
-                sums.setdefault(key, []).append(line)
-            print(objects, label, flush=True)
+    for name, prompt, images in source or of_scenes(args.classes, args.per_class):
+        draws = every_draw(model, images, prompt, ScoringSettings(draws=args.draws, bins=1), args.batch_size)
+        sizes = [(pixels.shape[0], pixels.shape[1]) for _, pixels in images]
+        plans = {("all alike", n): [n] * len(images) for n in (*args.first, args.draws // 4, args.draws // 2)}
+        for first in args.first:
+            asked = ScoringSettings(draws=first, bins=1, adaptive_draws=args.draws, adaptive_keep=args.keep)
+            for z in args.z:
+                settings = asked.model_copy(update={"adaptive_z": z})
+                plans[f"adaptive, z = {z:g}, from", first] = race(draws, sizes, patches, settings)
+        full = candidates(model, images, draws, [args.draws] * len(images), prompt, patches)
+        for key, counts in plans.items():
+            some = candidates(model, images, draws, counts, prompt, patches)
+            line = [100 * sum(counts) / len(counts) / args.draws, *compared(full, some, args.ipc)]
+            sums.setdefault(key, []).append(line)
+        print(name, flush=True)
     rows = []
     for (name, first), lines in sums.items():
         mean, error = np.mean(lines, 0), np.std(lines, 0, ddof=1) / len(lines) ** 0.5
-        spread = (f"{m:.1f} +- {e:.1f}" for m, e in zip(mean[1:], error[1:], strict=True))
-        rows.append([f"{name} {first}", f"{100 * mean[0] / args.draws:.1f}", *spread])
-    header = ["draws", "forwards %", "by score: shared %", "same box %", "clusters: shared %", "same box %"]
-    print(table(rows, header))
+        rows.append([f"{name} {first}", *(f"{m:.1f} ± {e:.1f}" for m, e in zip(mean, error, strict=True))])
+    print(table(rows, ["draws", "forwards %", "by score: shared %", "same box %", "clusters: shared %", "same box %"]))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from diffsel.scoring.draws import Scorer
 from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import GROUP, Asked, batch_sizes, filled_forwards, forwards, score_all
 from diffsel.scoring.patches import Box, best_boxes, estimate
-from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings
+from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings
 from diffsel.studies import scenes
 from diffsel.studies.demo import held
 
@@ -108,7 +108,7 @@ def hits(per_class: int, steps: list[int], draws: int) -> list[list[object]]:
         seen = [resize(Image.fromarray(pixels), scenes.SIZE, max(1, step * scenes.SIZE // 256)) for _, pixels, _ in found]
         asked = [Asked(str(i), np.asarray(each), (found[i][0],)) for i, each in enumerate(seen)]
         inside, scores = [False] * len(found), [0.0] * len(found)
-        for i, maps in score_all(Scorer(model, settings, 0, 16), asked, patches):
+        for i, maps in score_all(Scorer(model, settings, 0, 16), asked, patches, SelectionSettings()):
             cells = estimate(maps.differential[0], maps.gap[0], patches, settings, maps.null)
             (box, scores[i]), across = best_boxes(cells, *seen[i].size[::-1], patches)[0], found[i][1].shape[1] / seen[i].width
             inside[i] = held(found[i][2], (box[0], round(box[1] * across), box[2], round(box[3] * across))) >= 0.8

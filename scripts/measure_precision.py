@@ -34,7 +34,7 @@ from diffsel.scoring.folder import locate
 from diffsel.scoring.maps import Asked, score_all
 from diffsel.scoring.nats import nats_per_unit
 from diffsel.scoring.patches import Box, best_boxes, box_mean, estimate, guided, patch_scores
-from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings
+from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings
 from diffsel.studies import scenes
 from diffsel.studies.demo import PATCH, held
 
@@ -56,7 +56,7 @@ def images_of(folder: Path, size: int, per_class: int) -> tuple[list[Asked], Tru
 
 def look(scorer: Scorer, asked: list[Asked], patches: PatchSettings) -> Found:
     rows: dict[int, tuple] = {}
-    for place, maps in score_all(scorer, asked, patches):
+    for place, maps in score_all(scorer, asked, patches, SelectionSettings()):
         height, width = asked[place].picture.shape[:2]
         cells = estimate(maps.differential[0], maps.gap[0], patches, scorer.settings, maps.null)
         box, _ = best_boxes(cells, height, width, patches)[0]

@@ -82,7 +82,7 @@ def check(
 ) -> None:
     """Read every file of a folder that diffsel wrote against what it should be.  Exit code 1 where one is damaged."""
     from ..runs.units import devices, mixed, told_by
-    from ..studies.checking import Damage, check_folder, not_compared, unmade
+    from ..studies.checking import Damage, check_folder, how_far, not_compared
 
     files, bad, left = 0, list[Damage](), 0
     with progress(quiet)(desc="checking", unit="file") as bar:
@@ -98,7 +98,7 @@ def check(
                 print(f"{named}{damage.reason}{': removed' if removed else ''}")
     for way in dict.fromkeys(way for damage in bad if (way := damage.remake or damage.way)):
         print(way)
-    for told in filter(None, [mixed(devices(told_by(target))), *([] if bad else [not_compared(target), *unmade(target)])]):
+    for told in filter(None, [mixed(devices(told_by(target))), *([] if bad else [not_compared(target), *how_far(target)])]):
         print(told)
     print(f"{files} files, {len(bad)} damaged")
     if left:

@@ -24,6 +24,7 @@ from ..data.images import ImageData
 from ..data.rows import lost
 from ..machine.device import Machine
 from ..machine.files import safe_name, write_atomically
+from ..machine.formats import dump_yaml, read_yaml
 from ..machine.helpers import can_fork, helped
 from ..sets.opening import DistilledSet
 from ..settings.errors import ConfigError
@@ -72,7 +73,9 @@ class Cell:
             "protocol": {**protocol, "resolved": _plain(self.recipe)},
             "protocol_hash": fingerprint(protocol),
             "teacher": dict(self.author) if self.author else None,
-            "labels": fingerprint((self.labels / "labels.yaml").read_text()) if self.labels and not fixed else "online",
+            "labels": fingerprint(dump_yaml(read_yaml(self.labels / "labels.yaml")).decode())
+            if self.labels and not fixed
+            else "online",
         }
 
 

@@ -34,7 +34,8 @@ from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf
 from ..machine.files import sweep, write_atomically
 from ..machine.formats import dump_yaml, is_mine
 from ..sets.difficulty import read_records, write_epoch, write_images
-from ..sets.record import SUMS, as_sums
+from ..sets.exported import damaged_files
+from ..sets.record import SUMS, as_sums, read_sums
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.settings import identity
 from ..settings.training import TrainingSettings
@@ -287,6 +288,8 @@ def _resume(
         read_checkpoint(str(out / f"{name}.safetensors"))
     if (out / "records").exists() and (kept := len(read_records(out).el2n)) < int(state["epoch"]):
         raise StoreError(f"{out / 'records'} holds {kept} of {int(state['epoch'])} epochs; {ANEW}")
+    if wrong := next(damaged_files(out, read_sums(out), SUMS), None):  # of a whole training
+        raise StoreError(f"{wrong[0]} {wrong[1]}; {ANEW}")
     network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():

@@ -20,11 +20,15 @@ from .files import PART
 
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The leaves in which two nested values differ, as ``{"scoring.draws": (stored, asked)}``."""
+    """The leaves in which two nested values differ, as ``{"scoring.draws": (stored, asked)}``.
+
+    A setting that came later is None where it is not stored; what nobody asks for is never stored, not even as None.
+    """
     if isinstance(stored, dict) and isinstance(asked, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for key in {**stored, **asked}:
-            found |= differences(stored.get(key), asked.get(key), f"{prefix}{key}.")
+            nobody = "no such setting" if stored.get(key, 0) is None and key not in asked else None
+            found |= differences(stored.get(key), asked.get(key, nobody), f"{prefix}{key}.")
         return found
     return {} if stored == asked else {prefix.rstrip("."): (stored, asked)}
 

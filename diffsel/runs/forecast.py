@@ -42,7 +42,7 @@ class Plan:
     images: int
     forwards: int
     filled: int  # forwards with what fills up the last batch of each latent shape of a group; as the sampled classes have it
-    most_forwards: int  # with adaptive draws, if every image were undecided to the end
+    most_forwards: int  # with adaptive draws, if every image were in the race to its end; ``forwards`` then: the fewest
     rival_forwards: int  # on top of them
     flop: float
     bytes: int
@@ -99,10 +99,11 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     area = sum(share * math.prod(shape) for shape, share in shares.items())  # of the mean image
     cells = {shape: share * math.prod(shape) for shape, share in shares.items() if shape in probed}
     one = sum(count * probed[shape][1] / math.prod(shape) for shape, count in cells.items()) / sum(cells.values()) * area
-    total = forwards(images, prompts, s)
+    once, most = forwards(images, prompts, s), s.rounds()[-1] // s.draws
+    total = round(once * (1 + s.adaptive_keep * (most - 1)))  # who stays in the race gets all draws
     rivals, kept = _rivals(counts, settings, s.draws)
-    most = vae_batch(model.device)
-    vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels[0]] * most, model.device)), model)
+    batch = vae_batch(model.device)
+    vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels[0]] * batch, model.device)), model)
     drawn = _noise(scorer, shapes[0], s)
     relative, maps = area / math.prod(shapes[0]), area / shapes[0][0] * s.bins
     stored = maps * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area + LOOK**2 + 8  # and its row
@@ -111,15 +112,15 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
         images=images,
         forwards=total,
         filled=round(total * filling),
-        most_forwards=total // s.draws * s.rounds()[-1],
+        most_forwards=once * most,
         rival_forwards=rivals,
-        flop=images * vae_flop / most + (total + rivals) * flop * relative,
+        flop=images * vae_flop / batch + (total + rivals) * flop * relative,
         bytes=round(images * stored + kept * (maps * 2 + 8)),
         parts={
             "U-Net": (total * filling + rivals) * one,
-            "VAE": images * vae_seconds / most,
+            "VAE": images * vae_seconds / batch,
             "reading": images * reading,
-            "noise": images * s.draws * drawn,
+            "noise": images * s.draws * drawn * total / once,
         },
         beside=model.device.type != "cpu",
         rate=flop / seconds,

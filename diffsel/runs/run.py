@@ -301,8 +301,8 @@ def check_asked(path: Path, record: Mapping[str, Any], settings: Settings) -> No
         if stored[key] != asked[key]:
             raise ConfigError(f"data.{key}: the images and classes of {path} were fixed when it was scored; use {instead}")
     chosen_bins(settings.patches, settings.scoring)
-    wanted = pass_identity(settings)
-    if found := differences({key: record["identity"].get(key) for key in (*wanted, "side_multiple")}, wanted):
+    wanted, told = pass_identity(settings), record["identity"]
+    if found := differences({key: told[key] for key in (*wanted, "side_multiple") if key in told}, wanted):
         raise SettingsDiffer(path, found)
 
 

@@ -253,8 +253,8 @@ def start(source: AsPath, out: AsPath, settings: Settings = DEFAULT, progress: P
 def _identity(settings: Settings, data: ImageData) -> dict[str, Any]:
     """What decides the bytes of a pass, apart from its model and its precision."""
     described = {**pass_identity(settings), "images": image_identity(data), "classes": [asdict(c) for c in data.classes]}
-    if settings.scoring.adaptive_draws:  # then patches decide which images get more draws
-        described["racing"] = identity(settings.patches)
+    if settings.scoring.adaptive_draws:  # then what ranks patches decides which images get more draws
+        described["racing"] = identity(settings.patches) | settings.selection.model_dump(include={"rank_by", "guidance"})
     return described
 
 

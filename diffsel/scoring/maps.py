@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..data.rows import Row
 from ..machine.device import to_host
-from ..settings.sections import PatchSettings, ScoringSettings
-from .adaptive import Leader, leader, undecided
+from ..settings.sections import PatchSettings, ScoringSettings, SelectionSettings
+from .adaptive import Standing, in_race, standing
 from .batching import Shape, evenly
 from .diffusion import Diffusion
 from .draws import Bucket, LossRows, Picture, Scorer, all_losses, is_sound, latent_shape, plain_losses, soundly
@@ -87,13 +87,15 @@ def score_images(
     return soundly(scorer, asked, lambda by, some: _score(some, by, apart), lambda maps: maps.sound)
 
 
-def score_all(scorer: Scorer, images: Sequence[Asked], patches: PatchSettings) -> Iterator[tuple[int, Maps]]:
+def score_all(
+    scorer: Scorer, images: Sequence[Asked], patches: PatchSettings, selection: SelectionSettings
+) -> Iterator[tuple[int, Maps]]:
     """As ``score_images``, of images of any classes, in common batches: all with as many draws, or adaptively, as the
     settings say.  An image that is scored again has as many as any image may get."""
 
     def make(by: Scorer, some: Sequence[Asked]) -> Iterator[tuple[int, Maps]]:
         if by is scorer:
-            yield from score_adaptively(by, some, patches) if by.settings.adaptive_draws else _score(some, by)
+            yield from score_adaptively(by, some, patches, selection) if by.settings.adaptive_draws else _score(some, by)
             return
         most = by.settings.model_copy(update={"draws": by.settings.rounds()[-1]})
         yield from ((i, replace(maps, again=True)) for i, maps in _score(some, replace(by, settings=most)))
@@ -269,8 +271,10 @@ def _begun(bucket: Bucket, settings: ScoringSettings) -> dict[int, _Sums]:
 
 
 @torch.inference_mode()
-def score_adaptively(scorer: Scorer, images: Sequence[Asked], patches: PatchSettings) -> Iterator[tuple[int, Maps]]:
-    """As ``score_all``: round after round the undecided images (adaptive.py) of each unit get twice the draws.
+def score_adaptively(
+    scorer: Scorer, images: Sequence[Asked], patches: PatchSettings, selection: SelectionSettings
+) -> Iterator[tuple[int, Maps]]:
+    """As ``score_all``: round after round the images of each unit that are still in the race (adaptive.py) get twice the draws.
 
     Their draws are the first ones of a longer pass: an image that gets all has the very maps of a pass with that many.
     """
@@ -278,27 +282,27 @@ def score_adaptively(scorer: Scorer, images: Sequence[Asked], patches: PatchSett
     buckets = list(_buckets(scorer, images, (settings.null_prompt,)))
     sums = {place: begun for bucket in buckets for place, begun in _begun(bucket, settings).items()}
     seen: list[list[np.ndarray]] = [[] for _ in images]
-    leaders: dict[int, Future[Leader]] = {}
+    stands: dict[int, Future[Standing]] = {}
     left = set(range(len(images)))
-    with ThreadPoolExecutor(1) as pool:  # an image's bounds are found while the device draws others
+    with ThreadPoolExecutor(1) as pool:  # an image's standing is found while the device draws others
         for count in rounds:
             more = [[(i, draw) for i in b.places if i in left for draw in range(sums[i].draws, count)] for b in buckets]
             for (i, draw), losses in scorer.losses(zip(buckets, more, strict=True)):
                 sums[i].add(draw, losses)
                 seen[i].append(losses[[patches.prompt, len(losses) // 2 + patches.prompt, -1]])
                 if draw == count - 1 < rounds[-1] - 1:
-                    leaders.pop(i, None)
+                    stands.pop(i, None)
                     if is_sound(drawn := np.stack(seen[i])):
-                        leaders[i] = pool.submit(leader, drawn, images[i].picture.shape[:2], patches, settings)
-            settled = left - _undecided(images, leaders, settings) if count < rounds[-1] else left
-            yield from ((i, sums[i].maps()) for i in sorted(settled))
-            left = left - settled
+                        stands[i] = pool.submit(standing, drawn, images[i].picture.shape[:2], patches, settings, selection)
+            on = left & _in_race(images, stands, settings) if count < rounds[-1] else set[int]()
+            yield from ((i, sums[i].maps()) for i in sorted(left - on))
+            left = on
 
 
-def _undecided(images: Sequence[Asked], leaders: Mapping[int, Future[Leader]], settings: ScoringSettings) -> set[int]:
+def _in_race(images: Sequence[Asked], stands: Mapping[int, Future[Standing]], settings: ScoringSettings) -> set[int]:
     """Of all images, unit by unit; one that overflowed is out, and is no bound for the others."""
-    units: dict[str, dict[int, Leader]] = {}
-    for i, found in sorted(leaders.items()):
+    units: dict[str, dict[int, Standing]] = {}
+    for i, found in sorted(stands.items()):
         units.setdefault(images[i].among, {})[i] = found.result()
-    again = ((members, undecided(list(members.values()), settings)) for members in units.values())
-    return {i for members, more in again for i, yes in zip(members, more, strict=True) if yes}
+    on = ((members, in_race(list(members.values()), settings)) for members in units.values())
+    return {i for members, more in on for i, yes in zip(members, more, strict=True) if yes}

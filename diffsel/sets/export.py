@@ -27,7 +27,7 @@ from ..machine.files import write_atomically
 from ..machine.formats import PREFIXED, as_csv
 from ..settings.errors import ConfigError
 from .card import card
-from .exported import EXPORT, hand_over, listed
+from .exported import EXPORT, FORMAT, hand_over, listed
 from .opening import DistilledSet, Picture, check_whole, read_set
 from .record import LISTED, SUMS
 
@@ -67,7 +67,7 @@ def export_set(path: Path | str, form: Form, out: Path | str, source: str = "") 
         "csv": _write_csv,
         "list": _write_list,
     }
-    record = {"format": 1, "form": form, "set": found.digest, "source": source}
+    record = {"format": FORMAT, "form": form, "set": found.digest, "source": source}
     return hand_over(out, record, partial(write[form], found), lambda: _card(found, form, source))
 
 

@@ -19,6 +19,7 @@ from ..settings.errors import DataError, StoreError
 from ..settings.settings import fingerprint
 
 EXPORT = "export.yaml"
+FORMAT = 2  # 1: with or without a checksum
 
 
 def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]) -> bool:
@@ -55,16 +56,19 @@ def _is_there(place: Store, record: Mapping[str, Any]) -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         write_atomically(file := Path(folder) / EXPORT, place.read(EXPORT))
-        if {**read_yaml(file), "files": None, "checksum": None} != {**record, "files": None, "checksum": None}:
+        rest: dict[str, Any] = dict.fromkeys(("format", "files", "checksum"))
+        if {**read_yaml(file), **rest} != {**record, **rest}:
             raise StoreError(f"{place.root} holds another export; give a new address")
     return True
 
 
 def _is_mine(out: Path, record: Mapping[str, Any]) -> bool:
-    files = listed(out) if (out / EXPORT).exists() else {}
-    expected = {**record, "files": files} if files else record
-    signed = (out / EXPORT).exists() and "checksum" in read_yaml(out / EXPORT)
-    if not is_mine(out, EXPORT, _signed(expected) if signed else expected, "this export"):
+    told = read_yaml(out / EXPORT) if (out / EXPORT).exists() else {}
+    files = listed(out) if told else {}
+    as_told: dict[str, Any] = {
+        key: told[key] for key in ("format", "checksum", "files") if key in told
+    }  # ``listed`` has looked at them
+    if not is_mine(out, EXPORT, {**record, **as_told}, "this export"):
         return False
     if damaged := list(damaged_files(out, files, EXPORT)):
         file, reason = damaged[0]
@@ -74,7 +78,7 @@ def _is_mine(out: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _signed(told: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its checksum, which the first versions lacked."""
+    """A record with its checksum."""
     return {"checksum": fingerprint(told), **told}
 
 
@@ -84,7 +88,9 @@ def listed(out: Path) -> dict[str, str]:
     checksum, files = told.pop("checksum", None), told.get("files") or {}
     if not isinstance(files, dict) or not all(isinstance(each, str) for pair in files.items() for each in pair):
         raise StoreError(f"{out / EXPORT} is damaged (files: expected names and digests); delete {out} and make it anew")
-    if checksum is not None and checksum != fingerprint(told):
+    if told.get("format") not in (1, FORMAT):
+        raise StoreError(f"{out / EXPORT} has format {told.get('format')!r}; this version reads 1 and {FORMAT}")
+    if checksum != fingerprint(told) and (checksum is not None or told["format"] > 1):
         raise StoreError(f"{out / EXPORT} is damaged or was edited (checksum differs); delete {out} and make it anew")
     return files
 

@@ -32,7 +32,7 @@ from ..runs.units import scored_rows
 from ..settings.errors import ConfigError, DataError
 from ..settings.settings import identity
 from .card import hub_card
-from .exported import hand_over
+from .exported import FORMAT, hand_over
 from .scores import COLUMNS, Scores
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def export_scores(scores: Scores, form: Form, out: Path | str, progress: Progres
     if form == "fiftyone" and is_address(base_of(run.data.root) or "none://"):
         raise DataError(f"{run.data.root} holds no image files of this machine; FiftyOne shows files (--to parquet, datasets)")
     asked = {"selection": identity(run.settings.selection), "patches_a_class": scores.need, **run.feature_identity}
-    record = {"format": 1, "form": form, "run": run.mark, "vectors": scores.vectors, "nats": run.nats is not None, **asked}
+    record = {"format": FORMAT, "form": form, "run": run.mark, "vectors": scores.vectors, "nats": run.nats is not None, **asked}
     if form in ("datasets", "fiftyone"):
         record["data"] = run.data.root
     write: Mapping[str, Callable[[Scores, Iterable[pa.Table], Path], None]] = {

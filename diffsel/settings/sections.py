@@ -135,7 +135,7 @@ class ScoringSettings(Section):
     bins: int = Field(3, ge=1, description="Equal parts of [t_min, t_max] whose maps are stored apart.")
     draws: int = Field(6, ge=1, description="(timestep, noise) pairs per image, stratified; a multiple of bins.")
     adaptive_draws: int | None = Field(
-        None, ge=1, description="Draws at most of an image that is still undecided, by doubling; default: draws (all alike)."
+        None, ge=1, description="Draws of images that stay in the race for the best, by doubling; default: all as draws."
     )
     adaptive_keep: float = Field(
         0.25, gt=0, le=1, description="Adaptive: share of a unit (<= 256 images of a class) that selection may want."

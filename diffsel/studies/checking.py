@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,14 @@ def not_compared(path: Path) -> str:
     return "" if sums else f"{path} has no sums of its files: they are there, but their contents were compared with nothing"
 
 
-def unmade(path: Path) -> Iterator[str]:
-    """What a RUN, whole otherwise, still lacks: a line for each stage that has not come to its end."""
+def how_far(path: Path) -> Iterator[str]:
+    """How far a folder, whole otherwise, has come: what a RUN still lacks, a line for each stage that is not at its end; how
+    many epochs LABELS have and how many students RESULTS, for nobody knows how many they should be."""
+    if epochs := len([*path.glob("epoch-*.safetensors")]):
+        yield f"{path}: labels of {epochs} epochs"
+    if seeds := Counter(file.parent for file in path.glob("*/seed-*.json")):
+        counts = " or ".join(map(str, sorted(set(seeds.values()))))
+        yield f"{path}: {seeds.total()} students, {counts} to a cell"
     if not (path / "run.yaml").is_file():
         return
     run = open_run(path)

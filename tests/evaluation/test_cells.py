@@ -26,6 +26,7 @@ from diffsel.evaluation import students as evaluation
 from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.cells import gather, make_cell, result_file, run_cells, students_at_once
 from diffsel.evaluation.protocols import resolve_recipe
+from diffsel.evaluation.storing import write_labels
 from diffsel.evaluation.teachers import load_teacher
 from diffsel.machine.device import Machine
 from diffsel.sets.opening import open_set
@@ -62,6 +63,17 @@ def test_results_are_written_once_and_never_mixed(world, tmp_path: Path) -> None
     assert line.last == line.top1  # rded-fixed reports the last epoch
     with pytest.raises(StoreError, match=r"seed-2\.json"):
         gather([cell], range(3), tmp_path / "r", CPU)
+
+
+def test_a_line_end_makes_no_other_labels(world, tmp_path: Path) -> None:
+    bench = Trusting(CPU)
+    cell = cell_of(world, bench)
+    write_labels(labels := tmp_path / "l", bench.pictures(cell.train), cell.protocol, cell.recipe, 0, cell.teacher, 1)
+    before, record = replace(cell, labels=labels).identity, labels / "labels.yaml"
+    record.write_bytes(record.read_bytes().rstrip(b"\n"))
+    assert replace(cell, labels=labels).identity == before
+    record.write_bytes(record.read_bytes().replace(b"seed: 0", b"seed: 1"))
+    assert replace(cell, labels=labels).identity != before
 
 
 def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) -> None:

@@ -222,6 +222,9 @@ def test_other_settings_and_strange_folders_are_refused(images, tmp_path: Path) 
         with pytest.raises(ConfigError, match=rf"{name}.safetensors is damaged"):
             teach(train, val, tmp_path / "t", QUICK, 0, Bench(CPU))
         file.write_bytes(whole)
+    (tmp_path / "t" / "teacher.yaml").write_bytes((tmp_path / "t" / "teacher.yaml").read_bytes() + b"# edited")
+    with pytest.raises(StoreError, match=r"teacher.yaml is not what B2SUMS tells .*; train it anew"):
+        teach(train, val, tmp_path / "t", QUICK, 0, Bench(CPU))
     (tmp_path / "begun" / "logs").mkdir(parents=True)  # of a tracker
     (gone := subprocess.Popen(["true"])).wait()
     (tmp_path / "begun" / f".part-{files._host()}-{gone.pid}-abc").touch()  # of a start that was killed

@@ -1,4 +1,4 @@
-"""Tables that a spreadsheet opens and a program reads."""
+"""Tables that a spreadsheet opens and a program reads; records and what differs in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from diffsel.machine.formats import as_csv, from_csv
+from diffsel.machine.formats import as_csv, differences, from_csv
 
 FORMULAS = (
     *(
@@ -62,3 +62,9 @@ def test_other_texts_and_numbers_stay(text: str) -> None:
 def test_numbers_keep_their_sign_and_none_is_empty() -> None:
     content = as_csv(["a", "b", "c", "d"], [[-1, -0.5, None, float("-inf")]])
     assert content == b"a,b,c,d\n-1,-0.5,,-inf\n"
+
+
+def test_a_setting_may_come_later_but_none_may_be_stored_that_nobody_knows() -> None:
+    assert differences({"a": 1}, {"a": 1, "later": None}) == {}
+    assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "later": 3}) == {"a.b": (1, 2), "later": (None, 3)}
+    assert differences({"a": 1, "tot_k": None}, {"a": 1, "top_k": None}) == {"tot_k": (None, "no such setting")}

@@ -34,7 +34,7 @@ def test_a_plan_counts_what_the_pass_will_do(folder, tmp_path, small: Settings) 
     assert told.seconds > 0
     assert told.rate > 0
     more = forecast(str(source), with_(small, scoring={"adaptive_draws": 12}), scorer)
-    assert (more.forwards, more.most_forwards) == (told.forwards, 4 * told.forwards)
+    assert (more.forwards, more.most_forwards) == (told.forwards * 7 // 4, 4 * told.forwards)  # a quarter gets all
     assert "adaptive" in str(more)
 
 

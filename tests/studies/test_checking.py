@@ -13,6 +13,7 @@ from students import CPU, Trusting, cell_of
 
 from diffsel.data.images import open_data
 from diffsel.evaluation.bench import Bench
+from diffsel.evaluation.cells import run_cells
 from diffsel.evaluation.fixed import write_fixed
 from diffsel.evaluation.storing import write_labels
 from diffsel.evaluation.teaching import train
@@ -50,6 +51,17 @@ def test_labels_of_other_epochs_and_damaged_ones_are_found_and_written_again(wor
     (told,) = check_folder(tmp_path / "l")
     assert (told.file.name, told.remake) == ("labels.yaml", "")
     assert "does not say the settings of the labels" in told.reason
+
+
+def test_how_many_labels_and_students_there_are_is_told(world, tmp_path: Path, diffsel) -> None:
+    """Nobody knows how many there should be, so one that is lost at the end shows in their number alone."""
+    bench = Trusting(CPU)
+    cell = cell_of(world, bench)
+    write_labels(tmp_path / "l", bench.pictures(cell.train), cell.protocol, cell.recipe, 0, cell.teacher, 2)
+    run_cells([cell], range(3), tmp_path / "r", bench)
+    (next((tmp_path / "r").glob("*/seed-2.json"))).unlink()
+    assert f"{tmp_path / 'l'}: labels of 2 epochs" in diffsel("check", tmp_path / "l", "-q")[1]
+    assert f"{tmp_path / 'r'}: 2 students, 2 to a cell" in diffsel("check", tmp_path / "r", "-q")[1]
 
 
 def test_a_teachers_files_are_read_to_the_last_weight(colours: Callable[..., None], tmp_path: Path) -> None:
@@ -102,7 +114,14 @@ def test_an_edited_record_of_an_export_is_told(folder: Callable[..., Path], tmp_
     assert diffsel("export", tmp_path / "set", "--to", "csv", "--out", tmp_path / "csv")[0] == 0
     assert bad(tmp_path / "csv") == {}
     file = tmp_path / "csv" / "export.yaml"
-    file.write_text(file.read_text().replace("form: csv", "form: csw"))
+    whole = file.read_text()
+    for old, new, told in (
+        ("checksum:", "bhecksum:", "checksum differs"),
+        ("format: 2", "format: 6", "this version reads 1 and 2"),
+    ):
+        file.write_text(whole.replace(old, new))
+        assert told in bad(tmp_path / "csv")["export.yaml"]
+    file.write_text(whole.replace("form: csv", "form: csw"))
     assert "checksum differs" in bad(tmp_path / "csv")["export.yaml"]
     code, _, err = diffsel("export", tmp_path / "set", "--to", "csv", "--out", tmp_path / "csv")
     assert (code, "checksum differs" in err) == (2, True)
@@ -219,6 +238,6 @@ def test_sets_and_exports_without_sums_are_not_called_whole(folder: Callable[...
             (made / name).unlink()
         if not lose:
             record = yaml.safe_load((made / "export.yaml").read_text())
-            (made / "export.yaml").write_text(yaml.safe_dump({**record, "files": {}, "checksum": None}))
+            (made / "export.yaml").write_text(yaml.safe_dump({**record, "format": 1, "files": {}, "checksum": None}))
         code, said, _ = diffsel("check", made, "-q")
         assert (code, f"{made} {told}" in said) == (0, True)
