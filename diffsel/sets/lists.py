@@ -12,7 +12,7 @@ from ..data.pixels import suffix_of
 from ..data.rows import Row
 from ..machine.addresses import is_address
 from ..machine.files import check_place, whole_folder, write_atomically
-from ..machine.formats import is_unused
+from ..machine.formats import dump_yaml, is_unused
 from ..machine.progress import Progress, quiet
 from ..settings.errors import DataError, StoreError
 from ..settings.sections import AssemblySettings, DataSettings
@@ -71,7 +71,8 @@ def _picks(found: DistilledSet, label: str) -> Sequence[Pick]:
 
 
 def apply(found: DistilledSet, data: str, settings: DataSettings, out: Path, copy: bool = False) -> int:
-    """The source images of a set, each once, in a folder of class folders: links, or copies; how many.
+    """The source images of a set, each once, in a folder of class folders: links, or copies; how many.  Its classes.yaml has the
+    names, words and order of the classes.
 
     Raises DataError where an image is missing or another one, or links are asked for and there are no files, StoreError where
     OUT holds something.
@@ -94,4 +95,6 @@ def apply(found: DistilledSet, data: str, settings: DataSettings, out: Path, cop
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(f"{base}/{row.path}")
+        told = {folders[info.folder]: {"name": info.name, **info.words} for info in images.classes}
+        write_atomically(part / "classes.yaml", dump_yaml(told))
     return len(images.rows)

@@ -99,9 +99,19 @@ def test_apply_gives_the_whole_sources_once_and_a_set_can_be_made_of_them(made: 
     links = [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
     assert len(links) == (0 if copy else len(wanted))
     told = {path.replace("train/", "%74rain/", 1): (made / "data" / path).read_bytes() for path in wanted}
-    assert contents(tmp_path / "out") == told
+    assert contents(tmp_path / "out") == {**told, "classes.yaml": b"cat:\n  name: cat\n'%74rain':\n  name: train\n"}
     with pytest.raises(StoreError, match="give a new or empty folder"):
         lists.apply(found, str(made / "data"), DataSettings(), tmp_path / "out", copy)
+
+
+def test_the_classes_of_applied_images_keep_names_words_and_order(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "data", data := tmp_path / "data")
+    (data / "classes.yaml").write_text("train: {name: steam train, wnid: '04310018'}\ncat: 'no'\n")
+    settings = resolve({**small_values(), "selection": {"method": "random"}, "assembly": {"size": 20, "factor": 1}})
+    select_baseline(open_data(str(data), settings.data, 0), 2, tmp_path / "set", settings)
+    lists.apply(lists.open_list(tmp_path / "set"), str(data), DataSettings(), tmp_path / "out")
+    told = [(info.name, info.words) for info in open_data(str(tmp_path / "out"), DataSettings(), 0).classes]
+    assert told == [("steam train", {"wnid": "04310018"}), ("no", {})]
 
 
 def test_images_of_a_table_are_copied_with_an_extension_and_never_linked(diffsel, made: Path, tmp_path: Path) -> None:
