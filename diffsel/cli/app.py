@@ -14,6 +14,7 @@ import typer
 
 from ..machine.addresses import check_outputs
 from ..machine.files import check_words
+from ..machine.progress import hush
 from ..machine.terminal import guarded
 from ..settings.errors import DiffselError
 from . import evaluation, handing, looking, making
@@ -93,6 +94,8 @@ lay_out(app)
 
 def main() -> int:
     """Run the command line; every foreseeable error is one line on stderr and exit code 2."""
+    if not sys.stderr.isatty() or {"-q", "--quiet"} & set(sys.argv):
+        hush()
     with guarded():
         try:
             check_words(sys.argv[1:])

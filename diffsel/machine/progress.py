@@ -80,6 +80,12 @@ def _widget() -> type[tqdm] | None:
     return found if issubclass(found, tqdm_notebook) else None
 
 
+def hush() -> None:
+    """Bars of the hub's libraries, which move the cursor and know nothing of ``--quiet``, are not shown."""
+    for library in ("HUB", "DATASETS"):
+        os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
+
+
 def bars(*given: Any, **told: Any) -> tqdm:
     """A ``Progress`` that shows its bars, wherever stderr is then."""
     return progress()(*given, **told)

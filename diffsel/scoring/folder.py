@@ -81,19 +81,25 @@ def _fetch(settings: ModelSettings, fetch: bool) -> Path:
 
 def _get(name: str, revision: str | None, fetch: bool, *patterns: str) -> Path:
     """A hub repository's files of these names, where they lie.  Raises ConfigError."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     asked: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": ["*fp16*", "*non_ema*"]}
     try:
         return Path(str(snapshot_download(name, revision=revision, local_files_only=not fetch, **asked)))
-    except HFValidationError:
-        raise ConfigError(f"model.model = {name!r}: no such folder, and not a hub id") from None
-    except LocalEntryNotFoundError:
-        why = ", and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)" if fetch else ""
-        raise ConfigError(f"model.model = {name!r}: no such folder, nor fetched from the hub before{why}") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ConfigError(f"model.model = {name!r}: no such folder, and not fetched from the hub: {error}") from None
+    except errors.HFValidationError:
+        why = "and not a hub id"
+    except errors.LocalEntryNotFoundError:
+        why = "nor fetched from the hub before"
+        why += ", and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)" if fetch else ""
+    except errors.GatedRepoError:
+        why = "and the hub asks to accept its licence first: do so on its page, then `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        why = "and the hub has none of this name, or it is private (`hf auth login`)"
+    except errors.RevisionNotFoundError:
+        why = f"and on the hub it has no revision {revision!r}"
+    except (errors.HfHubHTTPError, OSError) as error:
+        why = f"and not fetched from the hub: {str(error).splitlines()[0]}"
+    raise ConfigError(f"model.model = {name!r}: no such folder, {why}")
 
 
 @dataclass(frozen=True)

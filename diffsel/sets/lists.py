@@ -71,8 +71,8 @@ def _picks(found: DistilledSet, label: str) -> Sequence[Pick]:
 
 
 def apply(found: DistilledSet, data: str, settings: DataSettings, out: Path, copy: bool = False) -> int:
-    """The source images of a set, each once, in a folder of class folders: links, or copies; how many.  Its classes.yaml has the
-    names, words and order of the classes.
+    """The source images of a set, each once, in a folder of class folders: links, or copies; how many.  Its classes.yaml has
+    the names, words and order of the classes.
 
     Raises DataError where an image is missing or another one, or links are asked for and there are no files, StoreError where
     OUT holds something.
