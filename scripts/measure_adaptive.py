@@ -5,14 +5,16 @@
 
 Every draw of the images of each class is made once; the rounds of an adaptive pass (diffsel/scoring/adaptive.py) are then
 played with their beginnings, which are the very maps that such a pass has (tests/scoring/test_adaptive.py).  Images are
-selected by the default settings, by score alone (no clusters) and by clusters.  Printed: U-Net forwards in percent of all
-draws for all, source images that this selection shares with that of all draws, percent, and how many of their boxes agree
-(90 % of the area or more).  ``--ranking`` measures what the standing of an image costs, and nothing else.
+selected by the default settings, by score alone (no clusters) and by clusters; ``adaptive_keep`` is the share of the class
+that this IPC's shortlist takes.  Printed: U-Net forwards in percent of all draws for all; images of the shortlist, and
+source images of both selections, shared with those of all draws, percent; and how many boxes of the latter agree (90 % of
+the area or more).  ``--ranking`` measures what the standing of an image costs, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from diffsel.scoring.draws import Bucket, Scorer
 from diffsel.scoring.features import Patch, embed_patches
 from diffsel.scoring.folder import locate
 from diffsel.scoring.patches import Box, best_boxes, box_mean, estimate, guided
-from diffsel.sets.selection import Candidates, select_class
+from diffsel.sets.selection import Candidates, select_class, shortlist
 from diffsel.settings.sections import (
     DataSettings,
     FeatureSettings,
@@ -108,11 +110,13 @@ def chosen(found: Candidates, ipc: int, method: str) -> dict[int, Box]:
 
 
 def compared(full: Candidates, some: Candidates, ipc: int) -> Iterator[float]:
+    best = [set(shortlist(each, ipc, SelectionSettings())) for each in (full, some)]
+    yield 100 * len(best[0] & best[1]) / len(best[0])
     for method in ("diffsel-noclusters", "diffsel"):
         a, b = chosen(full, ipc, method), chosen(some, ipc, method)
         both = a.keys() & b.keys()
         yield 100 * len(both) / ipc
-        yield 100 * float(np.mean([held(a[i], b[i]) >= 0.9 for i in both])) if both else np.nan
+    yield 100 * float(np.mean([held(a[i], b[i]) >= 0.9 for i in both])) if both else np.nan
 
 
 def ranking() -> None:
@@ -136,8 +140,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, nargs="+", default=[3, 6])
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--per-class", type=int, default=100)
-    parser.add_argument("--ipc", type=int, default=5)
-    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--ipc", type=int, nargs="+", default=[5])
     parser.add_argument("--z", type=float, nargs="+", default=[1.0, 2.0], help="standard errors of adaptive_z")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--ranking", action="store_true", help="only what the standing of an image costs")
@@ -147,27 +150,29 @@ def main() -> None:
     model = Diffusion.load(locate(ModelSettings(model=args.model)), pick_device("auto"), args.precision)
     patches = PatchSettings(patch_size=0 if args.data else PATCH)
     source = of_folder(args.data, args.image_size, args.classes, args.per_class) if args.data else None
-    sums: dict[tuple[str, int], list[list[float]]] = {}
+    sums: dict[tuple[int, str], list[list[float]]] = {}
     for name, prompt, images in source or of_scenes(args.classes, args.per_class):
         draws = every_draw(model, images, prompt, ScoringSettings(draws=args.draws, bins=1), args.batch_size)
         sizes = [(pixels.shape[0], pixels.shape[1]) for _, pixels in images]
-        plans = {("all alike", n): [n] * len(images) for n in (*args.first, args.draws // 4, args.draws // 2)}
-        for first in args.first:
-            asked = ScoringSettings(draws=first, bins=1, adaptive_draws=args.draws, adaptive_keep=args.keep)
-            for z in args.z:
-                settings = asked.model_copy(update={"adaptive_z": z})
-                plans[f"adaptive, z = {z:g}, from", first] = race(draws, sizes, patches, settings)
         full = candidates(model, images, draws, [args.draws] * len(images), prompt, patches)
-        for key, counts in plans.items():
-            some = candidates(model, images, draws, counts, prompt, patches)
-            line = [100 * sum(counts) / len(counts) / args.draws, *compared(full, some, args.ipc)]
-            sums.setdefault(key, []).append(line)
+        for ipc in args.ipc:
+            keep = len(shortlist(full, ipc, SelectionSettings())) / len(images)
+            plans = {f"{n} for all": [n] * len(images) for n in (*args.first, args.draws // 4, args.draws // 2)}
+            for first, z in itertools.product(args.first, args.z):
+                asked = {"draws": first, "bins": 1, "adaptive_draws": args.draws, "adaptive_keep": keep, "adaptive_z": z}
+                plans[f"from {first}, z = {z:g}"] = race(draws, sizes, patches, ScoringSettings.model_validate(asked))
+            for plan, counts in plans.items():
+                some = candidates(model, images, draws, counts, prompt, patches)
+                line = [100 * keep, 100 * sum(counts) / len(counts) / args.draws, *compared(full, some, ipc)]
+                sums.setdefault((ipc, plan), []).append(line)
         print(name, flush=True)
     rows = []
-    for (name, first), lines in sums.items():
+    for (ipc, plan), lines in sums.items():
         mean, error = np.mean(lines, 0), np.std(lines, 0, ddof=1) / len(lines) ** 0.5
-        rows.append([f"{name} {first}", *(f"{m:.1f} ± {e:.1f}" for m, e in zip(mean, error, strict=True))])
-    print(table(rows, ["draws", "forwards %", "by score: shared %", "same box %", "clusters: shared %", "same box %"]))
+        rows.append(
+            [f"{ipc}", plan, f"{mean[0]:.0f}", *(f"{m:.1f} ± {e:.1f}" for m, e in zip(mean[1:], error[1:], strict=True))]
+        )
+    print(table(rows, ["IPC", "draws", "keep %", "forwards %", "shortlist %", "by score %", "by clusters %", "same box %"]))
 
 
 if __name__ == "__main__":
