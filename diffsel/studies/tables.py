@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,8 @@ def _order(pairs: Sequence[tuple[Any, Any]], what: str) -> str:
     same = apart = clear = 0
     for (_, ours_a, paper_a), (_, ours_b, paper_b) in pairs:
         agrees = (ours_a.mean - ours_b.mean) * (paper_a - paper_b) > 0
-        beyond = abs(ours_a.mean - ours_b.mean) > (ours_a.ci95 or 0) + (ours_b.ci95 or 0)
+        reach = [math.inf if each.ci95 is None else each.ci95 for each in (ours_a, ours_b)]  # one student tells no interval
+        beyond = abs(ours_a.mean - ours_b.mean) > sum(reach)
         same, apart, clear = same + agrees, apart + beyond, clear + (beyond and agrees)
     return (
         f"of {len(pairs)} pairs in a row or column {what}, {same} stand as in the paper (the intervals of {apart} are apart, "

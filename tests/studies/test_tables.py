@@ -32,6 +32,12 @@ def test_pairs_across_ipcs_do_not_count_as_order() -> None:
     )
 
 
+def test_single_students_are_never_apart() -> None:
+    values = {("set", "x"): Value(10.0), ("set", "y"): Value(90.0), ("set", "z"): Value(50.0, 1.0, 2.5, 3)}
+    told = agreement(values, {("set", "x"): 1.0, ("set", "y"): 2.0, ("set", "z"): 1.5})
+    assert "3 stand as in the paper (the intervals of 0 are apart, 0 of these" in told
+
+
 def test_markdown_escapes_and_sets_ours_beside_the_paper() -> None:
     text = markdown("T", [("a|b", "x")], {("a|b", "x"): Value(51.25, 1.0, 2.48, 3, "toy")}, {("a|b", "x"): (50.0, 0.3)}, "so.")
     assert "| a\\|b | **51.2 ± 2.5** (50.0 ± 0.3) |" in text
