@@ -99,11 +99,16 @@ def accuracies(folders: Sequence[Path], sets: Sequence[DistilledSet], progress: 
 
 
 def _of(paths: Sequence[Path], lines: Sequence[Line], progress: Progress) -> tuple[list[Line], list[Line]]:
-    """The lines that are of these sets, with the set's name, and the others."""
+    """The lines that are of these sets, with the set's name, and the others.
+
+    Where a line is of no whole set, it may be of a set's first images.
+    """
     found: dict[int, Line] = {}
-    for path in paths:
-        classes = peek(path / "set.yaml").get("classes")
+    for path, whole in [*((path, True) for path in paths), *((path, False) for path in paths)]:
+        record = peek(path / "set.yaml")
+        classes, ipc = record.get("classes") or [], record.get("ipc") or 0
         left = [i for i, line in enumerate(lines) if i not in found and line.trained_on["classes"] == classes]
+        left = [i for i in left if (lines[i].trained_on["images"] == ipc * len(classes)) == whole]
         opened = _opened(path, progress) if left else None
         if opened is None:
             continue
@@ -111,7 +116,8 @@ def _of(paths: Sequence[Path], lines: Sequence[Line], progress: Progress) -> tup
         for i in left:
             told = lines[i].trained_on
             if told["set"] == digest(told["images"], told["protocol"]["size"]):
-                found[i] = replace(lines[i], set=title(path))
+                part = "" if whole else f", first {told['images'] // len(classes)} a class"
+                found[i] = replace(lines[i], set=title(path) + part)
     return [found[i] for i in sorted(found)], [line for i, line in enumerate(lines) if i not in found]
 
 

@@ -57,9 +57,15 @@ class Axis:
 
     @classmethod
     def of(cls, low: float, high: float, most: int = 6) -> Axis:
-        """At most about ``most`` ticks, a multiple of 1, 2 or 5 apart: no two are written alike."""
-        step = nice_step((high - low) / most)
-        ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
+        """At most ``most`` + 1 ticks, a multiple of 1, 2 or 5 apart: no two are written alike.
+
+        >>> Axis.of(5, 95, 4).ticks, Axis.of(0, 100, 4).ticks
+        ((20.0, 40.0, 60.0, 80.0), (0.0, 50.0, 100.0))
+        """
+        for step in (nice_step((high - low) / (most + 2)), nice_step((high - low) / most)):
+            ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
+            if len(ticks) <= most + 1:
+                break
         return cls(low, high, tuple(float(tick) for tick in ticks), max(0, -math.floor(math.log10(step))))
 
     def place(self, value: float) -> float:

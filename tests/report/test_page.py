@@ -348,7 +348,10 @@ def test_accuracies_are_of_the_sets_shown(work: Path, tmp_path: Path) -> None:
     write_result(results, 0, 70.0, tmp_path / "random")
     write_result(results, 0, 60.0, run / "ipc1")
     found = page_accuracy.accuracies([results], [read_set(run / "ipc2")])
-    assert [(line.set, line.top1.mean) for line in found.own if line.top1] == [("ipc2", 45), ("ipc2", 40)]
+    assert [(line.set, line.top1.mean) for line in found.own if line.top1] == [
+        ("ipc2, first 1 a class", 45),
+        ("ipc2", 40),
+    ]
     assert [(line.set, line.top1.mean) for line in found.beside if line.top1] == [("ipc1", 60)]
     assert found.strangers == 1
     both = page_accuracy.accuracies([results], [read_set(run / "ipc2"), read_set(tmp_path / "random")])
@@ -356,7 +359,7 @@ def test_accuracies_are_of_the_sets_shown(work: Path, tmp_path: Path) -> None:
     assert (both.own[0].set, both.best.set, both.best.name) == ("random", "ipc2", "ipc2 <b>")
     text = " ".join(Tree(write_report(run / "ipc2", tmp_path / "r.html")[0]).text.split())
     for words in (
-        "45.0 %best top-1, ipc2",
+        "40.0 %best top-1, ipc2",
         "conv3, no teacher, plain, bf16",
         "sets beside, not in this report: conv3",
         "1 other cell lies in",
