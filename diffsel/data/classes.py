@@ -75,6 +75,8 @@ def class_table(path: str, listing: Listing, settings: DataSettings) -> tuple[Cl
     names = [found for found in resolved if found is not None]
     if len(set(names)) < len(names):
         raise DataError(f"class {Counter(names).most_common(1)[0][0]!r} of {path} is asked for twice")
+    if not all(map(str.strip, names)):
+        raise DataError(f"a class of {path} has an empty name")
     empty = [name for name in names if not there[name]]
     if empty:
         others = listing.others.get(empty[0], ())

@@ -6,6 +6,7 @@ where its bytes lie, SHARD@START+LENGTH/KEY.jpg: it is read by one look into its
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,12 @@ from ..machine.addresses import Store, is_address
 from ..machine.cache import Cache, cache_folder
 from ..settings.errors import DataError
 from ..settings.sections import DataSettings
-from ..settings.yamls import from_json
-from .classes import Listing
+from ..settings.yamls import from_json, no_pipe
+from .classes import Listing, kinds_of
 from .pixels import digest
-from .tables import NAMES, is_parquet
-from .trees import EXTENSIONS, SPLITS, list_store
+from .trees import EXTENSIONS, NAMES, is_parquet, list_store, of_split
 
+BESIDE = re.compile(r"\.(t[gbx]z2?|tar\..+|zip|parquet|jpe?g|png|webp)$", re.I)  # what was surely meant to be read
 LABELS = 1 << 20  # bytes of a label, at most
 
 
@@ -67,35 +68,21 @@ def list_far(path: str, settings: DataSettings) -> Listing:
     """The images by class.  Raises DataError as ``list_store`` and ``list_shards``."""
     root, read = _root(path), far_reader(path, settings)
     names = braces(path.rpartition("/")[2]) if path.endswith(".tar") else read.store.files()
-    if shards := [name for name in names if name.endswith(".tar")]:
-        images, order = list_shards(root, of_split(shards, settings.split), settings)
-        return Listing(images, read, order)
+    if shards := [name for name in names if name.endswith(".tar") and not name.rpartition("/")[2].startswith(".")]:
+        if not re.fullmatch(r"[\w-]*", settings.split):
+            raise DataError(f"data.split = {settings.split!r}: shards have no slices; name one split")
+        beside = [name for name in names if name not in shards and BESIDE.search(name)]
+        notes = (f"{root}: files beside the shards are not read: {kinds_of(beside)}",) if beside else ()
+        return list_shards(read, of_split(shards, settings.split), settings, notes)
     tree = list_store(root, names, settings)
-    notes = [f"{root}: its classes.yaml is not read; download it and give --class-file"] if "classes.yaml" in names else []
-    return Listing(tree.images, read, None, tree.others, (*tree.notes, *notes))
+    here = (f"{root}: its classes.yaml is not read; download it and give --class-file",) if "classes.yaml" in names else ()
+    return Listing(tree.images, read, None, tree.others, (*tree.notes, *here))
 
 
 def _root(path: str) -> str:
     """Where the files lie: a folder, or the address of one."""
     full = (path if is_address(path) else str(Path(path).absolute())).rstrip("/")
     return full.rpartition("/")[0] if path.endswith(".tar") else full
-
-
-def of_split(shards: Sequence[str], split: str) -> list[str]:
-    """The shards of a split, where their names tell several apart.  Raises DataError where none is of it.
-
-    >>> of_split(["a-train-0.tar", "a-val-0.tar"], "validation")
-    ['a-val-0.tar']
-    """
-    parts = [next((SPLITS[word] for word in re.split(r"[\W_\d]+", name) if word in SPLITS), "") for name in shards]
-    if len(set(parts)) == 1:
-        return list(shards)
-    wanted = SPLITS.get(split, split)
-    if wanted not in parts:
-        raise DataError(
-            f"shards of the splits {', '.join(sorted(set(parts)))}, none of {split!r}; choose one: data.split (--split)"
-        )
-    return [name for name, part in zip(shards, parts, strict=True) if part == wanted]
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
@@ -126,26 +113,32 @@ def braces(pattern: str) -> list[str]:
 
 
 def list_shards(
-    root: str, shards: Sequence[str], settings: DataSettings, workers: int = 8
-) -> tuple[dict[str, list[str]], list[str] | None]:
-    """Paths of the images by label, and the order of the labels where classes.json tells it.
+    read: Far, shards: Sequence[str], settings: DataSettings, notes: tuple[str, ...] = (), workers: int = 8
+) -> Listing:
+    """The images by label, in the order of classes.json where that lies beside the shards.
 
     A label is the key ``label_column`` of KEY.json where that is set, else KEY.cls, else KEY.json's `label` or the like; a
-    number is a place in classes.json, where that lies beside the shards.  Raises DataError for an image without a label, and
-    for a sample of several images where ``image_column`` (jpg, png ...) does not say which.
+    number is a place in classes.json.  Raises DataError for an image without a label, or with one that classes.json lacks,
+    for a sample of several images where ``image_column`` (jpg, png ...) does not say which, and for a shard that is not whole.
     """
-    store = Store(root)
-    names = _class_names(store)
+    names, root = _class_names(read.store), read.store.root
     with ThreadPoolExecutor(workers) as pool:
-        listed = list(pool.map(partial(_samples, store), shards))
+        samples = {key: each for found in pool.map(partial(_samples, read.store), shards) for key, each in found.items()}
+    if lost := [key for key, sample in samples.items() if sample.labels and not sample.images]:
+        notes += (f"{root}: {len(lost)} samples have a label but no image of a known kind, such as {lost[0]}",)
+    if (wanted := settings.image_column) and not any(wanted in sample.images for sample in samples.values()):
+        raise DataError(f"{root}: no sample has an image {wanted!r}, as data.image_column (--image-column) says")
     images: dict[str, list[str]] = {name: [] for name in names or ()}
-    for samples in listed:
-        for key, sample in samples.items():
+    for key, sample in samples.items():
+        if sample.images:
             images.setdefault(_label(key, sample, names, settings), []).append(_image(key, sample, settings))
-    if not images:
-        raise DataError(f"{root}: no image lies in {shards[0]}{' and the others' if len(shards) > 1 else ''}")
     found = {name: paths for name, paths in images.items() if paths}
-    return found, names if names and found.keys() <= set(names) else None
+    if not found:
+        raise DataError(f"{root}: no image lies in {shards[0]}{' and the others' if len(shards) > 1 else ''}")
+    odd = sorted(found.keys() - set(names or found))
+    if 0 < len(odd) < len(found):
+        raise DataError(f"{root}: the label {odd[0]!r} is not in classes.json")
+    return Listing(found, read, names if not odd else None, notes=notes)
 
 
 def place_in_shard(path: str) -> tuple[str, int, int] | None:
@@ -159,30 +152,51 @@ def place_in_shard(path: str) -> tuple[str, int, int] | None:
 
 
 def _class_names(store: Store) -> list[str] | None:
-    for place in (store, Store(store.root.rpartition("/")[0])):
+    """Of classes.json, where there is one.  Raises DataError where it is not a list of names."""
+    for root in (store.root, store.root.rpartition("/")[0]):
         try:
-            return [str(each) for each in from_json(place.read("classes.json"))]
-        except (OSError, ValueError):
-            continue
+            names = from_json((store := Store(root)).read(_there(store, "classes.json")))
+        except OSError as error:
+            if is_address(root) or not os.path.lexists(Path(root, "classes.json")):
+                continue
+            raise DataError(f"{root}/classes.json: {error.strerror or error}") from None
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise DataError(f'{root}/classes.json: wanted is a list of names, in the order of their numbers: ["cat", "dog"]')
+        return names
     return None
 
 
 def _samples(store: Store, shard: str) -> dict[str, Sample]:
-    """The samples of a shard that hold an image, by key.  Raises DataError for what is no tar file."""
+    """What a shard holds, by key.  Raises DataError for what is no whole tar file, or holds a name twice."""
     found: dict[str, Sample] = {}
     try:
-        with store.open(shard) as stream, tarfile.open(fileobj=stream) as tar:
+        with store.open(_there(store, shard)) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member, key, ending in _members(tar):
                 sample = found.setdefault(f"{shard}/{key}", Sample())
+                if ending in sample.images or ending in sample.labels:
+                    raise DataError(f"{store.root}/{shard}: {key}.{ending} is there twice")
                 if f".{ending.rpartition('.')[2]}" in EXTENSIONS:
                     name = member.name.rpartition("/")[2]
                     sample.images[ending] = f"{shard}@{member.offset_data}+{member.size}/{name}"
                 elif ending in ("cls", "json") and member.size <= LABELS:
                     content = tar.extractfile(member)
                     sample.labels[ending] = content.read() if content else b""
+            stream.seek(tar.offset)
+            rest = stream.read(LABELS)
+        if not rest or rest.strip(b"\0"):  # a damaged head ends the reading as the end does, without a word
+            raise tarfile.ReadError(f"cut, joined or damaged at byte {tar.offset}")
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{store.root}/{shard}: {error}") from None
-    return {key: sample for key, sample in found.items() if sample.images}
+        raise DataError(f"{store.root}/{shard}: {error}; wanted is a whole tar file, not compressed") from None
+    return found
+
+
+def _there(store: Store, name: str) -> str:
+    """The name of a file that is no pipe, which would never end.  Raises OSError."""
+    if not is_address(store.root):
+        no_pipe(Path(store.root, name))
+    return name
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
@@ -204,8 +218,10 @@ def _image(key: str, sample: Sample, settings: DataSettings) -> str:
 def _label(key: str, sample: Sample, names: Sequence[str] | None, settings: DataSettings) -> str:
     try:
         value = _told(sample, settings)
-        if value in (None, ""):
+        if value in (None, "", -1, "-1"):
             raise ValueError("no label")
+        if not isinstance(value, str | int) or len(str(value).splitlines()) > 1:
+            raise ValueError(f"{value!r:.40} is not one text or whole number")
         number = re.fullmatch(r"\d+", str(value))
         return names[int(value)] if names and number else str(value)
     except (ValueError, IndexError) as error:
@@ -220,5 +236,7 @@ def _told(sample: Sample, settings: DataSettings) -> Any:
     if "cls" in sample.labels and not settings.label_column:
         return sample.labels["cls"].decode().strip()
     about = from_json(sample.labels.get("json", b"{}"))
+    if not isinstance(about, dict):
+        raise ValueError("its .json holds no keys")
     keys = (settings.label_column,) if settings.label_column else NAMES["label"]
     return next((about[key] for key in keys if key in about), None)

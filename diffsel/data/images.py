@@ -30,8 +30,8 @@ from .far import Far, far_reader, is_far, list_far
 from .notebook import counted
 from .pixels import Pixels, decode, digest, probe_size, read_file, resize, resized_size
 from .rows import Row, Rows, Skipped
-from .tables import Table, is_parquet, list_table
-from .trees import EXTENSIONS, is_datasets_folder, is_utf8, list_tree
+from .tables import Table, list_table
+from .trees import EXTENSIONS, is_datasets_folder, is_parquet, is_utf8, list_tree
 
 
 @dataclass(repr=False)

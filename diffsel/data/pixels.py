@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
 from ..settings.errors import SCARCE, UnreadableImage
@@ -271,6 +271,8 @@ def _reason(blob: bytes, error: Exception) -> str:
         return "empty file"
     if blob.lstrip()[:1] == b"<":
         return "a web page or XML, not an image"
+    if isinstance(error, UnidentifiedImageError):  # whose text tells an address in memory, another one each time
+        return "unreadable image (no format that is known)"
     return f"unreadable image ({type(error).__name__}: {str(error).replace(chr(10), ' ')[:120]})"
 
 

@@ -11,19 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine.addresses import Store
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import DataSettings
+from .trees import NAMES, is_parquet, of_split
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetBuilder, DatasetDict
 
-NAMES = {"image": ("image", "img"), "label": ("label", "labels", "fine_label", "class")}  # columns called so are taken first
 WANTED = {"image": "images", "label": "one label an image (a class label, a text or a whole number)"}
-
-
-def is_parquet(path: str) -> bool:
-    """Whether this is a parquet file, or a pattern of such (train-*.parquet); a folder or an address may hold it."""
-    return path.endswith(".parquet")
 
 
 def split_names(path: str, settings: DataSettings) -> list[str]:
@@ -62,11 +58,15 @@ def list_table(path: str, settings: DataSettings) -> Table:
     feature = table.features[label]
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     images: dict[str, list[str]] = {name: [] for name in names or []}
+    split = f"{path}, split {settings.split!r}"
     for i, value in enumerate(table[label]):
         if value in (None, "", -1):
-            split = f"{path}, split {settings.split!r}"
             raise DataError(f"{split}: image {i} has no label; choose a labelled split (data.split)")
+        if names and not 0 <= value < len(names):
+            raise DataError(f"{split}: image {i} has the label {value}, but there are names for 0 to {len(names) - 1}")
         images.setdefault(names[value] if names else str(value), []).append(f"{settings.split}/{i:09d}")
+    if not len(table):
+        raise DataError(f"{split} (data.split): no image lies there")
     raw = table.cast_column(image, datasets.Image(decode=False))
     note = f"{path}: images are column {image!r} and labels column {label!r} of {', '.join(table.features)}"
     return Table({name: rows for name, rows in images.items() if rows}, names, partial(_cell, raw, image), note)
@@ -74,7 +74,7 @@ def list_table(path: str, settings: DataSettings) -> Table:
 
 def _cell(raw: Any, image: str, name: str) -> bytes | Path:
     cell = raw[int(name.rsplit("/", 1)[1])][image]
-    if cell is None:
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
         raise UnreadableImage(f"{name}: no image in this row")
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
@@ -94,11 +94,41 @@ def _load(path: str, settings: DataSettings) -> Dataset:
         if _is_saved(Path(path)):
             return _split_of(datasets.load_from_disk(path), settings.split)
         if is_parquet(path):
-            return _split_of(datasets.load_dataset("parquet", data_files=path, split="train"), settings.split)
+            files = of_split(_parts(datasets.load_dataset_builder("parquet", data_files=path)), _first(settings.split))
+            return _split_of(datasets.load_dataset("parquet", data_files=files, split="train"), settings.split)
+        if Path(path).is_dir():
+            _parts(datasets.load_dataset_builder(path, settings.config))
         return datasets.load_dataset(path, settings.config, split=settings.split, revision=settings.revision)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:500]
         raise DataError(f"{path}, split {settings.split!r} (data.split): {type(error).__name__}: {reason}") from None
+
+
+def _parts(builder: DatasetBuilder) -> list[str]:
+    """The files of a data set.  Raises DataError where the names of a parquet file's classes differ from those of the first,
+    which the library would give to its numbers."""
+    import datasets
+    from pyarrow import parquet
+
+    files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+    if not files:
+        raise DataError("no such file")
+    told: dict[str, dict[str, list[str]]] = {}
+    for file in filter(is_parquet, files):
+        folder, _, name = file.rpartition("/")
+        with Store(folder).open(name) as stream:
+            features = datasets.Features.from_arrow_schema(parquet.read_schema(stream))
+        told[file] = {key: each.names for key, each in features.items() if isinstance(each, datasets.ClassLabel)}
+        if told[file] != next(iter(told.values())):
+            raise DataError(f"{file} has other class names than {next(iter(told))}: the same number would mean two classes")
+    return files
+
+
+def _first(split: str) -> str:
+    """Of the splits that are asked for."""
+    return re.split(r"[\[+]", split)[0]
 
 
 def _split_of(loaded: Dataset | DatasetDict, split: str) -> Dataset:
@@ -108,7 +138,7 @@ def _split_of(loaded: Dataset | DatasetDict, split: str) -> Dataset:
     """
     import datasets
 
-    splits = loaded if isinstance(loaded, dict) else {re.split(r"[\[+]", split)[0]: loaded}
+    splits = loaded if isinstance(loaded, dict) else {_first(split): loaded}
     if split in splits:
         return splits[split]
     parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})

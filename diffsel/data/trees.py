@@ -16,6 +16,7 @@ FOREIGN = ("__pycache__", "__MACOSX", "@eaDir")  # folders that systems leave am
 OURS = ("run.yaml", "set.yaml", "labels.yaml", "teacher.yaml", "export.yaml")  # one of them lies in each folder that we make
 BESIDE = ("results", "labels", "prompts", "hf", "webdataset", "fiftyone", "csv")  # FOLDER-results lies beside FOLDER
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # labels of the `datasets` library's imagefolder
+NAMES = {"image": ("image", "img"), "label": ("label", "labels", "fine_label", "class")}  # columns called so are taken first
 EXTENSIONS = set(
     ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .tga .ppm .pgm .pbm .pnm .jp2".split(),  # noqa: SIM905
 )
@@ -105,6 +106,30 @@ def class_folders(root: Path) -> list[str]:
         labelled = next((f"; its images seem to be labelled by {name}" for name in METADATA if (root / name).exists()), "")
         raise DataError(f"{root} holds no class folders{labelled}; give a folder that holds one folder per class")
     return folders
+
+
+def of_split(files: Sequence[str], split: str) -> list[str]:
+    """The shards or tables of a split, where their names tell several apart.  Raises DataError where none is of it.
+
+    >>> of_split(["a-train-0.tar", "a-val-0.tar"], "validation")
+    ['a-val-0.tar']
+    """
+    start = len(os.path.commonpath(map(os.path.dirname, files)))  # what lies above them tells nothing
+    words = [re.split(r"[\W_\d]+", name[start:]) for name in files]
+    parts = [next((SPLITS[word] for word in each if word in SPLITS), "") for each in words]
+    if len(set(parts)) == 1:
+        return list(files)
+    wanted = SPLITS.get(split, split)
+    if wanted not in parts:
+        raise DataError(
+            f"files of the splits {', '.join(sorted(set(parts)))}, none of {split!r}; choose one: data.split (--split)"
+        )
+    return [name for name, part in zip(files, parts, strict=True) if part == wanted]
+
+
+def is_parquet(path: str) -> bool:
+    """Whether this is a parquet file, or a pattern of such (train-*.parquet); a folder or an address may hold it."""
+    return path.endswith(".parquet")
 
 
 def is_utf8(name: str) -> bool:

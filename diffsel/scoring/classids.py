@@ -14,6 +14,8 @@ class ClassIds:
         self.count = count
         self.wnids = {wnid: n for n, wnid in enumerate(wnids)}
         self.names: dict[str, set[int]] = {}
+        if not all(0 <= int(number) < count for number in names):
+            raise ValueError("a number beyond the classes")
         for number, text in names.items():
             for name in {text, *text.split(",")}:
                 self.names.setdefault(_plain(name), set()).add(int(number))

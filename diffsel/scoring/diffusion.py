@@ -31,6 +31,7 @@ NEEDLESS = {
     "vae": r"decoder\.|post_quant_conv\.",
     "text": r".*position_ids$|vision_model\.|visual_projection\.|text_projection\.|logit_scale$|decoder\.|lm_head\.",
 }
+UNASKED = re.compile(r"decoder\.|post_quant_conv\.|.*position_ids$")  # what may be missing
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
 Network = Callable[..., Any]
 
@@ -98,10 +99,13 @@ class Diffusion(ABC):
         for needless in without:
             setattr(module, needless, None)
         module.eval().requires_grad_(False).to(self.device)
-        for key, value in module.state_dict().items():
+        weights = module.state_dict()
+        told = "" if any(value.any() for value in weights.values()) else "all its weights are zero"
+        for key, value in weights.items():
             if not torch.isfinite(value).all():
                 told = f"{key} holds numbers that are not finite in {str(self.dtype).removeprefix('torch.')}"
-                raise ConfigError(f"model {self.folder}: {name} is damaged, {told}; take a whole copy, or another --precision")
+        if told:
+            raise ConfigError(f"model {self.folder}: {name} is damaged, {told}; take a whole copy, or another --precision")
         if self.device.type == "cuda" and name in ("vae", "unet"):  # tensor cores; on a CPU oneDNN picks its own layout
             module = module.to(memory_format=torch.channels_last)  # fp32 reaches the matrix rate too (RESULTS.md, "On a GPU")
         return module
@@ -260,7 +264,8 @@ def _whole(folder: ModelFolder, part: str, kind: Any, options: dict[str, Any]) -
     network, told = folder.loaded(part, lambda: kind.from_pretrained(folder.path, subfolder=part, **options))
     needless = re.compile(NEEDLESS.get("vae" if part == "vae" else "text" if part in folder.kind.texts else "", r"(?!)"))
     missing, other = (
-        sorted(str(key) for key in told[keys] if not needless.match(str(key))) for keys in ("missing_keys", "unexpected_keys")
+        sorted(str(key) for key in told[keys] if not known.match(str(key)))
+        for keys, known in (("missing_keys", UNASKED), ("unexpected_keys", needless))
     )
     shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in told.get("mismatched_keys", ()))
     for what, names in (("lacks", missing), ("has other shapes of", shapes), ("holds, beside its own weights,", other)):

@@ -152,7 +152,7 @@ class ModelFolder(Parts):
             )
         words = [word for word in numbers if re.fullmatch("[a-z]{3,}</w>", word)][:MANY]  # of CLIP, each of which merges make
         whole = sum(numbers[word] in found(word.removesuffix("</w>"), verbose=False)["input_ids"] for word in words)
-        if 2 * whole < len(words):
+        if 2 * whole < len(words) or (kind == CLIP and not any(word.endswith("</w>") for word in numbers)):
             raise ConfigError(f"model {self}: {part} makes letters of words that it has; its vocabulary and its merges differ")
         return found
 
@@ -199,11 +199,17 @@ class ModelFolder(Parts):
 
     @cached_property
     def classes(self) -> ClassIds:
-        """Of a class-conditional prior; a thousand are ImageNet's."""
-        names, count = self.index.get("id2label"), int(self.config("transformer")["num_embeds_ada_norm"])
-        if count != 1000:
-            return ClassIds(names or {}, count)
-        return ClassIds(names or {str(n): name for n, name in enumerate(imagenet_names())}, count, imagenet_wnids())
+        """Of a class-conditional prior; a thousand are ImageNet's.  Raises ConfigError for names of no such class."""
+        names, told = self.index.get("id2label"), self.config("transformer").get("num_embeds_ada_norm")
+        try:
+            count = int(told)  # type: ignore[arg-type]
+            if count != 1000:
+                return ClassIds(names or {}, count)
+            return ClassIds(names or {str(n): name for n, name in enumerate(imagenet_names())}, count, imagenet_wnids())
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(
+                f"model {self}: id2label of model_index.json must give names to numbers below num_embeds_ada_norm = {told!r}"
+            ) from None
 
     def class_number(self, text: str) -> int:
         """The class that is meant, or the null.  Raises ConfigError where the prior lacks it."""

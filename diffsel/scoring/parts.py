@@ -192,21 +192,22 @@ class Parts:
             self._refuse(part, f"gives {gives} numbers a word, but the {what} takes {network.get(self.kind.width)!r}")
 
     def _check_scheduler(self, scheduler: dict[str, Any]) -> None:
+        name = str(scheduler.get("_class_name", "?"))
         if self.kind.flow:
-            if "Flow" not in scheduler.get("_class_name", ""):
-                self._refuse("scheduler", f"is a {scheduler.get('_class_name', '?')}, not one of flow matching")
+            if "Flow" not in name:
+                self._refuse("scheduler", f"is a {name}, not one of flow matching")
             return
         betas = scheduler.get("trained_betas") or all(key in scheduler for key in ("beta_start", "beta_end", "beta_schedule"))
-        if not betas or "Flow" in scheduler.get("_class_name", "") or "EDM" in scheduler.get("_class_name", ""):
-            told = f"({scheduler.get('_class_name', '?')}) has no beta schedule: a flow-matching or EDM model"
-            self._refuse("scheduler", told)
+        if not betas or "Flow" in name or "EDM" in name:
+            self._refuse("scheduler", f"({name}) has no beta schedule: a flow-matching or EDM model")
         if (kind := scheduler.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction", "sample"):
             self._refuse("scheduler", f"has prediction_type {kind!r}; known: epsilon, v_prediction, sample")
 
     def _check_scale(self, vae: dict[str, Any]) -> None:
-        scale, shift = vae.get("scaling_factor", 1.0), vae.get("shift_factor") or 0.0  # old ones do not say them
+        unsaid = None if self.kind.flow or self.family == "sdxl" else 1.0  # old ones do not say it
+        scale, shift = vae.get("scaling_factor", unsaid), vae.get("shift_factor") or 0.0
         numbers = [each for each in (scale, shift) if isinstance(each, int | float) and abs(each) < math.inf]
-        if len(numbers) < 2 or scale <= 0:
+        if len(numbers) < 2 or numbers[0] <= 0:
             self._refuse("vae", f"has scaling_factor {scale!r}, shift_factor {shift!r}: no finite numbers, the first above 0")
 
     def _check_weights(self, part: str) -> None:

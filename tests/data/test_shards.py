@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
+import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +83,7 @@ def test_a_key_of_json_may_be_the_label_and_splits_are_told_apart(two: Path, tmp
     shard(two / "val-000.tar", {"k.png": picture(tmp_path, 77), "k.cls": b"0"})
     assert len(open_data(str(two), DataSettings(), 0).rows) == 6
     assert len(open_data(str(two), DataSettings(split="validation"), 0).rows) == 1
-    with pytest.raises(DataError, match=r"shards of the splits train, val, none of 'test'"):
+    with pytest.raises(DataError, match=r"files of the splits train, val, none of 'test'"):
         open_data(str(two), DataSettings(split="test"), 0)
 
 
@@ -90,6 +94,12 @@ def test_a_key_of_json_may_be_the_label_and_splits_are_told_apart(two: Path, tmp
         ({"a.png": b"x", "a.jpg": b"y", "a.cls": b"1"}, r"several images: png, jpg; name one: data\.image_column"),
         ({"a.png": b"x", "a.json": b"{"}, "no label"),
         ({"a.txt": b"x"}, "no image lies in bad.tar"),
+        ({"a.png": b"x", "a.json": b"3"}, "its .json holds no keys"),
+        ({"a.png": b"x", "a.json": b'{"label": 1.0}'}, "1.0 is not one text or whole number"),
+        ({"a.png": b"x", "a.json": b'{"label": [0, 1]}'}, "is not one text or whole number"),
+        ({"a.png": b"x", "a.json": b'{"label": NaN}'}, "nan is not one text or whole number"),
+        ({"a.png": b"x", "a.cls": b"0\n1"}, "is not one text or whole number"),
+        ({"a.png": b"x", "a.cls": b"-1"}, r"no label \(no label\)"),
     ],
 )
 def test_samples_that_are_unclear_are_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
@@ -103,6 +113,92 @@ def test_what_is_no_tar_or_cut_off_is_told(two: Path, tmp_path: Path) -> None:
         open_data(str(tmp_path / "no.tar"), DataSettings(), 0)
     with pytest.raises(DataError, match=r"none\.tar: "):
         open_data(str(tmp_path / "none.tar"), DataSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("null", "wanted is a list of names"),
+        ('{"dog": 1, "cat": 0}', "wanted is a list of names"),
+        ('"cat"', "wanted is a list of names"),
+        ("[null, 3]", "wanted is a list of names"),
+        ("[", "wanted is a list of names"),
+        ('["zebra"]', r"no label \(list index out of range\)"),
+        ('["", "ant"]', "empty name"),
+    ],
+)
+def test_names_of_the_numbers_are_a_list_or_refused(two: Path, names: str, message: str) -> None:
+    (two / "classes.json").write_text(names)
+    with pytest.raises(DataError, match=message):
+        open_data(str(two), DataSettings(), 0)
+
+
+def test_a_label_that_classes_json_lacks_is_named(two: Path, tmp_path: Path) -> None:
+    shard(two / "train-002.tar", {"k.png": picture(tmp_path, 77), "k.cls": b"cow"})
+    with pytest.raises(DataError, match=r"the label 'cow' is not in classes\.json"):
+        open_data(str(two), DataSettings(), 0)
+
+
+def _heads(content: bytes) -> bytes:
+    """With one bit of the second member's head turned over."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        at = tar.getmembers()[1].offset + 3
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_heads, "cut, joined or damaged at byte"),
+        (lambda content: content + content, "cut, joined or damaged at byte"),
+        (lambda content: content.rstrip(b"\0"), "unexpected end of data|cut, joined or damaged"),
+        (gzip.compress, "wanted is a whole tar file, not compressed"),
+        (None, "a pipe or a device"),
+    ],
+)
+def test_a_shard_that_is_not_whole_is_refused(two: Path, damage: Any, message: str) -> None:
+    """Python's reader takes a damaged head for the end of the file."""
+    file = two / "train-001.tar"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(damage(content)) if damage else os.mkfifo(file)
+    with pytest.raises(DataError, match=rf"train-001\.tar: .*{message}"):
+        open_data(str(two), DataSettings(), 0)
+
+
+def test_a_shard_that_ends_where_a_sample_does_is_refused(two: Path) -> None:
+    with tarfile.open(two / "train-001.tar") as tar:
+        end = tar.getmembers()[3].offset
+    (two / "train-001.tar").write_bytes((two / "train-001.tar").read_bytes()[:end])
+    with pytest.raises(DataError, match=f"cut, joined or damaged at byte {end}"):
+        open_data(str(two), DataSettings(), 0)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    file = shard(tmp_path / "a.tar", {"k.png": picture(tmp_path, 1), "k.cls": b"0"})
+    with tarfile.open(file, "a") as tar:
+        (member := tarfile.TarInfo("k.cls")).size = 1
+        tar.addfile(member, io.BytesIO(b"1"))
+    with pytest.raises(DataError, match=r"a\.tar: k\.cls is there twice"):
+        open_data(str(file), DataSettings(), 0)
+
+
+def test_what_is_not_read_is_told(two: Path, tmp_path: Path) -> None:
+    before = open_data(str(two), DataSettings(), 0)
+    shard(two / "train-002.tar", {"k.heic": b"x", "k.cls": b"0"})
+    shard(two / ".train-003.tar", {"h.png": picture(tmp_path, 5), "h.cls": b"0"})
+    (two / "._train-001.tar").write_bytes(b"of a Mac")
+    (two / "train-004.tar.gz").write_bytes(b"x")
+    data = open_data(str(two), DataSettings(), 0)
+    assert list(data.rows) == list(before.rows)
+    assert re.search(r"not read: 1 \.gz", data.notes[0])
+    assert re.search(r"1 samples have a label but no image of a known kind, such as train-002\.tar/k", data.notes[1])
+    for settings, message in (
+        (DataSettings(split="train[:50%]"), "have no slices"),
+        (DataSettings(image_column="gif"), "'gif'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_data(str(two), settings, 0)
 
 
 def test_our_own_export_is_a_data_set_with_the_same_classes(folder, tmp_path: Path) -> None:

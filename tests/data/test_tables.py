@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,62 @@ def test_configurations_and_revisions_are_asked_for(monkeypatch: pytest.MonkeyPa
     hub_set.save_to_disk(str(tmp_path / "d"))
     with pytest.raises(DataError, match="neither configurations nor revisions"):
         open_data(str(tmp_path / "d"), DataSettings(config="small"), 0)
+
+
+def written(file: Path, labels: list[Any], names: list[str] | None = None, images: list[Any] | None = None) -> Path:
+    """A parquet file as whoever writes it without the library, which would check it."""
+    import pyarrow
+    from pyarrow import parquet
+
+    label = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+    blobs = [draw(file.parents[1] / "src" / f"{i}.png", i, 40, 30).read_bytes() for i in range(len(labels))]
+    cells = [{"bytes": blob, "path": None} for blob in blobs] if images is None else images
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table({"image": pyarrow.array(cells, kind), "label": labels})
+    about = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), file)
+    return file
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("label", [2, -2])
+def test_a_number_without_a_name_is_told(label: int, tmp_path: Path, own_cache: None) -> None:
+    file = written(tmp_path / "t.parquet", [0, 1, label], ["cat", "dog"])
+    with pytest.raises(DataError, match=f"image 2 has the label {label}, but there are names for 0 to 1"):
+        open_data(str(file), SETTINGS, 0)
+
+
+@pytest.mark.parametrize("where", ["", "/*.parquet"])
+def test_files_that_name_their_numbers_otherwise_are_refused(where: str, tmp_path: Path, own_cache: None) -> None:
+    (tmp_path / "d").mkdir()
+    written(tmp_path / "d/a-0.parquet", [0, 1], ["cat", "dog"])
+    written(tmp_path / "d/a-1.parquet", [0, 1], ["dog", "cat"])
+    with pytest.raises(DataError, match=r"a-1\.parquet has other class names than .*a-0\.parquet"):
+        open_data(f"{tmp_path}/d{where}", SETTINGS, 0)
+
+
+def test_a_pattern_over_splits_means_one_of_them(tmp_path: Path, own_cache: None) -> None:
+    (tmp_path / "test").mkdir()  # what the folder is called tells nothing
+    for name, labels in (("train", [0, 1]), ("test", [0, 1, 1])):
+        written(tmp_path / f"test/{name}-0.parquet", labels, ["cat", "dog"])
+    pattern = f"{tmp_path}/test/*.parquet"
+    assert len(open_data(pattern, SETTINGS, 0).rows) == 2
+    assert len(open_data(pattern, DataSettings(image_size=32, split="test"), 0).rows) == 3
+    with pytest.raises(DataError, match="files of the splits test, train, none of 'validation'"):
+        open_data(pattern, DataSettings(split="validation"), 0)
+    with pytest.raises(DataError, match="no such file"):
+        open_data(f"{tmp_path}/none-*.parquet", SETTINGS, 0)
+
+
+def test_rows_without_an_image_and_splits_without_rows(tmp_path: Path, own_cache: None) -> None:
+    cell = {"bytes": draw(tmp_path / "a.png", 1, 40, 30).read_bytes(), "path": None}
+    file = written(tmp_path / "t.parquet", [0, 1, 1, 1], ["cat", "dog"], [cell, cell, {"bytes": None, "path": None}, None])
+    assert [item.reason for item in open_data(str(file), SETTINGS, 0).skipped] == ["no image in this row"] * 2
+    with pytest.raises(DataError, match="no image lies there"):
+        open_data(str(file), DataSettings(split="train[:0]"), 0)
+    with pytest.raises(DataError, match="empty name"):
+        open_data(str(written(tmp_path / "u.parquet", [0, 1], ["", "dog"])), SETTINGS, 0)

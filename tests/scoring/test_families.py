@@ -8,10 +8,14 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import torch
 from conftest import TINY
 from families import NEW, saved
+from safetensors.torch import load_file, save_file
 
 from diffsel.scoring import families
+from diffsel.scoring.answers import check_answers
+from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.families import FAMILIES, family_of
 from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.settings.errors import ConfigError
@@ -51,6 +55,61 @@ def test_other_pipelines_are_refused_by_name(tmp_path: Path, pipeline: str, reas
 def test_step_distilled_models_are_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="step-distilled, which predicts no posterior mean"):
         locate(ModelSettings(model=str(shutil.copytree(TINY, tmp_path / name))))
+
+
+@pytest.mark.parametrize("change", ["gone", "zero"])
+def test_each_of_several_text_encoders_needs_its_weights(tmp_path: Path, change: str) -> None:
+    (file,) = (shutil.copytree(saved("sdxl"), tmp_path / "model") / "text_encoder_2").glob("*.safetensors")
+    weights = {key: value * (change == "gone") for key, value in load_file(file).items()}
+    save_file(
+        {key: value for key, value in weights.items() if change == "zero" or "projection" not in key}, file, {"format": "pt"}
+    )
+    told = "lacks text_projection.weight" if change == "gone" else "all its weights are zero"
+    with pytest.raises(ConfigError, match=f"text_encoder_2 .*{told}"):
+        Diffusion.load(ModelFolder(tmp_path / "model"), torch.device("cpu"), "fp32")
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_words_of_another_kind_of_tokenizer_are_refused(tmp_path: Path, name: str) -> None:
+    folder = ModelFolder(Path(shutil.copytree(saved(name), tmp_path / "model")))
+    _ = folder.texts
+    shutil.rmtree(folder.path / "tokenizer_2")
+    shutil.copytree(saved("pixart") / "tokenizer", folder.path / "tokenizer_2")
+    with pytest.raises(ConfigError, match=r"tokenizer_2 .*vocabulary and its merges differ"):
+        _ = ModelFolder(folder.path).texts
+
+
+@pytest.mark.parametrize("names", [["tench"], {"x": "tench"}, {"1000": "tench"}, {"-1": "tench"}, {"1": 1}])
+def test_class_names_that_stand_for_no_class_are_refused(tmp_path: Path, names: object) -> None:
+    folder = changed(saved("dit"), tmp_path / "model", "model_index.json", id2label=names)
+    with pytest.raises(ConfigError, match=r"id2label of model_index\.json must give names to numbers below .* = 1000"):
+        ModelFolder(folder).class_number("tench")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "setting", "told"),
+    [
+        ("sdxl", "vae/config.json", {"scaling_factor": None}, "vae has scaling_factor None"),
+        ("sd3", "vae/config.json", {"scaling_factor": None}, "vae has scaling_factor None"),
+        ("dit", "scheduler/scheduler_config.json", {"_class_name": 3}, ""),
+        ("sd3", "scheduler/scheduler_config.json", {"_class_name": 3}, "is a 3, not one of flow matching"),
+    ],
+)
+def test_settings_that_are_lost_or_of_another_kind(tmp_path: Path, name: str, file: str, setting: dict, told: str) -> None:
+    folder = changed(saved(name), tmp_path / "model", file, **setting)
+    if not told:  # whatever its sampler is called, its noise table counts
+        return ModelFolder(folder).check()
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    with pytest.raises(ConfigError, match=told):
+        ModelFolder(folder).check()
+
+
+def test_a_setting_with_which_nothing_can_be_computed_is_told(tmp_path: Path) -> None:
+    folder = changed(Path(TINY), tmp_path / "model", "unet/config.json", norm_eps="x")
+    model = Diffusion.load(ModelFolder(folder), torch.device("cpu"), "fp32")
+    with pytest.raises(ConfigError, match=r"model does not compute .*see to its config"):
+        check_answers(model, "a cat", "", 64)
 
 
 def test_names_that_hold_such_a_word_by_chance_are_not(tmp_path: Path) -> None:
