@@ -22,20 +22,26 @@ DrawMaps = Float[np.ndarray, "n 3 h w"]  # D, G and the null prompt's loss of ea
 
 
 class Standing(NamedTuple):
-    """Mean over an image's draws of what ranks it, and its standard error."""
+    """Mean over an image's draws of what ranks it, their deviation, and how many they are."""
 
     mean: float
-    error: float
+    deviation: float
+    draws: int
 
 
 def in_race(standings: Sequence[Standing], scoring: ScoringSettings) -> NDArray[np.bool_]:
     """Which images of one class may be among its best.
 
-    Let k = ``adaptive_keep`` x images.  An image is out if its upper bound lies below the k-th largest lower bound; bounds
-    are ``adaptive_z`` standard errors from the mean.
+    Let k = ``adaptive_keep`` x images.  An image is out if its upper bound lies below the k-th largest lower bound.  Bounds are
+    ``adaptive_z`` standard errors from the mean, or what of Student's t is as rare where draws are few; errors are those
+    against the mean of all draws, of which these are a part (Cochran, Sampling Techniques, 1977, eq. 2.20).
     """
-    mean, error = np.array(standings).T
-    k, reach = max(1, math.ceil(scoring.adaptive_keep * len(mean) - 1e-9)), scoring.adaptive_z * error
+    from scipy.special import ndtr, stdtrit
+
+    mean, deviation, draws = np.array(standings).T
+    error = deviation * np.sqrt(np.maximum(0, 1 / draws - 1 / scoring.rounds()[-1]))
+    reach = stdtrit(draws - 1, ndtr(scoring.adaptive_z)) * error
+    k = max(1, math.ceil(scoring.adaptive_keep * len(mean) - 1e-9))
     return mean + reach >= np.sort(mean - reach)[-k]
 
 
@@ -63,4 +69,4 @@ def standing(
         each = patch_scores(guided(maps[:, 0], maps[:, 1], selection.guidance), *place)[0][:, row, col]
     else:
         each = n * whole[row, col] - (n - 1) * scores((total - maps) / (n - 1), n - 1)[:, row, col]
-    return Standing(float(each.mean()), float(each.std(ddof=1) / math.sqrt(n)))
+    return Standing(float(each.mean()), float(each.std(ddof=1)), n)
