@@ -269,8 +269,13 @@ def _names(folder: Path) -> set[str]:
 def _create(claim: Path, text: str) -> bool:
     """Raises FileExistsError where it is there: a link, wherever it leads, is not followed."""
     claim.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(claim, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o666), "w") as stream:
-        stream.write(text)
+    handle = os.open(claim, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+    except OSError as error:  # a full disk: a claim that tells nothing would be waited for
+        _remove(claim)
+        raise OSError(error.errno, error.strerror, str(claim)) from None
     return True
 
 

@@ -18,7 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
-from ..settings.errors import ConfigError, StoreError
+from ..settings.errors import ConfigError, StoreError, Withheld
+from ..settings.yamls import no_pipe
 from .place import host, mark, runs
 from .threads import threaded
 
@@ -58,6 +59,16 @@ def write_atomically(path: Path, content: bytes, flush: bool = True) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None  # name the file that is wanted
         raise
+
+
+def readable(file: Path) -> Path:
+    """As ``no_pipe``, for libraries that say of any file that they cannot open that it is not there.  Raises Withheld."""
+    try:
+        if file.is_file():
+            file.open("rb").close()
+    except OSError as error:
+        raise Withheld(f"{file}: {error.strerror or error}; nothing is known of it, start again when it can be read") from None
+    return no_pipe(file)
 
 
 def existing(files: Iterable[Path]) -> set[Path]:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
 from ..settings.errors import StoreError
-from ..settings.yamls import from_json, no_pipe
-from .files import write_atomically
+from ..settings.yamls import from_json
+from .files import readable, write_atomically
 
 
 def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, 
     Raises StoreError if it is damaged (``recover`` says what to do then) or made with other settings.
     """
     try:
-        with safe_open(no_pipe(path), framework="numpy") as file:
+        with safe_open(readable(path), framework="numpy") as file:
             about = from_json((file.metadata() or {}).get("diffsel", "{}"))
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError) as error:
@@ -52,7 +52,7 @@ def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, 
 def read_column(file: Path, name: str) -> np.ndarray:
     """One tensor of a unit file, unchecked: to count before the unit is read.  Raises StoreError where it is damaged."""
     try:
-        with safe_open(no_pipe(file), framework="numpy") as opened:
+        with safe_open(readable(file), framework="numpy") as opened:
             return np.asarray(opened.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
@@ -61,7 +61,7 @@ def read_column(file: Path, name: str) -> np.ndarray:
 def has_column(file: Path, name: str) -> bool:
     """Raises StoreError where the file is damaged."""
     try:
-        with safe_open(no_pipe(file), framework="numpy") as opened:
+        with safe_open(readable(file), framework="numpy") as opened:
             return name in opened.keys()  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
@@ -70,7 +70,7 @@ def has_column(file: Path, name: str) -> bool:
 def read_extra(path: Path) -> dict[str, Any]:
     """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file's head is damaged."""
     try:
-        with safe_open(no_pipe(path), framework="numpy") as file:
+        with safe_open(readable(path), framework="numpy") as file:
             about = from_json((file.metadata() or {})["diffsel"])
         extra = about["extra"]
         whole = about.get("head", _checksum({}, extra)) == _checksum({}, extra)  # the first files had no sum of their heads

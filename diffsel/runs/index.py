@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 from ..data.classes import ClassInfo
 from ..data.images import NOTHING, ImageData, Known, reopen
 from ..data.rows import SCHEMA, Rows, Skipped, whole
-from ..machine.files import write_atomically
+from ..machine.files import readable, write_atomically
 from ..machine.formats import read_lines
 from ..settings.errors import StoreError
 from ..settings.settings import Settings, fingerprint
-from ..settings.yamls import no_pipe
 from .record import read_record
 
 
@@ -34,7 +33,7 @@ def read_index(path: Path) -> Rows:
     """The images of RUN.  Raises StoreError where the index is lost or damaged."""
     file = path / "index.parquet"
     try:
-        with pq.ParquetFile(no_pipe(file), read_dictionary=["class"]) as opened:  # pq.read_table would load pandas
+        with pq.ParquetFile(readable(file), read_dictionary=["class"]) as opened:  # pq.read_table would load pandas
             table = opened.read()
         told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         numbered = np.array_equal(table["row"].to_numpy(), np.arange(len(table)))

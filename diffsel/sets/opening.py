@@ -237,12 +237,16 @@ def is_there(out: Path, record: Mapping[str, Any]) -> bool:
 # ---- is it whole? ----------------------------------------------------------------------------------------------------
 
 
+UNREAD = "cannot be read"  # now: nothing is known of it then
+
+
 def check_whole(found: DistilledSet) -> None:
     """Raises DataError where a set of diffsel's is not as it was made."""
     if damaged := list(damaged_pictures(found)):
         file, reason = damaged[0]
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        raise DataError(f"{file} {reason}{more}; the set is damaged: delete {found.path} and make it anew")
+        anew = f"the set is damaged: delete {found.path} and make it anew"
+        raise DataError(f"{file} {reason}{more}; {'start again when it can' if reason.startswith(UNREAD) else anew}")
 
 
 def damaged_pictures(found: DistilledSet) -> Iterator[tuple[Path, str]]:
@@ -270,7 +274,7 @@ def _damage(path: Path, name: str, expected: str | None, missing: bool) -> str |
         if expected and digest(file.read_bytes()) != expected:
             return f"is not what {SUMS} tells (its bytes have another hash)"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"{UNREAD} ({error.strerror})"
     return f"is not in {SUMS}" if missing else None
 
 

@@ -37,6 +37,10 @@ class Scarce(DataError):
             raise cls(f"{name}: {error.strerror or error}; free some and start again") from None
 
 
+class Withheld(DiffselError):
+    """A file that cannot be opened now, for its rights or its disk: nothing is known of it, so it is not damaged."""
+
+
 class StoreError(DiffselError, RuntimeError):
     """A run or set on disk that cannot be used as asked; the message names the file or the settings that differ."""
 

@@ -18,7 +18,7 @@ from diffsel.evaluation.batches import online, plan_epoch, show
 from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.storing import stored, write_labels
 from diffsel.machine.processes import Workers
-from diffsel.settings.errors import ConfigError, SettingsDiffer, StoreError
+from diffsel.settings.errors import ConfigError, SettingsDiffer, StoreError, Withheld
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
@@ -140,3 +140,22 @@ def test_processes_share_the_epochs_and_write_the_same_bytes(world, tmp_path: Pa
     assert sorted(written) == [f"epoch-{epoch:03d}.safetensors" for epoch in range(12)]
     for name in written:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_labels_of_another_user_that_cannot_be_read_stay(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = cell_of(world, Bench(CPU))
+    how = cell.train.load(), cell.protocol, cell.recipe, 0, cell.teacher, 2
+    write_labels(tmp_path / "l", *how)
+    file, opened = tmp_path / "l/epoch-001.safetensors", Path.open
+    whole = file.read_bytes()
+
+    def guarded(path: Path, *args: object, **more: object):
+        if path == file:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    with pytest.raises(Withheld, match=r"epoch-001\.safetensors: Permission denied"):
+        write_labels(tmp_path / "l", *how)
+    monkeypatch.undo()
+    assert file.read_bytes() == whole

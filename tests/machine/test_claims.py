@@ -369,3 +369,14 @@ def test_the_claim_of_one_killed_between_its_file_and_its_claim_is_forgotten(tmp
     (tmp_path / "a").touch()
     forget([tmp_path / "a", tmp_path / "c"])
     assert sorted(file.name for file in tmp_path.iterdir()) == [".b.claim", "a"]
+
+
+def test_a_claim_for_which_the_disk_has_no_room_is_named_and_does_not_stay(tmp_path: Path, monkeypatch) -> None:
+    def full(handle: int, *_: object) -> None:
+        os.close(handle)
+        raise OSError(errno.ENOSPC, "No space left on device")  # as it is said of a handle: without a name
+
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*/\.a\.claim"):
+        claims._create(tmp_path / ".a.claim", "{}")
+    assert not list(tmp_path.iterdir())

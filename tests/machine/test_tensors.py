@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from diffsel.machine.tensors import has_column, read_column, read_extra, read_unit, write_unit
-from diffsel.settings.errors import StoreError
+from diffsel.settings.errors import StoreError, Withheld
 
 TENSORS = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.ones(3, np.float32)}
 
@@ -81,3 +82,17 @@ def test_a_damaged_head_is_seen_without_reading_tensors(tmp_path: Path) -> None:
         file.write_bytes(blob.replace(old, new))
         with pytest.raises(StoreError, match="is damaged"):
             read_extra(file)
+
+
+@pytest.mark.parametrize("trouble", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_cannot_be_opened_now_is_not_damaged(tmp_path: Path, trouble: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors says of any such file that it is not there."""
+    write_unit(file := tmp_path / "cat-000.safetensors", "mark", TENSORS, {})
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(trouble, os.strerror(trouble))
+
+    monkeypatch.setattr(Path, "open", refused)
+    for read in (lambda: read_unit(file, "mark"), lambda: read_extra(file), lambda: read_column(file, "a")):
+        with pytest.raises(Withheld, match=rf"cat-000\.safetensors: {os.strerror(trouble)}; nothing is known of it"):
+            read()

@@ -16,7 +16,7 @@ from diffsel.data.images import open_data
 from diffsel.evaluation.tasks import evaluate, relabel
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.export import export_set
-from diffsel.sets.opening import DistilledSet, damaged_pictures, is_there, open_set, read_set
+from diffsel.sets.opening import DistilledSet, check_whole, damaged_pictures, is_there, open_set, read_set
 from diffsel.settings.errors import DataError, StoreError
 from diffsel.settings.settings import Settings, resolve
 
@@ -96,6 +96,16 @@ HANDS: dict[str, tuple[Hand, str]] = {
     "sums empty": (lambda path: (path / "B2SUMS").write_text(""), "B2SUMS is damaged"),
     "sums short": (lambda path: (path / "B2SUMS").write_text(f"{'0' * 32}  set.yaml\n"), "is not in B2SUMS"),
 }
+
+
+def test_a_picture_that_cannot_be_read_now_condemns_no_set(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    found = read_set(made)
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(DataError, match=r"Cat/00000\.png cannot be read \(Permission denied\) .*; start again when it can$"):
+        check_whole(found)
 
 
 @pytest.mark.parametrize("name", HANDS)
