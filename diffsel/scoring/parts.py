@@ -219,6 +219,10 @@ class Parts:
                 f"model {self}: {part} holds no weights in full precision ({name}.safetensors); it holds {held} "
                 "(fp16-only or .bin-only copies: save them again with `save_pretrained`)"
             )
+        for name in (name for name in there if name.endswith(".index.json") and WEIGHTS.fullmatch(name)):
+            named = self._read(f"{part}/{name}").get("weight_map")
+            if odd := [each for each in (named or {}).values() if not WEIGHTS.fullmatch(str(each))]:  # ``digest`` knows no such
+                self._refuse(part, f"has weights in {odd[0]}, as {name} says, not in diffusion_pytorch_model or model files")
         for file in (self.path / part / name for name in there if name.endswith(".safetensors") and WEIGHTS.fullmatch(name)):
             for name, kind in self.loaded(part, lambda file=file: dtypes(file)).items():  # type: ignore[misc]
                 if kind not in FLOATS and not name.endswith(COUNTERS):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.pixels import digest
 from ..machine.addresses import Store, check_writable, is_address
-from ..machine.files import check_place, whole_folder, write_atomically
+from ..machine.files import APPEARED, check_place, whole_folder, write_atomically
 from ..machine.formats import dump_yaml, is_mine, read_yaml
 from ..settings.errors import DataError, StoreError
 from ..settings.settings import fingerprint
@@ -36,7 +36,19 @@ def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path]
         return False
     if not place:
         check_place(Path(out))
-    with tempfile.TemporaryDirectory() if place else whole_folder(Path(out)) as folder:
+    try:
+        _write(place, Path(out), record, write, card)
+    except OSError as error:
+        if place or error.errno not in APPEARED or not _is_mine(Path(out), record):
+            raise
+        return False  # another launch was first, with the same export
+    return True
+
+
+def _write(
+    place: Store | None, out: Path, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]
+) -> None:
+    with tempfile.TemporaryDirectory() if place else whole_folder(out) as folder:
         part = Path(folder)
         write(part)
         written = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("[!.]*")) if file.is_file()}
@@ -47,7 +59,6 @@ def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path]
             place.write(EXPORT, told)
         else:
             write_atomically(part / EXPORT, told)
-    return True
 
 
 def _is_there(place: Store, record: Mapping[str, Any]) -> bool:

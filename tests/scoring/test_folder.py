@@ -180,6 +180,18 @@ def test_copies_in_half_precision_or_pickles_alone_are_refused(copy: Path) -> No
         locate(ModelSettings(model=str(single)))
 
 
+def test_weights_behind_an_index_are_files_that_the_models_digest_knows(copy: Path) -> None:
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(file), file.name)}
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
+    ModelFolder(copy).check()
+    shutil.copy(file, file.with_name("other.safetensors"))
+    index["weight_map"] = dict.fromkeys(load_file(file), "other.safetensors")
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"unet has weights in other.safetensors, as .*index.json says"):
+        ModelFolder(copy).check()
+
+
 def test_a_prompt_that_says_nothing_of_the_class_is_refused() -> None:
     folder = ModelFolder(Path(TINY))
     folder.check_prompts([("An image of cat.", "An image of .")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from diffsel.data.images import open_data
 from diffsel.sets import export
 from diffsel.sets.baselines import select_baseline
-from diffsel.settings.errors import DataError
+from diffsel.settings.errors import DataError, StoreError
 from diffsel.settings.settings import resolve
 
 
@@ -46,6 +47,23 @@ def test_an_export_that_was_damaged_is_not_called_there_already(form: str, made:
             export.export_set(made, form, out)
         code, text, _ = diffsel("check", out, "-q")
         assert (code, f"{file} {told}" in text, f"remove {out}, and export it anew" in text) == (1, True, True)
+
+
+def test_the_slower_of_two_exports_takes_the_others(made: Path, tmp_path: Path, monkeypatch) -> None:
+    """Both found nothing there; the other one is done while this one packs."""
+    whole = export.export_set(made, "csv", tmp_path / "first")
+    card = export._card
+
+    def late(*given: object) -> str:
+        shutil.copytree(tmp_path / "first", tmp_path / "out")
+        return card(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(export, "_card", late)
+    assert (whole, export.export_set(made, "csv", tmp_path / "out")) == (True, False)
+    (tmp_path / "first" / "export.yaml").unlink()
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(StoreError, match="exists and is not this export"):
+        export.export_set(made, "csv", tmp_path / "out")
 
 
 def test_an_export_of_an_earlier_version_is_still_that_export(made: Path, tmp_path: Path) -> None:
