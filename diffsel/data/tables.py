@@ -94,10 +94,10 @@ def _load(path: str, settings: DataSettings) -> Dataset:
         if _is_saved(Path(path)):
             return _split_of(datasets.load_from_disk(path), settings.split)
         if is_parquet(path):
-            files = of_split(_parts(datasets.load_dataset_builder("parquet", data_files=path)), _first(settings.split))
+            files = of_split(_files_alike(datasets.load_dataset_builder("parquet", data_files=path)), _first(settings.split))
             return _split_of(datasets.load_dataset("parquet", data_files=files, split="train"), settings.split)
         if Path(path).is_dir():
-            _parts(datasets.load_dataset_builder(path, settings.config))
+            _files_alike(datasets.load_dataset_builder(path, settings.config))
         return datasets.load_dataset(path, settings.config, split=settings.split, revision=settings.revision)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -106,7 +106,7 @@ def _load(path: str, settings: DataSettings) -> Dataset:
         raise DataError(f"{path}, split {settings.split!r} (data.split): {type(error).__name__}: {reason}") from None
 
 
-def _parts(builder: DatasetBuilder) -> list[str]:
+def _files_alike(builder: DatasetBuilder) -> list[str]:
     """The files of a data set.  Raises DataError where the names of a parquet file's classes differ from those of the first,
     which the library would give to its numbers."""
     import datasets
