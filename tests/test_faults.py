@@ -112,7 +112,7 @@ class Killed:
                 os.kill(self.process.pid, signal.SIGKILL)
                 self.process.join()
                 return where if self.process.exitcode == -signal.SIGKILL else None
-            time.sleep(0.004)
+            time.sleep(0.002)
         assert self.process.exitcode == 0
         return None
 
@@ -126,9 +126,10 @@ def test_twenty_kills_at_random_moments_lose_nothing(folder, tmp_path, small, sp
     for attempt in range(20):
         run = tmp_path / f"run{attempt}"
         for stage in ("scoring", "scoring", "scoring", "between", "assembling", "assembling"):
-            if landed.total() < 20:
+            if landed.total() < 20 or not landed[stage]:
                 files = dice.randint(stage == "between", 2 if stage != "between" else 8)
-                where = Killed(run, spawn(source, run, small_values())).kill(stage, files, dice.uniform(0, 0.02))
+                moment = dice.uniform(0, 0.005 if stage == "assembling" else 0.02)  # a set is made in some 20 ms
+                where = Killed(run, spawn(source, run, small_values())).kill(stage, files, moment)
                 if where is None:  # it ended first
                     break
                 landed[where] += 1
@@ -137,10 +138,10 @@ def test_twenty_kills_at_random_moments_lose_nothing(folder, tmp_path, small, sp
         last.join(120)
         assert last.exitcode == 0
         assert whole(run) == expected
-        if landed.total() == 20:
+        if landed.total() >= 20 and all(landed[stage] for stage in (*STAGES, "between")):
             break
     print("kills by what was in work:", dict(landed))
-    assert landed.total() == 20
+    assert landed.total() >= 20
     assert min(landed[stage] for stage in (*STAGES, "between")) > 0, landed
 
 
