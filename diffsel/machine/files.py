@@ -67,7 +67,7 @@ def readable(file: Path) -> Path:
         if file.is_file():
             file.open("rb").close()
     except OSError as error:
-        raise Withheld(f"{file}: {error.strerror or error}; nothing is known of it, start again when it can be read") from None
+        raise Withheld.of(file, error) from None
     return no_pipe(file)
 
 

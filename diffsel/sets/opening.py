@@ -24,7 +24,7 @@ from ..data.trees import EXTENSIONS, FOREIGN
 from ..machine.files import AsPath, check_place
 from ..machine.formats import differences, is_mine
 from ..machine.progress import Progress, quiet
-from ..settings.errors import DataError, StoreError
+from ..settings.errors import DataError, StoreError, Withheld
 from ..settings.sections import DataSettings
 from .record import LISTED, SUMS, Picture, read_listing, read_sums
 
@@ -237,20 +237,17 @@ def is_there(out: Path, record: Mapping[str, Any]) -> bool:
 # ---- is it whole? ----------------------------------------------------------------------------------------------------
 
 
-UNREAD = "cannot be read"  # now: nothing is known of it then
-
-
 def check_whole(found: DistilledSet) -> None:
     """Raises DataError where a set of diffsel's is not as it was made."""
     if damaged := list(damaged_pictures(found)):
         file, reason = damaged[0]
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        anew = f"the set is damaged: delete {found.path} and make it anew"
-        raise DataError(f"{file} {reason}{more}; {'start again when it can' if reason.startswith(UNREAD) else anew}")
+        raise DataError(f"{file} {reason}{more}; the set is damaged: delete {found.path} and make it anew")
 
 
 def damaged_pictures(found: DistilledSet) -> Iterator[tuple[Path, str]]:
-    """Files of a set that are not what they were when it was made, and what is wrong with each."""
+    """Files of a set that are not what they were when it was made, and what is wrong with each.  Raises Withheld for one that
+    cannot be read now."""
     try:
         sums = read_sums(found.path)
     except StoreError as error:
@@ -274,7 +271,7 @@ def _damage(path: Path, name: str, expected: str | None, missing: bool) -> str |
         if expected and digest(file.read_bytes()) != expected:
             return f"is not what {SUMS} tells (its bytes have another hash)"
     except OSError as error:
-        return f"{UNREAD} ({error.strerror})"
+        raise Withheld.of(file, error) from None
     return f"is not in {SUMS}" if missing else None
 
 

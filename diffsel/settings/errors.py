@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class DiffselError(Exception):
@@ -38,7 +38,11 @@ class Scarce(DataError):
 
 
 class Withheld(DiffselError):
-    """A file that cannot be opened now, for its rights or its disk: nothing is known of it, so it is not damaged."""
+    """A file that cannot be read now, for its rights or its disk: nothing is known of it, so it is not damaged."""
+
+    @classmethod
+    def of(cls, file: object, error: OSError) -> Self:
+        return cls(f"{file}: {error.strerror or error}; nothing is known of it, start again when it can be read")
 
 
 class StoreError(DiffselError, RuntimeError):

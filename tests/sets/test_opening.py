@@ -17,8 +17,9 @@ from diffsel.evaluation.tasks import evaluate, relabel
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.export import export_set
 from diffsel.sets.opening import DistilledSet, check_whole, damaged_pictures, is_there, open_set, read_set
-from diffsel.settings.errors import DataError, StoreError
+from diffsel.settings.errors import DataError, StoreError, Withheld
 from diffsel.settings.settings import Settings, resolve
+from diffsel.studies.checking import check_folder
 
 Hand = Callable[[Path], object]
 
@@ -104,8 +105,10 @@ def test_a_picture_that_cannot_be_read_now_condemns_no_set(made: Path, monkeypat
 
     found = read_set(made)
     monkeypatch.setattr(Path, "read_bytes", refused)
-    with pytest.raises(DataError, match=r"Cat/00000\.png cannot be read \(Permission denied\) .*; start again when it can$"):
+    with pytest.raises(Withheld, match=r"Cat/00000\.png: Permission denied; .*, start again when it can be read$"):
         check_whole(found)
+    with pytest.raises(Withheld):
+        list(check_folder(made))
 
 
 @pytest.mark.parametrize("name", HANDS)
