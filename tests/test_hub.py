@@ -71,6 +71,9 @@ def test_a_prior_is_fetched_once_and_its_maps_are_those_of_the_folder(online, fo
     fetched = [each for each in asked if each.startswith("GET /somebody/prior/resolve")]
     assert len(fetched) == len(set(fetched))
     assert not any("not-needed" in each for each in fetched)
+    assert (
+        sum("/api/models/somebody/prior/revision" in each for each in asked) == 2 * 2
+    )  # of two commands: its index, its files
     for more, told in ((("--model", "somebody/none"), "the hub has none of this name, or it is private"),
                        (("--model", "somebody/prior", "--revision", "v9"), "on the hub it has no revision 'v9'")):  # fmt: skip
         code, _, err = run(*words, *more, "--out", "x", "-q")

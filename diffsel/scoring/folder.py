@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def locate(settings: ModelSettings, fetch: bool = True) -> ModelFolder:
     elif Path(settings.model).is_dir():
         path = Path(settings.model)
     else:
-        path = _fetch(settings, fetch)
+        path = _fetch(settings.model, settings.revision, fetch)
     if found := distilled([settings.model], {}, ""):
         raise ConfigError(f"model {settings.model} {found}")
     parts = ModelFolder(path).kind.parts
@@ -72,9 +72,10 @@ def _lora(settings: ModelSettings) -> Path | None:
     return held[0]
 
 
-def _fetch(settings: ModelSettings, fetch: bool) -> Path:
+@cache  # the hub may move on while a command is at work
+def _fetch(name: str, revision: str | None, fetch: bool) -> Path:
     wanted = ("*.json", "*.txt", "*.model", "*model.safetensors", "*-of-*.safetensors")
-    get = partial(_get, settings.model, settings.revision, fetch)
+    get = partial(_get, name, revision, fetch)
     parts = ModelFolder(get("model_index.json")).kind.parts  # refused here, before gigabytes are fetched
     return get("model_index.json", *(f"{part}/{name}" for part in parts for name in wanted))
 
