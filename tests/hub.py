@@ -94,7 +94,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, sent = unquote(urlsplit(self.path).path), self.sent()
-        if path.endswith("/paths-info/main") or "/paths-info/" in path:
+        if "/paths-info/" in path:
             kind, name = re.fullmatch(r"/api/(\w+)/([^/]+/[^/]+)/.*", path).groups()  # type: ignore[union-attr]
             asked = json.loads(sent)["paths"]
             return self.answer([each for each in self.files(self.root / kind / name) if each["path"] in asked])
@@ -114,8 +114,8 @@ class Hub(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/(\w+)/([^/]+/[^/]+)/(preupload|commit)/main", path):
             kind, name, what = found.groups()
             if what == "preupload":
-                files = [{**each, "uploadMode": "regular", "shouldIgnore": False} for each in json.loads(sent)["files"]]
-                return self.answer({"files": [{k: f[k] for k in ("path", "uploadMode", "shouldIgnore")} for f in files]})
+                how = {"uploadMode": "regular", "shouldIgnore": False}
+                return self.answer({"files": [{"path": each["path"], **how} for each in json.loads(sent)["files"]]})
             for line in map(json.loads, sent.splitlines()):
                 if line["key"] == "file":
                     file = self.root / kind / name / line["value"]["path"]

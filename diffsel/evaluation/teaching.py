@@ -34,8 +34,7 @@ from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf
 from ..machine.files import sweep, write_atomically
 from ..machine.formats import dump_yaml, is_mine
 from ..sets.difficulty import read_records, write_epoch, write_images
-from ..sets.exported import damaged_files
-from ..sets.record import SUMS, as_sums, read_sums
+from ..sets.record import SUMS, as_sums, damaged_files, read_sums
 from ..settings.errors import ConfigError, DataError, StoreError
 from ..settings.settings import identity
 from ..settings.training import TrainingSettings

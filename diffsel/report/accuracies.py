@@ -104,20 +104,23 @@ def _of(paths: Sequence[Path], lines: Sequence[Line], progress: Progress) -> tup
     Where a line is of no whole set, it may be of a set's first images.
     """
     found: dict[int, Line] = {}
-    for path, whole in [*((path, True) for path in paths), *((path, False) for path in paths)]:
-        record = peek(path / "set.yaml")
-        classes, ipc = record.get("classes") or [], record.get("ipc") or 0
-        left = [i for i, line in enumerate(lines) if i not in found and line.trained_on["classes"] == classes]
-        left = [i for i in left if (lines[i].trained_on["images"] == ipc * len(classes)) == whole]
+    settled: set[int] = set()  # of a whole set
+    for path in paths:
+        classes = peek(path / "set.yaml").get("classes")
+        left = [i for i, line in enumerate(lines) if i not in settled and line.trained_on["classes"] == classes]
         opened = _opened(path, progress) if left else None
         if opened is None:
             continue
         digest = cache(partial(_digest, opened))
         for i in left:
             told = lines[i].trained_on
-            if told["set"] == digest(told["images"], told["protocol"]["size"]):
-                part = "" if whole else f", first {told['images'] // len(classes)} a class"
-                found[i] = replace(lines[i], set=title(path) + part)
+            if told["set"] != digest(told["images"], told["protocol"]["size"]):
+                continue
+            if told["images"] == opened.ipc * len(opened.names):
+                settled.add(i)
+                found[i] = replace(lines[i], set=title(path))
+            elif i not in found:
+                found[i] = replace(lines[i], set=f"{title(path)}, first {told['images'] // len(opened.names)} a class")
     return [found[i] for i in sorted(found)], [line for i, line in enumerate(lines) if i not in found]
 
 

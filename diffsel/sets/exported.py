@@ -5,9 +5,8 @@ OUT/ what a form puts there   README.md (a card, for people to write in)   expor
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from ..machine.files import APPEARED, check_place, whole_folder, write_atomicall
 from ..machine.formats import dump_yaml, is_mine, read_yaml
 from ..settings.errors import DataError, StoreError
 from ..settings.settings import fingerprint
+from .record import damaged_files
 
 EXPORT = "export.yaml"
 FORMAT = 2  # 1: with or without a checksum
+OF_ITSELF = ("format", "checksum", "files")  # in EXPORT, beside what it was made of; ``listed`` looks at them
 
 
 def hand_over(out: Path | str, record: Mapping[str, Any], write: Callable[[Path], None], card: Callable[[], str]) -> bool:
@@ -67,19 +68,15 @@ def _is_there(place: Store, record: Mapping[str, Any]) -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         write_atomically(file := Path(folder) / EXPORT, place.read(EXPORT))
-        rest: dict[str, Any] = dict.fromkeys(("format", "files", "checksum"))
+        rest: dict[str, Any] = dict.fromkeys(OF_ITSELF)
         if {**read_yaml(file), **rest} != {**record, **rest}:
             raise StoreError(f"{place.root} holds another export; give a new address")
     return True
 
 
 def _is_mine(out: Path, record: Mapping[str, Any]) -> bool:
-    told = read_yaml(out / EXPORT) if (out / EXPORT).exists() else {}
-    files = listed(out) if told else {}
-    as_told: dict[str, Any] = {
-        key: told[key] for key in ("format", "checksum", "files") if key in told
-    }  # ``listed`` has looked at them
-    if not is_mine(out, EXPORT, {**record, **as_told}, "this export"):
+    files, told = (listed(out), read_yaml(out / EXPORT)) if (out / EXPORT).exists() else ({}, {})
+    if not is_mine(out, EXPORT, {**record, **{key: told[key] for key in OF_ITSELF if key in told}}, "this export"):
         return False
     if damaged := list(damaged_files(out, files, EXPORT)):
         file, reason = damaged[0]
@@ -95,7 +92,7 @@ def _signed(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def listed(out: Path) -> dict[str, str]:
     """File and digest of an export; nothing for one of an earlier version.  Raises StoreError where its record is damaged."""
-    told = dict(read_yaml(out / EXPORT))
+    told = read_yaml(out / EXPORT)
     checksum, files = told.pop("checksum", None), told.get("files") or {}
     if not isinstance(files, dict) or not all(isinstance(each, str) for pair in files.items() for each in pair):
         raise StoreError(f"{out / EXPORT} is damaged (files: expected names and digests); delete {out} and make it anew")
@@ -104,16 +101,3 @@ def listed(out: Path) -> dict[str, str]:
     if checksum != fingerprint(told) and (checksum is not None or told["format"] > 1):
         raise StoreError(f"{out / EXPORT} is damaged or was edited (checksum differs); delete {out} and make it anew")
     return files
-
-
-def damaged_files(out: Path, sums: Mapping[str, str], teller: str) -> Iterator[tuple[Path, str]]:
-    """Files of a folder that are not what they were when it was made, as ``teller`` knows by their digests, and what is wrong
-    with each."""
-    for name, expected in sums.items():
-        file = out / name
-        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(out)):
-            yield file, "is a link that leads out of its folder"
-        elif not file.is_file():
-            yield file, f"is named in {teller} but is not there"
-        elif digest(file.read_bytes()) != expected:
-            yield file, f"is not what {teller} tells (its bytes have another hash)"

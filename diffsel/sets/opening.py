@@ -19,14 +19,13 @@ from ..data.albums import Album
 from ..data.classes import ClassInfo
 from ..data.images import ImageData, open_data
 from ..data.notebook import counted, facts_html, pictures_html
-from ..data.pixels import digest
 from ..data.trees import EXTENSIONS, FOREIGN
 from ..machine.files import AsPath, check_place
 from ..machine.formats import differences, is_mine
 from ..machine.progress import Progress, quiet
-from ..settings.errors import DataError, StoreError, Withheld
+from ..settings.errors import DataError, StoreError
 from ..settings.sections import DataSettings
-from .record import LISTED, SUMS, Picture, read_listing, read_sums
+from .record import LISTED, SUMS, Picture, damage, read_listing, read_sums
 
 HUB = "hub:"  # before the name of a repository of the `datasets` library, in a path's place
 
@@ -164,7 +163,7 @@ def check_listing(found: DistilledSet) -> None:
     """Raises DataError where set.yaml or metadata.jsonl is not as it was made, whether the pictures are there or not."""
     sums = read_sums(found.path)
     for name in LISTED:
-        if reason := _damage(found.path, name, sums.get(name), missing=bool(sums) and name not in sums):
+        if reason := damage(found.path, name, sums, "metadata.jsonl"):
             raise DataError(f"{found.path / name} {reason}; put a whole copy back")
 
 
@@ -255,24 +254,10 @@ def damaged_pictures(found: DistilledSet) -> Iterator[tuple[Path, str]]:
         sums = {}
     listed = [picture.file for picture in found.pictures]
     for name in [*listed, *LISTED]:
-        if reason := _damage(found.path, name, sums.get(name), missing=bool(sums) and name not in sums):
+        if reason := damage(found.path, name, sums, "metadata.jsonl"):
             yield found.path / name, reason
     for name in sorted(set(_images(found.path)) - set(listed)):
         yield found.path / name, "is not named in metadata.jsonl"
-
-
-def _damage(path: Path, name: str, expected: str | None, missing: bool) -> str | None:
-    file = path / name
-    try:
-        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(path)):
-            return "is a link that leads out of the set"
-        if not file.is_file():
-            return "is named in metadata.jsonl but is not there"
-        if expected and digest(file.read_bytes()) != expected:
-            return f"is not what {SUMS} tells (its bytes have another hash)"
-    except OSError as error:
-        raise Withheld.of(file, error) from None
-    return f"is not in {SUMS}" if missing else None
 
 
 def _images(path: Path) -> Iterator[str]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from ..data.pixels import digest
 from ..machine.formats import read_lines, read_yaml
-from ..settings.errors import StoreError
+from ..settings.errors import StoreError, Withheld
 from ..settings.yamls import read_text
 
 FORMAT = 1
@@ -134,9 +135,35 @@ def read_sums(path: Path) -> dict[str, str]:
     return found
 
 
+def damaged_files(folder: Path, sums: Mapping[str, str], teller: str) -> Iterator[tuple[Path, str]]:
+    """Files of a folder that are not what they were when it was made, as ``teller`` knows by their digests, and what is wrong
+    with each.  Raises Withheld for one that cannot be read now."""
+    for name in sums:
+        if reason := damage(folder, name, sums, teller, teller):
+            yield folder / name, reason
+
+
+def damage(folder: Path, name: str, sums: Mapping[str, str], named: str, teller: str = SUMS) -> str | None:
+    """What is wrong with a file of a folder that ``named`` names, where ``teller`` tells the digests of all files, if any.
+
+    Raises Withheld for a file that cannot be read now.
+    """
+    file = folder / name
+    try:
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+            return "is a link that leads out of its folder"
+        if not file.is_file():
+            return f"is named in {named} but is not there"
+        if name in sums and digest(file.read_bytes()) != sums[name]:
+            return f"is not what {teller} tells (its bytes have another hash)"
+    except OSError as error:
+        raise Withheld.of(file, error) from None
+    return f"is not in {teller}" if sums and name not in sums else None
+
+
 def as_sums(sums: Mapping[str, str]) -> bytes:
     """B2SUMS: of each file its digest."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+    return "".join(f"{value}  {name}\n" for name, value in sums.items()).encode()
 
 
 def _first(error: Exception) -> str:

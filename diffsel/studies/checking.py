@@ -14,9 +14,9 @@ from ..machine.formats import read_yaml
 from ..machine.tensors import read_unit
 from ..runs.index import read_index, read_skipped
 from ..runs.run import open_run, read_record
-from ..sets.exported import EXPORT, damaged_files, listed
+from ..sets.exported import EXPORT, listed
 from ..sets.opening import damaged_pictures, read_set
-from ..sets.record import SUMS, read_sums
+from ..sets.record import SUMS, damaged_files, read_sums
 from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import fingerprint
 
