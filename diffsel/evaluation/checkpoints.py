@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from ..data.classes import imagenet_wnids
 from ..data.views import MEAN, STD
-from ..machine.files import readable
+from ..machine.files import check_openable
 from ..settings.errors import ConfigError
 from ..settings.settings import fingerprint
-from ..settings.yamls import from_json, read_text
+from ..settings.yamls import from_json, no_pipe, read_text
 from .networks import CONVNETS, NAMES, SMALL, build, canonical, convnet_shape
 
 ANEW = "train it anew, or put a whole copy back"
@@ -60,11 +60,12 @@ def read_checkpoint(spec: str) -> Checkpoint:
 
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
-        with safe_open(readable(path), framework="pt") as file:
+        with safe_open(no_pipe(path), framework="pt") as file:
             about = from_json((file.metadata() or {}).get("diffsel", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         told = {key: value for key, value in about.items() if key != "head"}
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        check_openable(path)
         raise ConfigError(f"teacher {path} is damaged ({error}); {ANEW}") from None
     if about.get("digest", digest := weights_digest(state)) != digest:
         raise ConfigError(f"teacher {path} is damaged (its weights have another digest); {ANEW}")
@@ -84,12 +85,13 @@ def as_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> byt
 def read_state(file: Path) -> dict[str, Tensor]:
     """Where a training stands.  Raises ConfigError where that is damaged."""
     try:
-        with safe_open(readable(file), framework="pt") as opened:
+        with safe_open(no_pipe(file), framework="pt") as opened:
             about = from_json((opened.metadata() or {}).get("diffsel", "{}"))
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if "epoch" not in state or about.get("digest", digest := weights_digest(state)) != digest:
             raise ValueError("digest differs")
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        check_openable(file)
         raise ConfigError(
             f"{file} is damaged ({error}); put a whole copy back, or delete it: the training then begins anew"
         ) from None

@@ -19,7 +19,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..settings.errors import ConfigError, StoreError, Withheld
-from ..settings.yamls import no_pipe
 from .place import host, mark, runs
 from .threads import threaded
 
@@ -61,14 +60,13 @@ def write_atomically(path: Path, content: bytes, flush: bool = True) -> None:
         raise
 
 
-def readable(file: Path) -> Path:
-    """As ``no_pipe``, for libraries that say of any file that they cannot open that it is not there.  Raises Withheld."""
+def check_openable(file: Path) -> None:
+    """Raises Withheld for a file that cannot be opened now: some libraries say of it that it is not there, or damaged."""
     try:
         if file.is_file():
             file.open("rb").close()
     except OSError as error:
         raise Withheld.of(file, error) from None
-    return no_pipe(file)
 
 
 def existing(files: Iterable[Path]) -> set[Path]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
 from ..settings.errors import StoreError
-from ..settings.yamls import from_json
-from .files import readable, write_atomically
+from ..settings.yamls import from_json, no_pipe
+from .files import check_openable, write_atomically
 
 
 def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
@@ -31,17 +32,25 @@ def write_unit(path: Path, mark: str, tensors: Mapping[str, np.ndarray], extra: 
 RECOVER = "`diffsel check RUN --remove` removes it, the next start makes it again"
 
 
+@contextmanager
+def _opened(path: Path, recover: str = RECOVER) -> Iterator[Any]:
+    """A unit file, while it is read.  Raises StoreError where it is damaged, Withheld where it cannot be opened now."""
+    try:
+        with safe_open(no_pipe(path), framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        check_openable(path)
+        raise StoreError(f"{path} is damaged ({error}); {recover}") from None
+
+
 def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and ``extra`` of a unit.
 
     Raises StoreError if it is damaged (``recover`` says what to do then) or made with other settings.
     """
-    try:
-        with safe_open(readable(path), framework="numpy") as file:
-            about = from_json((file.metadata() or {}).get("diffsel", "{}"))
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {recover}") from None
+    with _opened(path, recover) as file:
+        about = from_json((file.metadata() or {}).get("diffsel", "{}"))
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     if not isinstance(about, dict) or about.get("checksum") != _checksum(tensors, about.get("extra")):
         raise StoreError(f"{path} is damaged (checksum differs); {recover}")
     if about.get("fingerprint") != mark:
@@ -51,31 +60,22 @@ def read_unit(path: Path, mark: str, recover: str = RECOVER) -> tuple[dict[str, 
 
 def read_column(file: Path, name: str) -> np.ndarray:
     """One tensor of a unit file, unchecked: to count before the unit is read.  Raises StoreError where it is damaged."""
-    try:
-        with safe_open(readable(file), framework="numpy") as opened:
-            return np.asarray(opened.get_tensor(name))
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
+    with _opened(file) as opened:
+        return np.asarray(opened.get_tensor(name))
 
 
 def has_column(file: Path, name: str) -> bool:
     """Raises StoreError where the file is damaged."""
-    try:
-        with safe_open(readable(file), framework="numpy") as opened:
-            return name in opened.keys()  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{file} is damaged ({error}); {RECOVER}") from None
+    with _opened(file) as opened:
+        return name in opened.keys()  # noqa: SIM118
 
 
 def read_extra(path: Path) -> dict[str, Any]:
     """``extra`` of a unit, without reading its tensors.  Raises StoreError if the file's head is damaged."""
-    try:
-        with safe_open(readable(path), framework="numpy") as file:
-            about = from_json((file.metadata() or {})["diffsel"])
+    with _opened(path) as file:
+        about = from_json((file.metadata() or {})["diffsel"])
         extra = about["extra"]
         whole = about.get("head", _checksum({}, extra)) == _checksum({}, extra)  # the first files had no sum of their heads
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {RECOVER}") from None
     if not whole or not isinstance(extra, dict):
         raise StoreError(f"{path} is damaged (checksum differs); {RECOVER}")
     return extra

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from ..data.classes import ClassInfo
 from ..data.images import NOTHING, ImageData, Known, reopen
 from ..data.rows import SCHEMA, Rows, Skipped, whole
-from ..machine.files import readable, write_atomically
+from ..machine.files import check_openable, write_atomically
 from ..machine.formats import read_lines
 from ..settings.errors import StoreError
 from ..settings.settings import Settings, fingerprint
+from ..settings.yamls import no_pipe
 from .record import read_record
 
 
@@ -33,13 +34,14 @@ def read_index(path: Path) -> Rows:
     """The images of RUN.  Raises StoreError where the index is lost or damaged."""
     file = path / "index.parquet"
     try:
-        with pq.ParquetFile(readable(file), read_dictionary=["class"]) as opened:  # pq.read_table would load pandas
+        with pq.ParquetFile(no_pipe(file), read_dictionary=["class"]) as opened:  # pq.read_table would load pandas
             table = opened.read()
         told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         numbered = np.array_equal(table["row"].to_numpy(), np.arange(len(table)))
         rows = whole([table.replace_schema_metadata()])
         as_written = rows.checksum == told["checksum"] if "checksum" in told else _as_first_written(table, told.get("diffsel"))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        check_openable(file)
         raise StoreError(f"{file} is lost or damaged ({error}); {remake('DATA', path)}") from None
     if not numbered or not as_written:
         raise StoreError(f"{file} is damaged (checksum differs); {remake('DATA', path)}")

@@ -92,7 +92,11 @@ def test_what_cannot_be_opened_now_is_not_damaged(tmp_path: Path, trouble: int, 
     def refused(*_: object, **__: object) -> None:
         raise OSError(trouble, os.strerror(trouble))
 
+    def lost(path: Path, **_: object) -> None:
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
     monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr("diffsel.machine.tensors.safe_open", lost)
     for read in (lambda: read_unit(file, "mark"), lambda: read_extra(file), lambda: read_column(file, "a")):
         with pytest.raises(Withheld, match=rf"cat-000\.safetensors: {os.strerror(trouble)}; nothing is known of it"):
             read()
