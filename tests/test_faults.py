@@ -109,7 +109,7 @@ class Killed:
             if self.at_work() == stage and self.done() >= before + files:
                 time.sleep(seconds)
                 where = self.at_work()
-                os.kill(self.process.pid, signal.SIGKILL)
+                self.process.kill()  # also where it has just ended
                 self.process.join()
                 return where if self.process.exitcode == -signal.SIGKILL else None
             time.sleep(0.002)
