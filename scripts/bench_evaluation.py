@@ -49,7 +49,7 @@ from diffsel.evaluation.networks import build
 from diffsel.evaluation.protocols import rate_factor, resolve_recipe
 from diffsel.evaluation.results import spread
 from diffsel.evaluation.storing import stored, write_labels
-from diffsel.evaluation.students import make_optimizer, measure, train_epoch, train_student
+from diffsel.evaluation.students import learner, make_optimizer, measure, train_epoch, train_student
 from diffsel.evaluation.teachers import Teacher
 from diffsel.machine.device import Machine, compile_network, keep_freed_memory
 from diffsel.settings.training import ProtocolSettings
@@ -136,9 +136,10 @@ def ours(source: Source, student: nn.Module, recipe, protocol, machine: Machine,
         compile_network(student)
     optimizer = make_optimizer(student, protocol, recipe)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=False)
+    learn = learner(student, protocol, recipe, machine, scaler)
     for epoch in epochs:
         student.train()
-        for step in list(train_epoch(student, source(epoch), optimizer, protocol, recipe, machine, scaler)):
+        for step in list(train_epoch(student, source(epoch), optimizer, protocol, recipe, machine, scaler, learn)):
             step.loss.item()
         yield
 

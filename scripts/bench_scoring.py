@@ -178,7 +178,7 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
                     torch.cuda.reset_peak_memory_stats()
                 begin = synchronised(device)
                 run()
-                if turn or args.rounds == 1:
+                if turn:
                     seconds[way].append((synchronised(device) - begin) / count)
                 memory[way] = _peak(device)
                 stored[way] = sum(file.stat().st_size for file in out.iterdir()) / count

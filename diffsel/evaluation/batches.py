@@ -43,7 +43,7 @@ class Batch:
     labels: Int[Tensor, " b"]
     logits: Float[Tensor, "b classes"] | None
     other: Int[Tensor, " b"]  # class of the partner
-    share: float  # of the image itself
+    share: float | Tensor  # of the image itself
     unmixed: Float[Tensor, "b 3 s s"] | None = None  # what RDED's extra forward sees, where that is not ``images``
     other_logits: Float[Tensor, "b classes"] | None = None  # of the partner, where ``logits`` are of the image itself (fixed)
 

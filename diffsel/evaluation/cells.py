@@ -163,14 +163,15 @@ def run_cells(
         score = read_result(file).get(cell.protocol.report)  # none: it failed
         bench.track({f"{cell.name} top-1": score["top1"]} if score else {}, seed)
         bar.update()
-        open_files[id(cell)].discard(file)
-        if not open_files[id(cell)]:
-            done_with(cell)
+        for cell, files in lacking:  # several may wait for one file: sets of the same images
+            if file in files:
+                files.discard(file)
+                done_with(cell) if not files else None
 
-    open_files = {id(cell): {file for file in missing if todo[file][0] is cell} for cell in cells}
-    for cell in cells:
-        if not open_files[id(cell)]:
-            done_with(cell)
+    results = [{result_file(folder, cell, seed, bench.machine) for seed in seeds} for cell, folder in each]
+    lacking = [(cell, files & set(missing)) for (cell, _), files in zip(each, results, strict=True)]
+    for cell, files in lacking:
+        done_with(cell) if not files else None
     helpers = min(at_once, len(missing)) - 1
     helping = helped(lambda: train(bench.silent(), lambda file: None), helpers) if at_once > 1 else nullcontext()
     done = len(todo) - len(missing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.albums import Pictures
 from ..data.views import normalise
+from ..machine.captured import Captured
 from ..machine.device import Machine, compile_network, keep_freed_memory, set_tf32, to_device
 from ..machine.progress import Progress, quiet
 from ..settings.training import ProtocolSettings
@@ -72,13 +73,14 @@ def train_student(
         compile_network(network)
     optimizer = make_optimizer(network, protocol, recipe)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
+    learn = learner(network, protocol, recipe, machine, scaler)
     scores, curve, seen = [], [], 0
     with progress(total=protocol.epochs, desc=f"student {student}, seed {seed}", unit="epoch", leave=False) as bar:
         for epoch in range(protocol.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * rate_factor(protocol, epoch)
             network.train()
-            steps = list(train_epoch(network, source(epoch), optimizer, protocol, recipe, machine, scaler))
+            steps = list(train_epoch(network, source(epoch), optimizer, protocol, recipe, machine, scaler, learn))
             images = [step.images for step in steps]
             losses = torch.stack([step.loss for step in steps]).tolist()  # one wait an epoch, not one a step
             seen += sum(images)
@@ -109,19 +111,19 @@ class Step:
     images: int
 
 
-def train_epoch(
-    network: nn.Module,
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    protocol: ProtocolSettings,
-    recipe: Recipe,
-    machine: Machine,
-    scaler: torch.amp.GradScaler,
-) -> Iterator[Step]:
-    """One pass (golden `rded_epoch`).  A last window of fewer than ``accumulate`` batches makes no step, as in RDED."""
-    for number, batch in enumerate(batches):
-        if number % protocol.accumulate == 0:
-            optimizer.zero_grad(set_to_none=True)
+Learn = Callable[..., Tensor]
+
+
+def learner(
+    network: nn.Module, protocol: ProtocolSettings, recipe: Recipe, machine: Machine, scaler: torch.amp.GradScaler
+) -> Learn:
+    """Forward and backward of a batch, given by its fields: its loss, and how many images were classified rightly.
+
+    On a GPU it is captured (``Captured``), but where gradients of several batches are added up.
+    """
+
+    def learn(**fields: Any) -> Float[Tensor, " 2"]:
+        batch = Batch(**fields)
         with machine.autocast():
             if protocol.double_forward:
                 with torch.no_grad():
@@ -130,10 +132,35 @@ def train_epoch(
         output = output.float()
         loss = batch_loss(output, batch, recipe.temperature, protocol.labels) / protocol.accumulate
         scaler.scale(loss).backward()
+        return torch.stack([loss.detach(), (output.detach().argmax(1) == batch.labels).sum().float()])
+
+    alone = machine.device.type == "cuda" and protocol.accumulate == 1
+    return Captured(learn, list(network.parameters())) if alone else learn
+
+
+def train_epoch(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    protocol: ProtocolSettings,
+    recipe: Recipe,
+    machine: Machine,
+    scaler: torch.amp.GradScaler,
+    learn: Learn | None = None,
+) -> Iterator[Step]:
+    """One pass (golden `rded_epoch`).  A last window of fewer than ``accumulate`` batches makes no step, as in RDED.
+
+    ``learn``: the network's ``learner``, kept from epoch to epoch.
+    """
+    learn = learn or learner(network, protocol, recipe, machine, scaler)
+    for number, batch in enumerate(batches):
+        if number % protocol.accumulate == 0:
+            optimizer.zero_grad(set_to_none=True)
+        loss, right = learn(**vars(batch))
         if number % protocol.accumulate == protocol.accumulate - 1:
             scaler.step(optimizer)
             scaler.update()
-        yield Step(loss.detach(), (output.detach().argmax(1) == batch.labels).sum(), len(batch.labels))
+        yield Step(loss, right, len(batch.labels))
 
 
 def batch_loss(output: Float[Tensor, "b classes"], batch: Batch, temperature: float, labels: str) -> Tensor:

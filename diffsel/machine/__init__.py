@@ -2,6 +2,7 @@
 
 addresses  files behind addresses; fsspec
 cache      local copies of far content, of bounded size
+captured   training steps as CUDA graphs
 claims     who makes which file, among any number of processes
 device     devices, precisions, copies to and fro, memory
 files      files and folders that are whole or not there

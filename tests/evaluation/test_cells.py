@@ -76,6 +76,14 @@ def test_a_line_end_makes_no_other_labels(world, tmp_path: Path) -> None:
     assert replace(cell, labels=labels).identity != before
 
 
+def test_cells_of_the_same_images_are_done_together(world, tmp_path: Path) -> None:
+    """They share a result, so that none is told done before it is there."""
+    bench, told = Trusting(CPU), []
+    cells = [cell_of(world, bench), cell_of(world, bench)]
+    run_cells(cells, range(2), tmp_path, bench, lambda cell: told.append((id(cell), len(list(tmp_path.rglob("*.json"))))))
+    assert told == [(id(cell), 2) for cell in cells]
+
+
 def test_one_bar_counts_all_students_whoever_trains_them(world, tmp_path: Path) -> None:
     bars: list = []
 

@@ -27,6 +27,7 @@ from diffsel.evaluation.protocols import resolve_recipe
 from diffsel.evaluation.storing import write_labels
 from diffsel.evaluation.students import Diverged, train_student
 from diffsel.evaluation.teachers import Teacher
+from diffsel.machine import captured
 from diffsel.machine.device import Machine
 from diffsel.sets.opening import open_set
 from diffsel.settings.sections import DataSettings
@@ -108,6 +109,7 @@ def test_a_step_on_a_gpu_waits_for_no_copy(tmp_path: Path, monkeypatch, kind: st
         optimizer = evaluation.make_optimizer(network, protocol, recipe)
         monkeypatch.setattr(optimizer, "step", lambda: None)
         scaler = torch.amp.GradScaler("cuda", enabled=False)
+        monkeypatch.setattr(captured, "record", lambda work: (lambda: None, work()))
         with Waits() as waits:
             steps = list(evaluation.train_epoch(network, source(0), optimizer, protocol, recipe, machine, scaler))
             losses = torch.stack([step.loss for step in steps])
