@@ -40,10 +40,10 @@ DOORS = {  # a heavy library -> the files, or folders in a room, that import it
     "sklearn": "sets.coresets studies.scenes report.charts",
     "timm": "evaluation.networks",
     "torch": "machine.captured machine.device machine.helpers data.albums data.views scoring.batching scoring.diffusion "
-    "scoring.draws scoring.answers scoring.levels scoring.maps scoring.features scoring.priors runs.forecast runs.probe sets.baselines "
-    "evaluation.networks evaluation.checkpoints evaluation.seeing evaluation.teachers "
-    "evaluation.teaching evaluation.cutting evaluation.batches evaluation.fixed evaluation.storing evaluation.students "
-    "evaluation.cells",
+    "scoring.draws scoring.answers scoring.levels scoring.maps scoring.features scoring.priors runs.forecast "
+    "runs.probe sets.baselines evaluation.networks evaluation.checkpoints evaluation.seeing "
+    "evaluation.teachers evaluation.teaching evaluation.cutting evaluation.batches evaluation.fixed "
+    "evaluation.storing evaluation.students evaluation.cells",
     "typer": "cli.app cli.flags cli.layout cli.making cli.looking cli.handing cli.evaluation studies.study",
 }
 FOLDERS = ["scoring.priors"]  # inside a room
