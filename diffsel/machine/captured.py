@@ -30,10 +30,12 @@ class Captured:
 
     The first ``WARM_UP`` calls of every shape run as they are, and so does everything where a graph cannot be had, which is
     told once.  A number among the values becomes a tensor of no dimension, so that it may change from call to call.
+    All graphs work in the same memory, since no two run at a time.
     """
 
     def __init__(self, run: Callable[..., Tensor], weights: Sequence[nn.Parameter]):
         self.run, self.weights, self.refused = run, weights, False
+        self.pool: Any = None  # memory of the graphs
         self.calls: dict[tuple, int] = {}
         self.graphs: dict[tuple, Recorded] = {}
 
@@ -61,7 +63,8 @@ class Captured:
         held = {name: _held(value, device) for name, value in values.items()}
         self._clear()  # then captured gradients are written, not added to
         try:
-            replay, outputs = record(lambda: self.run(**held))
+            self.pool = self.pool or new_pool()
+            replay, outputs = record(lambda: self.run(**held), self.pool)
         except RuntimeError as error:
             self.refused = True
             LOG.warning("note: steps are launched one by one: no CUDA graph can be had (%s)", str(error).splitlines()[0])
@@ -80,9 +83,13 @@ def _held(value: Value, device: torch.device) -> Tensor | None:
     return value.clone() if isinstance(value, Tensor) else torch.full((), value, device=device)
 
 
-def record(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def new_pool() -> Any:
+    return torch.cuda.graph_pool_handle()
+
+
+def record(work: Callable[[], Tensor], pool: Any) -> tuple[Callable[[], None], Tensor]:
     """What does ``work`` again when called, in the same memory, and where its outputs lie; nothing is computed here."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         outputs = work()
     return graph.replay, outputs

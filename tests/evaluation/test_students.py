@@ -109,7 +109,8 @@ def test_a_step_on_a_gpu_waits_for_no_copy(tmp_path: Path, monkeypatch, kind: st
         optimizer = evaluation.make_optimizer(network, protocol, recipe)
         monkeypatch.setattr(optimizer, "step", lambda: None)
         scaler = torch.amp.GradScaler("cuda", enabled=False)
-        monkeypatch.setattr(captured, "record", lambda work: (lambda: None, work()))
+        monkeypatch.setattr(captured, "new_pool", lambda: 1)
+        monkeypatch.setattr(captured, "record", lambda work, pool: (lambda: None, work()))
         with Waits() as waits:
             steps = list(evaluation.train_epoch(network, source(0), optimizer, protocol, recipe, machine, scaler))
             losses = torch.stack([step.loss for step in steps])

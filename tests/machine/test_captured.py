@@ -33,7 +33,7 @@ class Recorder:
     def __init__(self, network: nn.Module):
         self.network, self.recorded, self.replayed = network, 0, 0
 
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def __call__(self, work: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor]:
         weights, before = list(self.network.parameters()), {k: v.clone() for k, v in self.network.state_dict().items()}
         outputs = work()
         gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -68,6 +68,7 @@ def trained(
     recorder, machine = Recorder(network), Machine(torch.device("cpu"))
     steps: list[evaluation.Step] = []
     monkeypatch.setattr(captured, "record", recorder)
+    monkeypatch.setattr(captured, "new_pool", lambda: 1)
     optimizer, scaler = evaluation.make_optimizer(network, protocol, recipe), torch.amp.GradScaler("cpu", enabled=False)
     learn = evaluation.learner(network, protocol, recipe, machine, scaler)
     learn = Captured(learn, list(network.parameters())) if capture else learn
@@ -90,10 +91,11 @@ def test_students_are_the_same(options: dict, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def refuse(work: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(captured, "record", refuse)
+    monkeypatch.setattr(captured, "new_pool", lambda: 1)
     weight = nn.Parameter(torch.tensor(2.0))
 
     def run(x: Tensor, share: float) -> Tensor:
@@ -116,13 +118,14 @@ def test_on_a_gpu() -> None:
     weight = nn.Parameter(torch.tensor(2.0, device="cuda"))
 
     def run(x: Tensor, share: float) -> Tensor:
-        loss = share * weight * x
+        loss = (share * weight * x).mean()
         loss.backward()
         return loss.detach()
 
     learn = Captured(run, [weight])
-    for number in range(6):
-        loss = learn(x=torch.tensor(float(number), device="cuda"), share=0.1 * number)
+    for number in range(12):
+        x = torch.full((1 + number % 2,), float(number), device="cuda")  # two shapes in one memory
+        loss = learn(x=x, share=0.1 * number)
         assert (float(loss), float(slope(weight))) == pytest.approx((0.2 * number**2, 0.1 * number**2))
-    assert len(learn.graphs) == 1
+    assert len(learn.graphs) == 2
     assert not learn.refused
