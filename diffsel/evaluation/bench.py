@@ -9,6 +9,7 @@ from ..data.albums import Album, Opener, Pictures
 from ..machine.device import Machine, compile_network, machine_of
 from ..machine.processes import Track, Workers
 from ..machine.progress import Progress, quiet
+from ..sets.usable import Seen
 from ..settings.settings import Settings
 from . import students as evaluation
 from .teachers import Teacher, check_order, load_teacher
@@ -30,6 +31,7 @@ class Bench:
     loaded: dict[str, Pictures] = field(default_factory=dict)  # by digest, what was asked for last at the end
     staying: set[str] = field(default_factory=set)
     images: Opener = field(default_factory=Opener)  # data sets, each opened once
+    seen: Seen = field(default_factory=Seen)  # by baselines, of images to choose from: a judge is asked once for every ipc
     threads: int = 4  # that read pictures
 
     @classmethod

@@ -64,7 +64,7 @@ def make_set(
             data = bench.images.training(source, s)
             names = known_classes(data, classes)
             known, seeded = advice(bench, teacher, data, names, s), s.model_copy(update={"seed": s.seed + draw})
-            select_baseline(data, ipc, folder, seeded, names, progress=bench.progress, **known)
+            select_baseline(data, ipc, folder, seeded, names, progress=bench.progress, seen=bench.seen, **known)
     else:
         session = start(source, run, s, bench.progress)
         drawn = session.seen(session.run.reseeded(draw))

@@ -17,6 +17,7 @@ from diffsel.evaluation.networks import build
 from diffsel.evaluation.results import Line, fairness, spread
 from diffsel.machine.device import Machine
 from diffsel.machine.formats import read_yaml
+from diffsel.sets import baselines
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.settings import fingerprint, resolve
 from diffsel.settings.training import ProtocolSettings
@@ -42,7 +43,7 @@ def world(folder, tmp_path: Path, monkeypatch) -> dict:
     }
 
 
-def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
+def test_every_combination_once_and_a_table(world, tmp_path: Path, monkeypatch) -> None:
     file = write(
         tmp_path / "m.yaml",
         **world,
@@ -57,7 +58,10 @@ def test_every_combination_once_and_a_table(world, tmp_path: Path) -> None:
     matrix = read_matrix(file)
     assert len(points(matrix)) == 8
     s = resolve({"patches": {"patch_size": 0}, "assembly": {"size": 16, "factor": 1}, "protocol": {"epochs": 2}})
+    asked, judged = [], baselines._judged
+    monkeypatch.setattr(baselines, "_judged", lambda *args: asked.append(args[1]) or judged(*args))
     text = run_matrix(matrix, tmp_path / "out", s, Bench(CPU))
+    assert sorted(asked) == ["ant"] * 2 + ["bee"] * 2  # once for each draw, whatever the ipc
     assert text.count("±") == 8 * 4 + 2  # the header has two
     table, fair = text.split("\n\n")
     assert len(table.splitlines()) == 2 + 8 + 1
