@@ -9,6 +9,7 @@ diffsel     as `diffsel evaluate` does it: on a CPU as many students at a time a
 one         the same, one student at a time with all threads (on a GPU that is what `evaluate` does)
 stored      as `diffsel evaluate --stored`, with labels that `diffsel relabel` writes once for five students; a fifth of
             the time that labelling takes is counted
+launched    on a GPU: as "one", its steps not captured as a CUDA graph but launched one by one
 bf16        with --bf16: diffsel and stored as `--precision bf16` has it, for CPUs with AMX or AVX512-BF16 and for GPUs; the
             usual way and the labels that are stored stay in fp32
 
@@ -51,6 +52,7 @@ from diffsel.evaluation.results import spread
 from diffsel.evaluation.storing import stored, write_labels
 from diffsel.evaluation.students import learner, make_optimizer, measure, train_epoch, train_student
 from diffsel.evaluation.teachers import Teacher
+from diffsel.machine.captured import Captured
 from diffsel.machine.device import Machine, compile_network, keep_freed_memory
 from diffsel.settings.training import ProtocolSettings
 from diffsel.studies import scenes
@@ -130,13 +132,15 @@ def usual(pictures: Pictures, student: nn.Module, teacher: Callable, recipe, pro
         yield
 
 
-def ours(source: Source, student: nn.Module, recipe, protocol, machine: Machine, epochs: range):
+def ours(source: Source, student: nn.Module, recipe, protocol, machine: Machine, epochs: range, captured: bool = True):
     keep_freed_memory()
     if machine.compile:
         compile_network(student)
     optimizer = make_optimizer(student, protocol, recipe)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=False)
     learn = learner(student, protocol, recipe, machine, scaler)
+    if isinstance(learn, Captured) and not captured:
+        learn = learn.run
     for epoch in epochs:
         student.train()
         for step in list(train_epoch(student, source(epoch), optimizer, protocol, recipe, machine, scaler, learn)):
@@ -179,7 +183,7 @@ def way_of(name: str, case: tuple, device: torch.device, labelled: Path) -> tupl
         read = stored(labelled, resident, few, recipe)
         return ours(lambda epoch: read(epoch % whole), network, recipe, protocol, machine, forever), whole, images
     live = online(resident, protocol, recipe, 0, quick, machine)
-    return ours(live, network, recipe, protocol, machine, forever), whole, images
+    return ours(live, network, recipe, protocol, machine, forever, name != "launched"), whole, images
 
 
 def serve(name: str, case: tuple, device: torch.device, threads: int, labelled: Path, chunk: int, pipe: Connection) -> None:
@@ -233,6 +237,7 @@ def measure_speed(args, device: torch.device) -> list[dict]:
     lines, all_threads = [], torch.get_num_threads()
     at_once = all_threads if device.type == "cpu" else 1
     kinds = {"usual": 1, **({"diffsel": at_once} if at_once > 1 else {}), "one": 1, "labels": 1, "stored": at_once}
+    kinds |= {"launched": 1} if device.type == "cuda" else {}
     kinds |= {"bf16": at_once, "stored bf16": at_once} if args.bf16 else {}
     kinds |= {"compiled": 1} if args.compile else {}
     for case in SMALL if args.small else [CASES[i] for i in args.case or range(len(CASES))]:

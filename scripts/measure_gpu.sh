@@ -4,17 +4,18 @@
 #   scripts/measure_gpu.sh OUT PIECE ...
 #
 #   rates      the scoring pass of Stable Diffusion v1.5's architecture (random weights): images/s and share of the matrix rate
-#   compiled   the same with torch.compile (a minute to start), and then a profile by part, of 16 images, not compiled
+#   default    the same at the 6 draws that are the default, which ImageNet's minutes follow from
+#   compiled   that with torch.compile (minutes to start), and then a profile by part, of 16 images, not compiled
 #   layout     fp32 and fp16 in both memory layouts (channels last is what a GPU gets)
 #   bytes      the same images among other neighbours: equal bytes?
-#   students   student training against the usual loop
+#   students   student training against the usual loop, steps captured as CUDA graphs and launched one by one
 #   prior      the CIFAR-10 prior, trained for PRIOR_SECONDS (CIFAR10=FOLDER with train/ and test/; VAE=FOLDER with its vae/)
 #   teachers   ResNet-18 (small images) and ConvNet-3 on CIFAR-10's training images, by EPOCHS and CONVNET_EPOCHS
 #   all        these in turn
 #
 # OUT/rows.jsonl: the tables' rows.  SMALL=1: the smallest scale, on whatever device there is (the test of this script).
 set -euo pipefail
-case "${1:-}" in "" | -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit ;; esac
+case "${1:-}" in "" | -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit ;; esac
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
@@ -38,7 +39,8 @@ piece_rates() {
   [ "$small" ] || timed --images 64 --precision bf16 --batch-sizes 128
   [ "$small" ] || timed --images 16 --precision fp32 tf32 --batch-sizes 64
 }
-piece_compiled() { timed --images 128 --precision fp16 --batch-sizes 128 --compile --profile; }
+piece_default() { timed --images 256 --draws 6 --precision fp16 --batch-sizes 128 256; }
+piece_compiled() { timed --images 128 --draws 6 --precision fp16 --batch-sizes 128 --compile --profile; }
 piece_layout() { local layouts=--layouts; timed --images 16 --precision fp32 fp16 --batch-sizes 64; }
 piece_bytes() {
   if [ "$small" ]; then bench --permuted --images 4 --draws 3; return; fi
@@ -59,7 +61,7 @@ piece_teachers() {
   "$python" -m diffsel teacher "${common[@]}" "${conv[@]}" --network conv3 --batch-size "${BATCH:-$([ "$small" ] && echo 8 || echo 256)}" --learning-rate 0.1 --out "$out/teacher-conv3"
 }
 for piece in "$@"; do
-  [ "$piece" != all ] || { "$0" "$out" rates compiled layout bytes students prior teachers; continue; }
+  [ "$piece" != all ] || { "$0" "$out" rates default compiled layout bytes students prior teachers; continue; }
   declare -F "piece_$piece" >/dev/null || { echo "no piece $piece; $0 --help lists them" >&2; exit 2; }
   if [ -e "$out/$piece.done" ]; then continue; fi
   echo "== $piece" && begun=$SECONDS

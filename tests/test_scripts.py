@@ -162,11 +162,11 @@ def test_the_benchmark_of_scale_goes_through_all_stages(tmp_path: Path, capsys, 
 def test_what_waits_for_a_gpu_goes_through_at_its_smallest_scale_and_is_left_when_done(tmp_path: Path) -> None:
     """The pieces of seconds; `prior` and `teachers` need CIFAR-10, `compiled` a C++ compiler and a minute."""
     environment = {**os.environ, "SMALL": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [str(ROOT / "scripts" / "measure_gpu.sh"), str(tmp_path), "rates", "layout", "bytes", "students"]
+    command = [str(ROOT / "scripts" / "measure_gpu.sh"), str(tmp_path), "rates", "default", "layout", "bytes", "students"]
     first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     ways = ["usual", "diffsel, batch 8"]
-    assert [row["way"] for row in rows if "images/s" in row] == [*ways, *ways, "diffsel, batch 8, channels last"]
+    assert [row["way"] for row in rows if "images/s" in row] == [*ways, *ways, *ways, "diffsel, batch 8, channels last"]
     assert [(row["equal bytes"], row["of images"]) for row in rows if "equal bytes" in row] == [(4, 4)]
     assert [row["student"] for row in rows if "student" in row] == ["conv3w8"]
     assert "== students" in first.stdout
