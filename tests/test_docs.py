@@ -78,7 +78,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split, count in (("train", 50), ("val", 4)):
         images(tmp_path / "photos" / split, {"cat": 0, "dog": 2}, count)
         images(tmp_path / "cifar10" / split.replace("val", "test"), {"automobile": 0, "ship": 2}, count)
-        images(tmp_path / ("unseen" if split == "train" else "half"), {"automobile": 0, "ship": 2}, count)
+        images(tmp_path / ("unseen" if split == "train" else "test"), {"automobile": 0, "ship": 2}, count)
     images(tmp_path / "imagenet/train", dict.fromkeys(nette, 0), 24)
     values = {**small_values(), "data": {"image_size": 32}, "scoring": {"draws": 1, "bins": 1}}
     patches = {"patch_size": 16, "per_image": 4, "stride": 4}
