@@ -55,6 +55,7 @@ class Recipe:
     """Every number in which trainings differ."""
 
     size: int = 64  # side of an image, pixels
+    pairs: float = 0.5  # share of scenes with two objects
     vae: tuple[int, ...] = (8, 32, 64)  # channels of the VAE's blocks; each after the first halves the side
     vae_groups: int = 4
     vae_steps: int = 1000
@@ -78,7 +79,7 @@ class Recipe:
 
 
 RECIPES = {
-    "demo": Recipe(),
+    "demo": Recipe(words_in_time=True, bf16=True, schedule="flat", steps=7500),
     "cifar10": Recipe(
         size=32,
         vae=(32, 64),
@@ -147,10 +148,10 @@ def draw_scenes(count: int, split: scenes.Split, objects: int, first: int = 10_0
     return pixels.permute(0, 3, 1, 2), drawn
 
 
-def compose_data(count: int) -> Data:
-    """Scenes, a third of them with two objects."""
-    one, drawn_one = draw_scenes(count * 2 // 3, "train", 1)
-    two, drawn_two = draw_scenes(count // 3, "train", 2)
+def compose_data(count: int, pairs: float) -> Data:
+    """Scenes, ``pairs`` of them with two objects."""
+    one, drawn_one = draw_scenes(count - round(count * pairs), "train", 1)
+    two, drawn_two = draw_scenes(round(count * pairs), "train", 2)
     probes = [(str(objects), *draw_scenes(100, "test", objects, first=5_000)) for objects in (1, 2)]
     return Data(
         torch.cat([one, two]),
@@ -711,7 +712,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", nargs="?", default="demo", choices=RECIPES)
     parser.add_argument("--out", type=Path, help="default: diffsel/assets/RECIPE-sd")
-    parser.add_argument("--scenes", type=int, default=36_000, help="training scenes, a third of them with two objects")
+    parser.add_argument("--scenes", type=int, default=36_000, help="training scenes")
     parser.add_argument("--images", type=Path, help="learn a folder of class folders instead")
     parser.add_argument(
         "--hold-out", type=int, default=1000, help="images of each class that are not learned, the last by name"
@@ -738,7 +739,10 @@ def main() -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     args.most = recipe.steps
     start, state = time.time(), State(args, recipe)
-    data = read_folder(args.images, recipe.size, args.hold_out, args.probe) if args.images else compose_data(args.scenes)
+    if args.images:
+        data = read_folder(args.images, recipe.size, args.hold_out, args.probe)
+    else:
+        data = compose_data(args.scenes, recipe.pairs)
     print(f"{len(data.pixels)} images in {time.time() - start:.0f} s", flush=True)
     if args.reuse_vae:
         vae = build_vae(recipe)  # anew: a loaded one would write where it came from into its configuration

@@ -59,8 +59,6 @@ def copies_note(data: ImageData, classes: Sequence[str]) -> str:
 # ---- near copies -----------------------------------------------------------------------------------------------------
 
 LOOK = 16  # side of the small grey picture that says how an image looks
-NEAR = 6.0  # grey levels of 255, root mean square: recompressed and rescaled photographs stay below 3, others above 20
-NEAR_SHARE = 0.12  # and this share of its contrast, below which all dark pictures look alike
 BLOCK = 1024  # images that are compared with all others at a time
 
 
@@ -71,17 +69,27 @@ def looks(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "n 
     return np.array(found, np.uint8).reshape(-1, LOOK**2)
 
 
-def near_copies(seen: UInt8[np.ndarray, "n look"], start: int = 0) -> dict[int, int]:
+def near_copies(seen: UInt8[np.ndarray, "n look"], start: int = 0, *, alike: float | None) -> dict[int, int]:
     """Of each image from place ``start`` on that looks like an earlier one: the place of that one, the first that is no near
-    copy itself.  Before ``start`` there are none."""
+    copy itself.  Before ``start`` there are none.  Two images look alike where their grey pictures correlate by ``alike`` or
+    more, whatever their brightness and contrast; where one is of a single grey, if both are equal.  None: no two do.
+
+    >>> ramp = np.arange(256, dtype=np.uint8)
+    >>> near_copies(np.stack([ramp, ramp[::-1], ramp // 2 + 40]), alike=0.97)
+    {2: 0}
+    """
+    if alike is None:
+        return {}
     values = seen.astype(np.float32)  # sums of whole numbers are exact in it, in any order: 256 x 255^2 < 2^24
-    squares = (values**2).sum(1).astype(np.float64)
+    sums, squares, n = values.sum(1).astype(np.float64), (values**2).sum(1).astype(np.float64), LOOK**2
+    spread = np.sqrt(n * squares - sums**2)
     found: dict[int, int] = {}
     for begin in range(start, len(seen), BLOCK):
         own = slice(begin, begin + BLOCK)
-        limit = np.minimum(NEAR, NEAR_SHARE * seen[own].std(1)) ** 2 * LOOK**2
-        apart = squares[own, None] + squares - 2.0 * (values[own] @ values.T)
-        for i, j in np.argwhere(np.tril(apart <= limit[:, None], begin - 1)).tolist():  # by image, the first like it first
+        products, scale = (values[own] @ values.T).astype(np.float64), spread[own, None] * spread
+        equal = squares[own, None] + squares == 2 * products
+        near = np.where(scale > 0, n * products - sums[own, None] * sums >= alike * scale, equal)
+        for i, j in np.argwhere(np.tril(near, begin - 1)).tolist():  # by image, the first like it first
             if begin + i not in found and j not in found:
                 found[begin + i] = j
     return found

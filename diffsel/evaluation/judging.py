@@ -40,7 +40,7 @@ def judge(bench: Bench, spec: str, data: ImageData, names: Sequence[str], s: Set
     """
     infos, size = _infos(data, names), judge_size(s)
     teacher = load_teacher(spec, infos, size, bench.machine.device)
-    each, usable = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos))), Usable(data)
+    each, usable = min(s.baseline.pool, max(JUDGED[0], JUDGED[1] // len(infos))), Usable(data, alike=s.selection.alike)
     rows = [row for name in names for row, _ in islice(usable.of(drawn(data, name, s.seed), each), each)]
     album = Album(data, tuple(rows), infos, size, validation_resize(size))
     bench.check_teacher(teacher, album, images="of the images whose crops it judges")

@@ -90,7 +90,7 @@ def select_baseline(
     record = baseline_provenance(data, ipc, factor, s, names, judge, records, eye)
     if is_there(out, record):
         return False
-    picks, usable = {}, Usable(data, seen or Seen(), s.compute.workers)
+    picks, usable = {}, Usable(data, seen or Seen(), s.compute.workers, s.selection.alike)
     for number, label in enumerate(names):
         if judge:
             picks[label] = select_rded(usable, label, number, ipc, factor, s.baseline, s.seed, judge, judge_size(s), progress)
@@ -136,7 +136,7 @@ def baseline_provenance(
         "classes": list(classes),
         "image_size": s.data.image_size,
         "images": data.digest,
-        "selection": {"method": s.selection.method},
+        "selection": {"method": s.selection.method, **({"alike": alike} if (alike := s.selection.alike) else {})},
         "teacher": {"network": judge.name, "digest": judge.digest, "size": judge_size(s)} if judge else None,
         **({"records": records.digest} if records else {}),
         **({"eye": eye.identity, "restarts": s.selection.restarts} if eye else {}),

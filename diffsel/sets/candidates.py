@@ -53,18 +53,18 @@ def near(run: Run, label: str) -> Mapping[int, int]:
     """
     file_of = run.feature_file if run.settings.selection.clustered else run.map_file
     files = [file_of(unit) for unit in run.of_class(label)]
-    return _near(tuple((file, file.stat().st_mtime_ns) for file in files if file.exists()))
+    return _near(tuple((file, file.stat().st_mtime_ns) for file in files if file.exists()), run.settings.selection.alike)
 
 
 @lru_cache(1 << 12)  # one selection asks several times
-def _near(files: tuple[tuple[Path, int], ...]) -> Mapping[int, int]:
+def _near(files: tuple[tuple[Path, int], ...], alike: float | None) -> Mapping[int, int]:
     """``files``: each with when it was written."""
     seen = [file for file, _ in files if has_column(file, "look")]
     if not seen:
         return {}
     rows, looks = (np.concatenate([read_column(file, name) for file in seen]) for name in ("row", "look"))
     once = np.unique(rows, return_index=True)[1]  # several patches of an image have one look
-    return {int(rows[once[i]]): int(rows[once[j]]) for i, j in near_copies(looks[once]).items()}
+    return {int(rows[once[i]]): int(rows[once[j]]) for i, j in near_copies(looks[once], alike=alike).items()}
 
 
 def near_pairs(run: Run, classes: Sequence[str]) -> list[tuple[str, str]]:

@@ -45,6 +45,7 @@ class Usable:
     data: ImageData
     seen: Seen = field(default_factory=Seen)
     workers: int = 1
+    alike: float | None = None  # correlation of near copies (`near_copies`)
 
     def of(self, rows: Iterable[Row], at_once: int = AT_ONCE) -> Iterator[tuple[Row, Pixels]]:
         """Those of ``rows``, with their pixels, read by threads; ``at_once``: so many are read together."""
@@ -53,7 +54,7 @@ class Usable:
         while part := list(islice(read, at_once)):
             begin, looked = len(names), np.concatenate([looked, looks(pixels for _, pixels in part)])
             names += [row.path for row, _ in part]
-            near = near_copies(looked, begin)
+            near = near_copies(looked, begin, alike=self.alike)
             self.seen.near |= {names[i]: names[first] for i, first in near.items()}
             yield from (each for i, each in enumerate(part, begin) if i not in near)
             stay = [i for i in range(len(names)) if i not in near]

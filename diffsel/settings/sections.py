@@ -255,6 +255,9 @@ class SelectionSettings(Section):
     )
     restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
     images: int | None = Field(None, ge=1, description="Choose among this many scored images a class, drawn by seed (Fig. 7).")
+    alike: float | None = Field(  # null: no image is
+        0.97, gt=0, le=1, description="Correlation of 16 x 16 grey means that makes a near copy.", json_schema_extra=added(None)
+    )
     drop_suspects: float | None = Field(
         None, gt=0, lt=1, description="Share of each class left out: the images whose label fits least."
     )
@@ -293,9 +296,7 @@ class AssemblySettings(Section):
 
     size: int = Field(224, ge=8, le=MOST_PIXELS, description="Side of a distilled image, pixels.")
     factor: int = Field(
-        0,
-        ge=0,
-        description="Patches per mosaic side; 0: 2 at IPC <= 10 and for rded, else or in small classes 1.",
+        0, ge=0, description="Patches per mosaic side; 0: 2 at IPC <= 10 and for rded, else or in small classes 1."
     )
     format: Literal["png", "jpeg"] = Field("png", description="File format of the distilled images.")
     quality: int = Field(95, ge=1, le=100, description="JPEG quality, for format = jpeg.")

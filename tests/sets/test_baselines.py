@@ -30,7 +30,7 @@ from diffsel.sets.difficulty import Records
 from diffsel.sets.selection import Pick
 from diffsel.sets.usable import Seen, Usable, drawn
 from diffsel.settings.errors import SelectionError, StoreError
-from diffsel.settings.sections import AssemblySettings, BaselineSettings, DataSettings
+from diffsel.settings.sections import AssemblySettings, BaselineSettings, DataSettings, SelectionSettings
 from diffsel.settings.settings import resolve
 
 RULES = BaselineSettings(pool=6, crops=4)
@@ -269,13 +269,13 @@ def test_images_that_look_nearly_like_others_are_passed_over_and_told(method_: s
     for seed in (3, 7, 55):
         scene(seed).save(tmp_path / "cat" / f"b{seed:02}.jpg", quality=60)
     data = open_data(str(tmp_path), DataSettings(image_size=64), 0)
-    picks = chosen(method_, usable := Usable(data), 60)
+    picks = chosen(method_, usable := Usable(data, alike=SelectionSettings().alike), 60)
     assert {data.rows[pick.row].path[5:7] for pick in picks} == {f"{seed:02}" for seed in range(60)}
     assert {frozenset(pair) for pair in usable.seen.near.items()} == {
         frozenset({f"cat/a{seed}.png", f"cat/b{seed}.jpg"}) for seed in ("03", "07", "55")
     }
     with pytest.raises(SelectionError, match="60 patches"):
-        chosen(method_, Usable(data), 61)
+        chosen(method_, Usable(data, alike=SelectionSettings().alike), 61)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -17,14 +17,17 @@ from PIL import Image
 
 from diffsel import method
 from diffsel.data.images import ImageData, open_data
-from diffsel.data.pool import LOOK, NEAR, NEAR_SHARE, copies, copies_note, distinct, looks, near_copies
+from diffsel.data.pool import LOOK, copies, copies_note, distinct, looks, near_copies
 from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.runs.session import Session, start
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import check_set, most_patches, provenance
 from diffsel.sets.usable import drawn
 from diffsel.settings.errors import SelectionError, SettingsDiffer
+from diffsel.settings.sections import SelectionSettings
 from diffsel.settings.settings import Settings, resolve
+
+ALIKE = SelectionSettings().alike
 
 
 def settings(**selection: object) -> Settings:
@@ -143,38 +146,41 @@ def test_recompressed_and_rescaled_pictures_look_alike_and_others_do_not() -> No
         recompressed(scene(3), 40),
         scene(7).resize((50, 50)),
         recompressed(scene(3), 70),
-        scene(11).point(lambda v: v + 2),
+        scene(11).point(lambda v: v // 2 + 60),
     ]
     seen = looks(np.asarray(picture) for picture in pictures + changed)
-    assert near_copies(seen) == {40: 3, 41: 7, 42: 3, 43: 11}
+    assert near_copies(seen, alike=ALIKE) == {40: 3, 41: 7, 42: 3, 43: 11}
+    assert near_copies(seen, alike=None) == {}
 
 
 def test_near_copies_are_those_of_the_definition() -> None:
-    """The loop written out: each image against all kept ones before it; dark pictures of little contrast are not alike."""
+    """The loop written out: each image against all kept ones before it, by numpy's own correlation; dark pictures of little
+    contrast are not alike, nor are those of a single grey unless they are equal."""
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (20, LOOK**2))
     seen = np.clip(base[rng.integers(0, 20, 150)] + rng.normal(0, rng.uniform(0, 12, (150, 1)), (150, LOOK**2)), 0, 255).astype(
         np.uint8
     )
     seen[::17] = rng.integers(0, 4, (len(seen[::17]), LOOK**2))
+    seen[5::29] = rng.integers(0, 3, (len(seen[5::29]), 1))
     expected: dict[int, int] = {}
-    for i, own in enumerate(seen.astype(int)):
-        limit = min(NEAR, NEAR_SHARE * own.std())
+    for i, own in enumerate(seen):
         for j in (j for j in range(i) if j not in expected):
-            if ((own - seen[j].astype(int)) ** 2).sum() <= limit**2 * LOOK**2:
+            flat = min(own.std(), seen[j].std()) == 0
+            if (own == seen[j]).all() if flat else np.corrcoef(own, seen[j])[0, 1] >= 0.99:
                 expected[i] = j
                 break
-    assert near_copies(seen) == expected
+    assert near_copies(seen, alike=0.99) == expected
     assert 20 < len(expected) < 130
 
 
 def test_near_copies_are_found_in_blocks_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = looks(np.asarray(scene(seed).point(lambda v: v + 1)) for seed in (*range(9), 3, 1, *range(20, 25), 8, 21))
-    whole = near_copies(seen)
+    whole = near_copies(seen, alike=ALIKE)
     assert whole == {9: 3, 10: 1, 16: 8, 17: 12}
     monkeypatch.setattr("diffsel.data.pool.BLOCK", 3)
-    assert near_copies(seen) == whole
-    assert near_copies(seen[[*range(9), *range(9, 18)]], 9) == whole
+    assert near_copies(seen, alike=ALIKE) == whole
+    assert near_copies(seen[[*range(9), *range(9, 18)]], 9, alike=ALIKE) == whole
 
 
 def test_a_near_copy_fills_no_set_and_is_told(folder: Callable[..., Path], tmp_path: Path) -> None:
