@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from ..machine.progress import Progress, progress
+from ..machine.terminal import shown
 from ..settings.errors import DiffselError
 from ..settings.presets import presets
 from ..settings.settings import SECTIONS, Settings, load_settings
@@ -190,7 +191,7 @@ def finish(opened: Session, strict: bool, last: str) -> None:
     print("\n".join([*lines, *(f"note: {text}" for text in opened.notes), last]))
     if skipped:
         where = opened.run.path / "skipped.jsonl"
-        first = f"{ascii(skipped[0].path)[1:-1]}: {skipped[0].reason}"  # a file name may hold anything
+        first = f"{shown(skipped[0].path)}: {skipped[0].reason}"  # a file name may hold anything
         print(f"{len(skipped)} image(s) passed over, listed in {where}; the first: {first}", file=sys.stderr)
     if skipped and strict:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import typer
 from ..machine.addresses import is_address
 from ..machine.files import beside
 from ..machine.progress import progress
-from ..settings.errors import ConfigError
+from ..settings.errors import ConfigError, StoreError
 from ..settings.settings import Settings
 from .flags import Moved, Quiet, settings_flags
 
@@ -52,6 +52,8 @@ def export(
     from ..sets.export import check_login, export_set, push_to_hub
     from ..sets.handover import export_scores
 
+    if not Path(run).exists():
+        raise StoreError(f"{run}: no such folder; give a run or a set")
     scored = (Path(run) / "run.yaml").exists()
     forms = get_args(OfRun if scored else OfSet)
     if to not in forms:

@@ -174,10 +174,8 @@ def suspects(
         found = {label: listed(opened, label) for label in labels}
     shown = [each for items in found.values() for each in items[:top]]
     in_nats = opened.nats is not None
-    rows = [
-        [ascii(each.label)[1:-1], each.rank, each.nats if in_nats else each.statistic, ascii(each.path)[1:-1]] for each in shown
-    ]
-    print(table(rows, ["class", "rank", "nats" if in_nats else "statistic", "path"]))
+    rows = [[each.label, each.rank, each.statistic, *([each.nats] if in_nats else []), each.path] for each in shown]
+    print(table(rows, ["class", "rank", "statistic", *(["nats"] if in_nats else []), "path"]))
     flat = [each for items in found.values() for each in items]
     print("\n".join(what_it_knows(opened)))
     raised = sum(each.statistic < 0 for each in flat)

@@ -69,17 +69,15 @@ def looks(images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "n 
     return np.array(found, np.uint8).reshape(-1, LOOK**2)
 
 
-def near_copies(seen: UInt8[np.ndarray, "n look"], start: int = 0, *, alike: float | None) -> dict[int, int]:
+def near_copies(seen: UInt8[np.ndarray, "n look"], start: int = 0, *, alike: float) -> dict[int, int]:
     """Of each image from place ``start`` on that looks like an earlier one: the place of that one, the first that is no near
     copy itself.  Before ``start`` there are none.  Two images look alike where their grey pictures correlate by ``alike`` or
-    more, whatever their brightness and contrast; where one is of a single grey, if both are equal.  None: no two do.
+    more, whatever their brightness and contrast, or are equal.
 
     >>> ramp = np.arange(256, dtype=np.uint8)
     >>> near_copies(np.stack([ramp, ramp[::-1], ramp // 2 + 40]), alike=0.97)
     {2: 0}
     """
-    if alike is None:
-        return {}
     values = seen.astype(np.float32)  # sums of whole numbers are exact in it, in any order: 256 x 255^2 < 2^24
     sums, squares, n = values.sum(1).astype(np.float64), (values**2).sum(1).astype(np.float64), LOOK**2
     spread = np.sqrt(n * squares - sums**2)
@@ -88,7 +86,7 @@ def near_copies(seen: UInt8[np.ndarray, "n look"], start: int = 0, *, alike: flo
         own = slice(begin, begin + BLOCK)
         products, scale = (values[own] @ values.T).astype(np.float64), spread[own, None] * spread
         equal = squares[own, None] + squares == 2 * products
-        near = np.where(scale > 0, n * products - sums[own, None] * sums >= alike * scale, equal)
+        near = equal | ((scale > 0) & (n * products - sums[own, None] * sums >= alike * scale))
         for i, j in np.argwhere(np.tril(near, begin - 1)).tolist():  # by image, the first like it first
             if begin + i not in found and j not in found:
                 found[begin + i] = j

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..evaluation.results import Line, Nested, difference
 from ..machine.terminal import shown
 from ..runs.knowledge import bound
 from ..runs.run import Run
-from ..sets.candidates import candidates
+from ..sets.candidates import candidates, near
 from ..sets.opening import DistilledSet
 from ..sets.selection import clustered, patches_needed
 from ..settings.errors import DataError, StoreError
@@ -90,9 +91,7 @@ def describe_data(data: ImageData, settings: Settings) -> str:
     counts = {label: stop - start for label, (start, stop) in data.rows.spans.items()}
     lost = Counter(item.label for item in data.skipped)
     template = settings.scoring.prompts[0]
-    rows = [
-        [i, ascii(c.folder)[1:-1], c.prompt(template), counts[c.folder], lost[c.folder]] for i, c in enumerate(data.classes)
-    ]
+    rows = [[i, c.folder, c.prompt(template), counts[c.folder], lost[c.folder]] for i, c in enumerate(data.classes)]
     widths, heights = data.rows.numbers("width"), data.rows.numbers("height")
     sides = np.minimum(widths, heights).tolist()
     side = settings.data.image_size
@@ -109,7 +108,7 @@ def describe_data(data: ImageData, settings: Settings) -> str:
         f"what a label can tell: {bound(len(data.classes))}",
     ]
     lines += [*_copies(data.rows), *data.notes]
-    lines += [f"passed over: {ascii(item.path)[1:-1]}: {item.reason}" for item in data.skipped[:20]]
+    lines += [f"passed over: {shown(item.path)}: {item.reason}" for item in data.skipped[:20]]
     if len(data.skipped) > 20:
         lines.append(f"... and {len(data.skipped) - 20} more")
     return "\n".join(lines)
@@ -140,7 +139,7 @@ def _copies(rows: Rows) -> list[str]:
 
 
 def _paths(rows: Sequence[Row]) -> str:
-    return " and ".join(ascii(row.path)[1:-1] for row in rows[:3]) + (" ..." if len(rows) > 3 else "")
+    return " and ".join(shown(row.path) for row in rows[:3]) + (" ..." if len(rows) > 3 else "")
 
 
 def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
@@ -164,14 +163,14 @@ def trace_image(run: Run, image: str, sets: Sequence[DistilledSet]) -> str:
         f"{run.settings.patches.estimator}: {cells.min():+.3g} to {cells.max():+.3g}, mean {cells.mean():+.3g}"
     )
     gain = next(-d for owner, d, _ in run.image_means(unit) if owner == row)
-    lines.append(f"label    lowers the loss by {gain:+.4g}{_nats(run, gain, width * height)} over the whole image")
+    way = "lowers" if gain >= 0 else "raises"
+    lines.append(f"label    {way} the loss by {abs(gain):.4g}{_nats(run, gain, width * height)} over the whole image")
     lines += [
         f"box      {list(box)} (top, left, height, width), score {score:+.4g}{_nats(run, score, prod(box[2:]))}"
         for owner, box, score, *_ in run.boxes(unit)
         if owner == row
     ]
-    none = "cluster  none: selection looks at no patch of it (a copy of another image, a label suspect, or not drawn)"
-    lines += _trace_cluster(run, row.label, row.row, sets) or [none]
+    lines += _trace_cluster(run, row.label, row.row, sets) or [f"cluster  none: {_why_none(run, row)}"]
     tiles = [line for found in sets for line in _trace_tiles(found, row.path)]
     return "\n".join([*lines, *(tiles or [f"tile     in none of {len(sets)} set(s) looked at"])])
 
@@ -181,14 +180,28 @@ def _nats(run: Run, score: float, pixels: int) -> str:
     return "" if run.nats is None else f" ({score * run.nats * pixels:+.3g} nats)"
 
 
+def _why_none(run: Run, row: Row) -> str:
+    """Why selection looks at no patch of an image."""
+    if (like := near(run, row.label).get(row.row)) is not None:
+        return f"it looks nearly like {run.data.rows.numbered(like).path}, and selection takes that one"
+    if row.row not in set(run.data.of_class(row.label).firsts()):
+        return "an earlier image of its class has the same bytes"
+    return "selection looks at no patch of it (a label suspect, or not drawn)"
+
+
 def _find(run: Run, image: str) -> Row:
-    rows = run.data.rows
-    paths = rows.texts("path")
-    places = [i for i, path in enumerate(paths) if str(i) == image or path == image]
+    """By its number, its path in the data set or from anywhere, or the end of it."""
+    rows, root = run.data.rows, str(run.data.root)
+    paths, whole, base = rows.texts("path"), Path(image).resolve(), Path(root).resolve()
+    names = {image, str(whole.relative_to(base)) if whole.is_relative_to(base) else image}
+    places = [i for i, path in enumerate(paths) if str(i) == image or path in names]
     found = [rows[i] for i in places or [i for i, path in enumerate(paths) if path.endswith(image)]]
-    if len(found) != 1:
-        what = "no image" if not found else f"{len(found)} images, such as {found[0].path} and {found[1].path},"
-        raise DataError(f"{what} in {run.path} match(es) {image!r}; give a row number (0 to {len(rows) - 1}) or a path")
+    if not found:
+        known = f"a row number (0 to {len(rows) - 1}) or a path in {root}{f', such as {paths[0]}' if len(paths) else ''}"
+        raise DataError(f"no image of {run.path} is called {image!r}; give {known}")
+    if len(found) > 1:
+        some = f"such as {found[0].path} and {found[1].path}"
+        raise DataError(f"{len(found)} images of {run.path} end with {image!r}, {some}; give a row number or more of the path")
     return found[0]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from ..machine.terminal import shown
 from ..scoring.nats import auroc
 from .run import Run
 from .units import Means
@@ -88,7 +89,7 @@ def bound(classes: int) -> str:
 
 def verdict(by_class: Mapping[str, Knowledge], of: str = "this prior") -> list[str]:
     """What a user should know: classes that the prior does not know, and a calibration far from 1; in words."""
-    notes, strange = [], [ascii(label) for label in unknown(by_class)]
+    notes, strange = [], [f"'{shown(label)}'" for label in unknown(by_class)]
     if strange:
         named = ", ".join(strange[:NAMED]) + (f" and {len(strange) - NAMED} more" if len(strange) > NAMED else "")
         notes.append(f"{of} does not surely know: {named} (the loss is not lower with the words, beyond chance)")

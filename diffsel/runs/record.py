@@ -22,9 +22,12 @@ def read_record(path: Path) -> dict[str, Any]:
     if not (path / "run.yaml").exists():
         if (path / "set.yaml").exists():
             raise StoreError(f"{path} is a distilled set, not a run (no run.yaml); give the run it was selected from")
+        if some := sorted(path.glob("*/set.yaml")):
+            raise StoreError(f"{path} is not a run (no run.yaml); it holds sets, such as {some[0].parent}")
         if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"{path} is not a run (no run.yaml); if these are images: `diffsel score {path} --out RUN` first")
-        raise StoreError(f"{path} is not a run (no run.yaml); make one with `diffsel score DATA --out {path}`")
+        there = "is empty" if path.is_dir() else "does not exist"
+        raise StoreError(f"{path} is not a run: it {there}; `diffsel score DATA --out {path}` makes one")
     record = read_yaml(path / "run.yaml")
     if record.get("format") != FORMAT:
         raise StoreError(f"{path} has store format {record.get('format')!r}; this version reads format {FORMAT}")

@@ -136,7 +136,7 @@ def baseline_provenance(
         "classes": list(classes),
         "image_size": s.data.image_size,
         "images": data.digest,
-        "selection": {"method": s.selection.method, **({"alike": alike} if (alike := s.selection.alike) else {})},
+        "selection": {k: v for k, v in identity(s.selection).items() if k in ("method", "alike")},
         "teacher": {"network": judge.name, "digest": judge.digest, "size": judge_size(s)} if judge else None,
         **({"records": records.digest} if records else {}),
         **({"eye": eye.identity, "restarts": s.selection.restarts} if eye else {}),

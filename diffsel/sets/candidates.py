@@ -40,24 +40,25 @@ def patches_of(run: Run, label: str) -> Candidates:
 
 def kept_rows(run: Run, label: str) -> set[int]:
     """Rows of the images that selection looks at, without near copies, and without label suspects as asked."""
-    every = run.settings.selection.images is None
-    drawn = set(run.data.of_class(label).firsts() if every else (row.row for row in _drawn(run, label)))
-    drawn -= near(run, label).keys()
+    every, copied = run.settings.selection.images is None, near(run, label)
+    drawn = set(run.data.of_class(label).firsts() if every else (row.row for row in _drawn(run, label, copied)))
+    drawn -= copied.keys()
     return drawn - suspects.left_out(run, label, drawn)
 
 
 def near(run: Run, label: str) -> Mapping[int, int]:
     """Row of each image of a class that looks like one before it -> row of that one.
 
-    Empty for maps and vectors of the first versions, which came without looks.
+    Images of the same bytes are none (`distinct`).  Empty for maps and vectors of the first versions, which came without looks.
     """
     file_of = run.feature_file if run.settings.selection.clustered else run.map_file
-    files = [file_of(unit) for unit in run.of_class(label)]
-    return _near(tuple((file, file.stat().st_mtime_ns) for file in files if file.exists()), run.settings.selection.alike)
+    files, once = [file_of(unit) for unit in run.of_class(label)], set(run.data.of_class(label).firsts())
+    stamped = tuple((file, file.stat().st_mtime_ns) for file in files if file.exists())
+    return {row: like for row, like in _near(stamped, run.settings.selection.alike).items() if row in once}
 
 
 @lru_cache(1 << 12)  # one selection asks several times
-def _near(files: tuple[tuple[Path, int], ...], alike: float | None) -> Mapping[int, int]:
+def _near(files: tuple[tuple[Path, int], ...], alike: float) -> Mapping[int, int]:
     """``files``: each with when it was written."""
     seen = [file for file, _ in files if has_column(file, "look")]
     if not seen:
@@ -73,10 +74,10 @@ def near_pairs(run: Run, classes: Sequence[str]) -> list[tuple[str, str]]:
     return [(numbered(row).path, numbered(first).path) for row, first in found]
 
 
-def _drawn(run: Run, label: str) -> list[Row]:
+def _drawn(run: Run, label: str, copied: Collection[int] = ()) -> list[Row]:
     """The images of a class that selection looks at: all, or ``selection.images`` of them, as `data.images_per_class` caps;
-    each once."""
-    rows, s = distinct(run.data.of_class(label)), run.settings
+    each once, and none of the rows ``copied``."""
+    rows, s = [row for row in distinct(run.data.of_class(label)) if row.row not in copied], run.settings
     if s.selection.images is None:
         return rows
     kept = set(cap([row.path for row in rows], s.selection.images, s.seed, label))
@@ -140,9 +141,13 @@ def check_set(run: Run, ipc: int, out: Path, classes: Sequence[str] | None = Non
     names = known_classes(run.data, classes)
     (factor, _), most = mosaic_factor(run, ipc, names), most_patches(run, names)
     is_there(out, provenance(run, ipc, factor, names))
-    for label in names:
-        if most[label] < ipc * factor**2:
-            raise too_few(label, most[label], ipc, factor)
+    fewest = min(names, key=lambda label: most[label])
+    if most[fewest] < ipc * factor**2:
+        s, cap = run.settings.selection, run.settings.patches.patch_size and run.settings.patches.per_image
+        left = {"--drop-suspects": s.drop_suspects, "--drop-below": s.drop_below, "--images": s.images}
+        flags = " and ".join(flag for flag, value in left.items() if value is not None)
+        hint = f"do without {flags}" if flags else "raise --per-image with a smaller --patch-size" if cap else ""
+        raise too_few(fewest, most[fewest], ipc, factor, hint)
 
 
 def mosaic_factor(run: Run, ipc: int, classes: Sequence[str]) -> tuple[int, str]:

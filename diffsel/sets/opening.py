@@ -153,9 +153,9 @@ def read_set(path: AsPath) -> DistilledSet:
     """
     path = Path(path)
     if not (path / "set.yaml").exists():
-        raise StoreError(
-            f"{path} is not a distilled set (no set.yaml); make one with `diffsel select RUN --ipc N --out {path}`"
-        )
+        some = sorted(path.glob("*/set.yaml"))
+        holds = f"it holds sets, such as {some[0].parent}" if some else "`diffsel select RUN --ipc N --out SET` makes one"
+        raise StoreError(f"{path} is not a distilled set ({'no set.yaml' if path.exists() else 'no such folder'}); {holds}")
     return DistilledSet(path, *read_listing(path))
 
 

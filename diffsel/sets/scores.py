@@ -17,7 +17,7 @@ from jaxtyping import Int
 from ..data.rows import Row
 from ..runs.index import read_skipped
 from ..runs.run import Run
-from .candidates import kept_rows, patches_of
+from .candidates import kept_rows, near, patches_of
 from .selection import clustered
 from .suspects import suspects
 
@@ -36,9 +36,10 @@ COLUMNS = {  # of every image, with what each says; nothing where an image was p
     "statistic": (pa.float64(), "mean of -D over the image; negative where the label raises the loss"),
     "suspect": (pa.int64(), "place in the class, 0 is the most suspect label"),
     "rank": (pa.int64(), "place in the class by score, 0 is the best"),
-    "cluster": (pa.int64(), "0 is the best; -1: not among the patches that are clustered"),
+    "cluster": (pa.int64(), "0 is the best; -1: not among the patches that are clustered; none: a copy or suspect, left out"),
     "place": (pa.int64(), "rank inside the cluster, 0 is nearest to the centre"),
     "distance": (pa.float64(), "to the centre of the cluster"),
+    "like": (pa.string(), "the earlier image that it looks nearly like, so that selection leaves it out"),
     "passed_over": (pa.string(), "why there is no score"),
 }
 VECTOR = pa.field("vector", pa.list_(pa.float32()))  # of the best patch, unit length
@@ -87,6 +88,7 @@ class Scores:
     def _patches(self, label: str) -> dict[int, dict[str, Any]]:
         """What is known of the best patch of each image, by row."""
         run, s, found = self.run, self.run.settings, patches_of(self.run, label)
+        like = {row: run.data.rows.numbered(first).path for row, first in near(run, label).items()}
         kept = np.isin(found.rows, list(kept_rows(run, label)))
         groups = clustered(found.at(kept), self.need, s.selection, s.seed)
         places = np.cumsum(kept) - 1  # of a patch among those kept
@@ -98,6 +100,7 @@ class Scores:
                 "box": found.boxes[i].tolist(),
                 "region": region(by_row[int(found.rows[i])], found.boxes[i], run),
                 "rank": rank,
+                "like": like.get(int(found.rows[i])),
             }
             if groups and kept[i]:
                 at, line["cluster"] = places[i], int(groups.cluster[places[i]])

@@ -161,13 +161,15 @@ def _spread(found: Clustering, where: Int[np.ndarray, " m"], n: int) -> Clusteri
     return Clustering(cluster, place, distance, found.median)
 
 
-def too_few(label: str, have: int, ipc: int, factor: int) -> SelectionError:
+def too_few(label: str, have: int, ipc: int, factor: int, hint: str = "") -> SelectionError:
+    """``hint``: what could be done, beside fewer images or smaller mosaics."""
     tiles = f"{factor} x {factor} patches" if factor > 1 else "one patch"
     most = f"ipc {have // factor**2} is the most it can give" if have >= factor**2 else "it cannot give a single image"
-    other = f", or lower --factor: with 1, ipc {have} is" if factor > 1 and have else ""
+    other = f"lower --factor: with 1, ipc {have} is" if factor > 1 and have else ""
+    hints = ", or ".join(filter(None, (hint, other)))
     return SelectionError(
         f"class {label!r} has {have} patches, but ipc {ipc} with {tiles} an image needs {ipc * factor**2}; "
-        f"{most} (or raise --per-image{other})"
+        f"{most}{f' (or {hints})' if hints else ''}"
     )
 
 

@@ -45,7 +45,7 @@ class Usable:
     data: ImageData
     seen: Seen = field(default_factory=Seen)
     workers: int = 1
-    alike: float | None = None  # correlation of near copies (`near_copies`)
+    alike: float = 1.0  # correlation of near copies (`near_copies`)
 
     def of(self, rows: Iterable[Row], at_once: int = AT_ONCE) -> Iterator[tuple[Row, Pixels]]:
         """Those of ``rows``, with their pixels, read by threads; ``at_once``: so many are read together."""

@@ -255,8 +255,8 @@ class SelectionSettings(Section):
     )
     restarts: int = Field(4, ge=1, description="K-means starts per class; the best inertia is kept.")
     images: int | None = Field(None, ge=1, description="Choose among this many scored images a class, drawn by seed (Fig. 7).")
-    alike: float | None = Field(  # null: no image is
-        0.97, gt=0, le=1, description="Correlation of 16 x 16 grey means that makes a near copy.", json_schema_extra=added(None)
+    alike: float = Field(
+        0.97, gt=0, le=1, description="Correlation of 16 x 16 grey means that makes a near copy.", json_schema_extra=added(0.97)
     )
     drop_suspects: float | None = Field(
         None, gt=0, lt=1, description="Share of each class left out: the images whose label fits least."

@@ -213,7 +213,9 @@ def test_distill_select_trace_and_inspect(diffsel, folder, tmp_path: Path) -> No
         assert word in out
     code, _, err = diffsel("trace", run, "nothing.png")
     assert code == 2
-    assert "no image in" in err
+    assert "is called 'nothing.png'; give a row number" in err
+    code, again, err = diffsel("trace", run, data / tile["source"])
+    assert (code, again) == (0, out), err
 
 
 def test_whole_images_go_into_mosaics(diffsel, folder, tmp_path: Path) -> None:
@@ -271,6 +273,8 @@ def test_strict_makes_a_passed_over_image_exit_code_1(diffsel, folder, tmp_path:
         (["distill", "DATA", "--out", "RUN", "--ipc", "50", *SMALL], "error: class 'cat' has 3 patches"),
         ([*JOB, "--config", "BAD"], "unknown setting 'scoring.draw'; did you mean 'draws'"),
         (["select", "DATA", "--ipc", "1", "--out", "SET"], "is not a run (no run.yaml)"),
+        (["select", "/no/such", "--ipc", "1", "--out", "SET"], "/no/such is not a run: it does not exist"),
+        (["export", "/no/such", "--to", "hf"], "/no/such: no such folder"),
         (["score", "DATA", "--out", "RUN", "--device", "cpu", "--precision", "fp16", "--model", TINY], "needs a GPU"),
     ],
 )

@@ -237,7 +237,7 @@ def test_the_command_compares_selects_and_draws(diffsel, run: Session, tmp_path:
         ([], "needs a teacher (--teacher)"),
         (["--teacher", "/no/teacher"], "teacher /no/teacher: no such file"),
         (["--ipc", "0"], "--val measures distilled sets"),
-        (["--ipc", "9", "--labels", "hard"], "class 'cat' has 2 patches"),
+        (["--ipc", "9", "--labels", "hard"], "class 'dog' has 1 patches"),
         (["--labels", "hard", "--teacher", "t"], "--teacher t, but protocol.labels = hard uses no teacher's labels"),
     ],
 )

@@ -21,7 +21,7 @@ from diffsel.data.pool import LOOK, copies, copies_note, distinct, looks, near_c
 from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.runs.session import Session, start
 from diffsel.sets.baselines import select_baseline
-from diffsel.sets.candidates import check_set, most_patches, provenance
+from diffsel.sets.candidates import check_set, most_patches, near_pairs, provenance
 from diffsel.sets.usable import drawn
 from diffsel.settings.errors import SelectionError, SettingsDiffer
 from diffsel.settings.sections import SelectionSettings
@@ -150,7 +150,7 @@ def test_recompressed_and_rescaled_pictures_look_alike_and_others_do_not() -> No
     ]
     seen = looks(np.asarray(picture) for picture in pictures + changed)
     assert near_copies(seen, alike=ALIKE) == {40: 3, 41: 7, 42: 3, 43: 11}
-    assert near_copies(seen, alike=None) == {}
+    assert near_copies(seen, alike=1.0) == {}
 
 
 def test_near_copies_are_those_of_the_definition() -> None:
@@ -167,11 +167,16 @@ def test_near_copies_are_those_of_the_definition() -> None:
     for i, own in enumerate(seen):
         for j in (j for j in range(i) if j not in expected):
             flat = min(own.std(), seen[j].std()) == 0
-            if (own == seen[j]).all() if flat else np.corrcoef(own, seen[j])[0, 1] >= 0.99:
+            if (own == seen[j]).all() or (not flat and np.corrcoef(own, seen[j])[0, 1] >= 0.99):
                 expected[i] = j
                 break
     assert near_copies(seen, alike=0.99) == expected
     assert 20 < len(expected) < 130
+
+
+def test_equal_looks_are_alike_at_the_highest_correlation() -> None:
+    seen = np.random.default_rng(0).integers(0, 256, (200, LOOK**2)).astype(np.uint8)
+    assert near_copies(np.concatenate([seen, seen]), alike=1.0) == {200 + i: i for i in range(200)}
 
 
 def test_near_copies_are_found_in_blocks_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +211,24 @@ def test_a_near_copy_fills_no_set_and_is_told(folder: Callable[..., Path], tmp_p
             opened.run.feature_file(unit), opened.run.feature_mark, {k: v for k, v in tensors.items() if k != "look"}, extra
         )
     assert most_patches(opened.run, ["cat"]) == {"cat": 7}
+
+
+def test_images_are_drawn_from_what_is_no_near_copy(folder: Callable[..., Path], tmp_path: Path, diffsel) -> None:
+    path = folder(cat=1, dog=1)
+    for seed in range(4):
+        scene(seed).save(path / "cat" / f"a{seed}.png")
+        for quality in (40, 60, 80):
+            scene(seed).save(path / "cat" / f"b{seed}-{quality}.jpg", quality=quality)
+    (path / "cat" / "c0.png").write_bytes((path / "cat" / "a0.png").read_bytes())
+    opened = start(str(path), tmp_path / "run", settings(method="diffsel-noclusters"))
+    method.score(opened)
+    assert len(near_pairs(opened.run, ["cat"])) == 12  # of c0.png, whose bytes are those of a0.png, another note tells
+    for images in (2, 3, 4, 5):
+        told = ("--images", images, "--ipc", images, "--only", "cat", "--out", tmp_path / f"{images}")
+        code, _, err = diffsel("select", opened.run.path, *told)
+        assert code == 0, err
+    for name, why in (("b2-60.jpg", "it looks nearly like cat/a2.png"), ("c0.png", "has the same bytes")):
+        assert why in diffsel("trace", opened.run.path, f"cat/{name}")[1]
 
 
 def test_a_near_copy_fills_no_set_of_a_run_without_vectors(folder: Callable[..., Path], tmp_path: Path, diffsel) -> None:
