@@ -20,9 +20,8 @@ from ..settings.yamls import from_json, read_text
 from .families import SERVED, T5, Family, distilled, family_of
 
 LOG = logging.getLogger(__name__)
-# The embedded models were laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.
+# An embedded model was laid out anew (text_model. keys, vocab.json and merges.txt): digest -> the one that runs recorded.
 RENAMED = {
-    "8d83e31b1091d3055a6097a0df4350fc": "d08c3a38800e9167d38f08da06272c5f",
     "4ba023ebbf47bf4cee3ce6cd1792de35": "7cb058e48c7c4ea0eea69941a85893dd",
 }
 # Weights in the default precision only: no .bin pickles, no fp16 or non-EMA copies.
