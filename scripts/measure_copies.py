@@ -1,4 +1,4 @@
-"""How many near copies selection notices, and how many of those it names are none.
+"""How many near copies selection notices: real ones, and planted ones of ten kinds.
 
     python scripts/measure_copies.py --images cifar10/train [--sheet pairs.png]
 

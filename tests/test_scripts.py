@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from pictures import scene
 
 from diffsel.runs.run import open_run
 from diffsel.sets import selection
@@ -174,3 +175,19 @@ def test_what_waits_for_a_gpu_goes_through_at_its_smallest_scale_and_is_left_whe
     assert again.stdout == ""
     unknown = subprocess.run([*command[:2], "nothing"], env=environment, capture_output=True, text=True, check=False)
     assert (unknown.returncode, "no piece nothing" in unknown.stderr) == (2, True)
+
+
+def test_real_and_planted_copies_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "cat").mkdir()
+    for seed in range(60):
+        scene(seed).save(tmp_path / "cat" / f"{seed:02}.png")
+    scene(7).save(tmp_path / "cat" / "copy.jpg", quality=60)
+    monkeypatch.setattr(sys, "argv", ["measure_copies.py", "--images", str(tmp_path), "--sheet", str(tmp_path / "pairs.png")])
+    load("measure_copies").main()
+    told = capsys.readouterr().out
+    assert "1 of 61 images look nearly like an earlier one of their class" in told
+    assert "3 planted copies of each kind" in told
+    found = {line.rsplit(None, 2)[0]: line.split()[-2:] for line in told.splitlines() if "%" in line and ":" not in line}
+    assert found["20 % brighter"] == found["JPEG of quality 75"] == ["100.0%", "100.0%"]
+    assert found["mirrored"] == ["0.0%", "0.0%"]
+    assert (tmp_path / "pairs.png").exists()

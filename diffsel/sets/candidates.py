@@ -41,8 +41,7 @@ def patches_of(run: Run, label: str) -> Candidates:
 def kept_rows(run: Run, label: str) -> set[int]:
     """Rows of the images that selection looks at, without near copies, and without label suspects as asked."""
     every, copied = run.settings.selection.images is None, near(run, label)
-    drawn = set(run.data.of_class(label).firsts() if every else (row.row for row in _drawn(run, label, copied)))
-    drawn -= copied.keys()
+    drawn = set(run.data.of_class(label).firsts() if every else (row.row for row in _drawn(run, label, copied))) - copied.keys()
     return drawn - suspects.left_out(run, label, drawn)
 
 
@@ -143,11 +142,16 @@ def check_set(run: Run, ipc: int, out: Path, classes: Sequence[str] | None = Non
     is_there(out, provenance(run, ipc, factor, names))
     fewest = min(names, key=lambda label: most[label])
     if most[fewest] < ipc * factor**2:
-        s, cap = run.settings.selection, run.settings.patches.patch_size and run.settings.patches.per_image
-        left = {"--drop-suspects": s.drop_suspects, "--drop-below": s.drop_below, "--images": s.images}
-        flags = " and ".join(flag for flag, value in left.items() if value is not None)
-        hint = f"do without {flags}" if flags else "raise --per-image with a smaller --patch-size" if cap else ""
-        raise too_few(fewest, most[fewest], ipc, factor, hint)
+        raise too_few(fewest, most[fewest], ipc, factor, _way_out(run.settings))
+
+
+def _way_out(settings: Settings) -> str:
+    """What would give a class more patches; empty for nothing."""
+    s = settings.selection
+    left = {"--drop-suspects": s.drop_suspects, "--drop-below": s.drop_below, "--images": s.images}
+    if flags := [flag for flag, value in left.items() if value is not None]:
+        return f"do without {' and '.join(flags)}"
+    return "raise --per-image with a smaller --patch-size" if settings.patches.patch_size else ""
 
 
 def mosaic_factor(run: Run, ipc: int, classes: Sequence[str]) -> tuple[int, str]:

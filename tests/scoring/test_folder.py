@@ -232,7 +232,8 @@ def test_embedded_priors_are_whole_small_and_hear_words(name: str) -> None:
     assert apart.min() > 1e-6
 
 
-# Of the folders as they were before they got the layout of published models: digest, tokens, and noise predictions.
+# What is shipped: digest, tokens, and noise predictions by transformers and diffusers themselves (of cifar10 before it got the
+# layout of published models).
 BEFORE = {
     "demo": (
         "be82db5a1169a0e86e20402c2b303e9d",

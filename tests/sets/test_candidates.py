@@ -22,6 +22,7 @@ from diffsel.machine.tensors import read_unit, write_unit
 from diffsel.runs.session import Session, start
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import check_set, most_patches, near_pairs, provenance
+from diffsel.sets.scores import Scores
 from diffsel.sets.usable import drawn
 from diffsel.settings.errors import SelectionError, SettingsDiffer
 from diffsel.settings.sections import SelectionSettings
@@ -229,6 +230,29 @@ def test_images_are_drawn_from_what_is_no_near_copy(folder: Callable[..., Path],
         assert code == 0, err
     for name, why in (("b2-60.jpg", "it looks nearly like cat/a2.png"), ("c0.png", "has the same bytes")):
         assert why in diffsel("trace", opened.run.path, f"cat/{name}")[1]
+    like = {line["path"]: line["like"] for line in next(iter(Scores(opened.run, 4))).to_pylist()}
+    assert {path for path, first in like.items() if first} == {path for path, _ in near_pairs(opened.run, ["cat"])}
+    assert like["cat/b2-60.jpg"] == "cat/a2.png"
+
+
+def test_too_few_patches_name_the_smallest_class_and_the_flag_that_helps(session: Session, tmp_path: Path, diffsel) -> None:
+    for flags, way in (((), "raise --per-image"), (("--images", 2), "do without --images)")):
+        code, _, err = diffsel("select", session.run.path, "--ipc", 9, *flags, "--out", tmp_path / "set")
+        assert code == 2
+        assert way in err
+    fewest = min(["cat", "dog"], key=most_patches(session.run, ["cat", "dog"]).get)
+    assert f"class {fewest!r} has" in err
+
+
+def test_a_folder_of_sets_is_called_so(session: Session, tmp_path: Path, diffsel) -> None:
+    made = ("select", session.data.root, "--method", "random", "--ipc", 1, "--size", 32, "--factor", 1, "--sets", 2)
+    assert diffsel(*made, "--out", tmp_path / "sets")[0] == 0
+    for words in (
+        ("select", tmp_path / "sets", "--ipc", 1, "--out", tmp_path / "x"),
+        ("export", tmp_path / "sets", "--to", "hf", "--out", tmp_path / "y"),
+    ):
+        code, _, err = diffsel(*words)
+        assert (code, f"it holds sets, such as {tmp_path / 'sets' / 'set-0'}" in err) == (2, True), err
 
 
 def test_a_near_copy_fills_no_set_of_a_run_without_vectors(folder: Callable[..., Path], tmp_path: Path, diffsel) -> None:
