@@ -22,10 +22,11 @@ LARGEST = 2**30  # bytes; larger blocks still come from the system, and go back 
 
 
 def pick_device(name: str, local: int = 0) -> torch.device:
-    """``auto``: the accelerator that is there, one for each process of a machine (``local`` counts them), else the CPU.
+    """``auto``: the accelerator that is there, else the CPU; of GPUs one for each process of a machine (``local`` counts them),
+    also where plainly ``cuda`` is asked for.
 
-    Raises ConfigError for a device that is unknown, not there or out of order, and for ``auto`` where a GPU is there that
-    cannot be used, or fewer than processes: the CPU in its place would take days, and nobody would be told.
+    Raises ConfigError for a device that is unknown, not there or out of order, for fewer GPUs than processes, and for ``auto``
+    where a GPU is there that cannot be used: the CPU in its place would take days, and nobody would be told.
     """
     if name == "auto":
         kind = _accelerator()
@@ -34,12 +35,14 @@ def pick_device(name: str, local: int = 0) -> torch.device:
                 f"an NVIDIA GPU is in this machine, but torch {torch.__version__} cannot use it (its driver? a build for the "
                 "CPU?); mend that, or ask for the CPU: --device cpu"
             )
-        if kind == "cuda" and local >= (count := torch.cuda.device_count()):
+        name = kind or "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        if local >= (count := torch.cuda.device_count()):
             raise ConfigError(
                 f"process {local + 1} of this machine has no GPU of its own: there are {count}; start {count} processes "
                 "a machine"
             )
-        name = f"{kind}:{local}" if kind else "cpu"
+        name = f"cuda:{local}"  # set_device below takes no name without a number
     try:
         device = torch.device(name)
         if (torch.ones(2, device=device) + 1).sum().item() != 4:  # a kernel that runs, not only an address

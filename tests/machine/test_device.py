@@ -61,11 +61,28 @@ def test_a_gpu_that_was_hidden_is_not_missed(name: str, monkeypatch: pytest.Monk
     assert not module.gpu_is_there()
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Says that two GPUs are there, whose tensors lie on the CPU; the devices that were made the current one."""
+    current: list[torch.device] = []
+    ones = torch.ones
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "ones", lambda n, device: ones(n))
+    return current
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_more_processes_than_gpus_are_refused(name: str, two_gpus: list[torch.device]) -> None:
     with pytest.raises(ConfigError, match="process 3 of this machine has no GPU of its own: there are 2; start 2 processes"):
-        pick_device("auto", local=2)
+        pick_device(name, local=2)
+
+
+@pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0)])
+def test_a_gpu_has_its_number_which_torch_asks_for(name: str, index: int, two_gpus: list[torch.device]) -> None:
+    assert pick_device(name, local=1) == torch.device("cuda", index)
+    assert [device.index for device in two_gpus] == [index]
 
 
 def test_a_device_that_miscounts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
