@@ -41,7 +41,7 @@ from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
 from diffsel.scoring.diffusion import DTYPES, Diffusion
 from diffsel.scoring.draws import Scorer, as_images, keyed_generator, latent_shape
-from diffsel.scoring.folder import locate
+from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.scoring.maps import filled_forwards, score_images
 from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSettings
 from diffsel.studies import scenes
@@ -121,10 +121,35 @@ def usual(model: Diffusion, images: list[np.ndarray], draws: int, folder: Path) 
         np.save(folder / f"{number}.npy", np.concatenate(grids))
 
 
-def flops(run: Callable[[], None]) -> float:
+def flop_needed(model: Diffusion, image: np.ndarray) -> tuple[float, float]:
+    """FLOP of the VAE on an image, and of one forward of the network on its latent: without what fills up batches."""
+    pixels, words = as_images([image], model.device), model.embed_prompts([PROMPT])
+    latent, t = model.encode(pixels), torch.full((1,), 500, device=model.device)
+    return flops(lambda: model.encode(pixels)), flops(lambda: model.predict_noise(latent, t, words))
+
+
+def flops(run: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
+
+
+def variants(
+    args: argparse.Namespace, model: Diffusion, folder: ModelFolder, device: torch.device, precision: str
+) -> dict[str, Diffusion]:
+    """The model as it is, and as the options ask for it too, by what a row's name adds."""
+    models = {"": model}
+    if args.compile:
+        models[" compiled"] = Diffusion.load(folder, device, precision, compiled=True)
+        models[" compiled, VAE too"] = both = Diffusion.load(folder, device, precision, compiled=True)
+        both.forward = models[" compiled"].forward  # compiled once
+        both.vae.encoder = torch.compile(both.vae.encoder, dynamic=True)  # pictures come in all sizes
+    if args.layouts:
+        layout, name = OTHER_LAYOUT[device.type == "cuda"]
+        models[f", {name}"] = other = Diffusion.load(folder, device, precision)
+        for part in (other.network, other.vae):
+            part.to(memory_format=layout)
+    return models
 
 
 def compare(args: argparse.Namespace, device: torch.device, precision: str) -> list[list[object]]:
@@ -133,17 +158,11 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
     model, images = Diffusion.load(folder, device, precision), pictures(args.images, args.size, args.sizes)
     rate = matrix_rate(device, precision)  # after loading, which says whether fp32 may be TF32
     print(f"{precision}: matrix rate {rate:.4g} FLOP/s", flush=True)
-    one, shapes = images[:1], [latent_shape(model, image) for image in images]
+    shapes, named = [latent_shape(model, image) for image in images], [(str(i), image) for i, image in enumerate(images)]
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        # FLOP that the images need, without what fills up the last batch: a batch size that divides leaves none.
-        need = {"usual": flops(lambda: usual(model, one, 10, out)), "ours": flops(lambda: ours(model, one, 3, 6, out))}
-        vae = flops(lambda: model.encode(as_images(one, device)))
-        filled = vae  # on one image the VAE's batch of two is half filling
-        per_image = {
-            "usual": vae + (need["usual"] - vae) / 10 * args.usual_draws,
-            "ours": vae + (need["ours"] - vae - filled) / 3 * args.draws,
-        }
+        vae, forward = flop_needed(model, images[0])
+        per_image = {"usual": vae + 2 * args.usual_draws * forward, "ours": vae + 2 * args.draws * forward}
         ways: dict[str, tuple[Callable[[], None], int, float, float]] = {
             "usual": (
                 lambda: usual(model, images[: args.usual_images], args.usual_draws, out),
@@ -152,15 +171,10 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
                 per_image["usual"],
             )
         }
-        models = {"": model}
-        if args.compile:
-            models[" compiled"] = Diffusion.load(folder, device, precision, compiled=True)
-        if args.layouts:
-            layout, name = OTHER_LAYOUT[device.type == "cuda"]
-            models[f", {name}"] = other = Diffusion.load(folder, device, precision)
-            for part in (other.network, other.vae):
-                part.to(memory_format=layout)
-        for suffix, each in models.items():
+        for suffix, each in variants(args, model, folder, device, precision).items():
+            if len(set(shapes)) == 1:
+                encode = lambda each=each: Scorer(each, ScoringSettings(), 0, 1).encode(named)  # noqa: E731
+                ways[f"VAE alone{suffix}"] = (encode, args.images, 0, vae)
             for size in args.batch_sizes:
                 run = lambda each=each, size=size: ours(each, images, args.draws, size, out)  # noqa: E731
                 forwards = (
@@ -189,7 +203,7 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
             way,
             f"{forwards:.1f}",
             f"{1 / median(seconds[way]):.4g}",
-            f"{base / median(seconds[way]):.2f}",
+            f"{base / median(seconds[way]):.2f}" if forwards else "-",
             f"{100 * flop / median(seconds[way]) / rate:.1f}",
             f"{stored[way]:,.0f}",
             f"{memory[way] / 2**30:.2f}",

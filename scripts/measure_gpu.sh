@@ -5,8 +5,8 @@
 #
 #   rates      the scoring pass of Stable Diffusion v1.5's architecture (random weights): images/s and share of the matrix rate
 #   default    the same at the 6 draws that are the default, which ImageNet's minutes follow from
-#   compiled   that with torch.compile (minutes to start), and then a profile by part, of 16 images, not compiled
-#   layout     fp32 and fp16 in both memory layouts (channels last is what a GPU gets)
+#   compiled   that with torch.compile, of the network and of the VAE too (minutes to start), then a profile by part, not compiled
+#   layout     that in both memory layouts (channels last is what a GPU gets)
 #   bytes      the same images among other neighbours: equal bytes?
 #   students   student training against the usual loop, steps captured as CUDA graphs and launched one by one
 #   prior      the CIFAR-10 prior, trained for PRIOR_SECONDS (CIFAR10=FOLDER with train/ and test/; VAE=FOLDER with its vae/)
@@ -40,8 +40,8 @@ piece_rates() {
   [ "$small" ] || timed --images 16 --precision fp32 tf32 --batch-sizes 64
 }
 piece_default() { timed --images 256 --draws 6 --precision fp16 --batch-sizes 128 256; }
-piece_compiled() { timed --images 128 --draws 6 --precision fp16 --batch-sizes 128 --compile --profile; }
-piece_layout() { local layouts=--layouts; timed --images 16 --precision fp32 fp16 --batch-sizes 64; }
+piece_compiled() { timed --images 256 --draws 6 --precision fp16 --batch-sizes 128 --compile --profile; }
+piece_layout() { local layouts=--layouts; timed --images 128 --draws 6 --precision fp16 --batch-sizes 128; }
 piece_bytes() {
   if [ "$small" ]; then bench --permuted --images 4 --draws 3; return; fi
   bench --permuted --model "$(architecture)" --size 256 --images 8 --precision fp16 bf16 fp32 --batch-sizes 64

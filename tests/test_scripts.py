@@ -166,8 +166,9 @@ def test_what_waits_for_a_gpu_goes_through_at_its_smallest_scale_and_is_left_whe
     command = [str(ROOT / "scripts" / "measure_gpu.sh"), str(tmp_path), "rates", "default", "layout", "bytes", "students"]
     first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    ways = ["usual", "diffsel, batch 8"]
-    assert [row["way"] for row in rows if "images/s" in row] == [*ways, *ways, *ways, "diffsel, batch 8, channels last"]
+    ways = ["usual", "VAE alone", "diffsel, batch 8"]
+    other = [f"{way}, channels last" for way in ways[1:]]
+    assert [row["way"] for row in rows if "images/s" in row] == [*ways, *ways, *ways, *other]
     assert [(row["equal bytes"], row["of images"]) for row in rows if "equal bytes" in row] == [(4, 4)]
     assert [row["student"] for row in rows if "student" in row] == ["conv3w8"]
     assert "== students" in first.stdout
@@ -191,3 +192,20 @@ def test_real_and_planted_copies_are_counted(tmp_path: Path, monkeypatch: pytest
     assert found["20 % brighter"] == found["JPEG of quality 75"] == ["100.0%", "100.0%"]
     assert found["mirrored"] == ["0.0%", "0.0%"]
     assert (tmp_path / "pairs.png").exists()
+
+
+@pytest.mark.parametrize("at_once", [2, 4])
+def test_flop_of_an_image_do_not_count_what_fills_up_batches(at_once: int, tmp_path: Path, monkeypatch) -> None:
+    """Truth: all that a pass over one image computes, whose picture fills a batch of the VAE alone."""
+    bench = load("bench_scoring")
+    from diffsel.scoring import draws
+
+    model = bench.Diffusion.load(bench.locate(bench.ModelSettings(model="demo")), torch.device("cpu"), "fp32")
+    image = bench.pictures(1, 64)
+    monkeypatch.setattr(draws, "vae_batch", lambda device: at_once)
+    vae, forward = bench.flop_needed(model, image[0])
+    words = bench.flops(lambda: model.embed_prompts([bench.PROMPT]))
+    whole = bench.flops(lambda: bench.ours(model, image, 3, 6, tmp_path))
+    assert whole == pytest.approx(at_once * vae + 6 * forward + 2 * words, rel=1e-3)
+    assert vae > 0
+    assert forward > vae / 10
