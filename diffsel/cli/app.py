@@ -1,6 +1,7 @@
 """The command line.  Every setting is a flag and a YAML key; flags win over ``--config`` files.
 
-Exit codes: 0 all well; 1 ran, but something is wrong with the data (under --strict); 2 bad usage, settings or input.
+Exit codes: 0 all well; 1 ran, but something is wrong with the data (under --strict); 2 bad usage, settings or input; 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from . import evaluation, handing, looking, making
 from .flags import Quiet, at_work
 from .layout import Program, lay_out
 
+INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended; typer exits with it
 app = typer.Typer(
     cls=Program,
     help="Distil a labelled image data set into a few images per class, by Stable Diffusion driven patch selection.",
@@ -102,6 +104,8 @@ def main() -> int:
             check_outputs(sys.argv[1:])
             app()
         except SystemExit as done:
+            if done.code == INTERRUPTED:
+                print("stopped: what is finished is kept, and the same command goes on from there", file=sys.stderr)
             return done.code if isinstance(done.code, int) else int(done.code is not None)
         except (DiffselError, OSError) as error:  # OSError: no space, no permission; it names the file
             rank = f" (process {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""

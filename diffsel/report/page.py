@@ -24,6 +24,7 @@ from ..machine.files import AsPath, write_atomically
 from ..machine.progress import Progress, quiet
 from ..runs.knowledge import CALIBRATED, Knowledge, overall, what_it_knows
 from ..runs.run import Run
+from ..sets.candidates import near_pairs
 from ..sets.figures import Eye, Figures, Hand
 from ..sets.suspects import Suspect
 from ..settings.errors import ConfigError
@@ -103,6 +104,7 @@ def write_report(
         "suspects": _suspects(opened.run, book.gathered.suspects) if opened.run else [],
         **_knowledge(opened.run, book.gathered.known),
         "skipped": list(opened.run.data.skipped) if opened.run else [],
+        "alike": near_pairs(opened.run, names) if opened.run else [],
         **_charts(opened, book.gathered, book.scale),
     }
     return book.close(overview)

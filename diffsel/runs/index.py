@@ -1,5 +1,5 @@
-"""The images of a run, one line each, and those that were passed over: written, read, made again where they are lost, and
-taken over by those who open them again."""
+"""The images of a run, one line each, and those that were passed over: written, read, made again where they are lost, looked
+for where they were moved to, and taken over by those who open them again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data.images import NOTHING, ImageData, Known, reopen
 from ..data.rows import SCHEMA, Rows, Skipped, whole
 from ..machine.files import check_openable, write_atomically
 from ..machine.formats import read_lines
-from ..settings.errors import StoreError
+from ..settings.errors import DataError, StoreError
 from ..settings.settings import Settings, fingerprint
 from ..settings.yamls import no_pipe
 from .record import read_record
@@ -112,3 +112,13 @@ def taken_over(out: Path, root: str, settings: Settings, known: Known) -> ImageD
         return None
     skipped = [item for found in known.skipped.values() for item in found.values()]
     return reopen(root, [ClassInfo(**entry) for entry in record["classes"]], known.rows, skipped, settings.data)
+
+
+def check_moved(data: ImageData, path: Path) -> None:
+    """Raises DataError where the first image of RUN is not where its images are said to be now."""
+    first = next(iter(data.rows)).path
+    try:
+        data.read(first)
+    except (OSError, DataError):
+        told = f"no {first} there, the first image of {path}; give the folder of its classes"
+        raise DataError(f"--data {data.root}: {told}") from None

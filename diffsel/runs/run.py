@@ -30,7 +30,7 @@ from ..machine.tensors import read_extra, read_unit
 from ..scoring.patches import Box, best_boxes, box_mean, chosen_bins, estimate, guided
 from ..settings.errors import ConfigError, SettingsDiffer, StoreError
 from ..settings.settings import Settings, fingerprint, identity, resolve, sizes_of
-from .index import read_index, read_skipped, remake
+from .index import check_moved, read_index, read_skipped, remake
 from .parts import PromptPart, RivalPart
 from .record import as_scored, nats_per_pixel, read_record, recorded_settings
 from .units import Held, Means, Placed, Unit, check_unit, columns, damage, image_means, named_after, scored_rows
@@ -276,7 +276,8 @@ def open_run(path: AsPath, settings: Settings | None = None, may_be_gone: bool =
     """Open RUN to look at it, on any machine; ``settings`` (default: its own) must agree with it about the scoring pass.
 
     ``may_be_gone``: missing images are told only where one is read.  ``moved``: where they are now, if not where they were.
-    Raises StoreError for what is no run or damaged, ConfigError and SettingsDiffer for settings of another pass.
+    Raises StoreError for what is no run or damaged, DataError where the images are not in ``moved``, ConfigError and
+    SettingsDiffer for settings of another pass.
     """
     record = read_record(path := Path(path))
     try:
@@ -289,6 +290,8 @@ def open_run(path: AsPath, settings: Settings | None = None, may_be_gone: bool =
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path / 'run.yaml'} is damaged ({type(error).__name__}: {error})") from None
     data = reopen(where, classes, read_index(path), read_skipped(path), settings.data, may_be_gone)
+    if moved:
+        check_moved(data, path)
     if image_identity(data) != identified:
         raise StoreError(f"{path / 'index.parquet'} does not belong to {path / 'run.yaml'}; {remake(where, path)}")
     return Run(path, record, settings, classes, data)

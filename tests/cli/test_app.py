@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +162,9 @@ def test_images_that_were_moved_are_found_where_they_are_said_to_be(diffsel, fol
         assert "say where they are now: --data" in err
         assert diffsel(*words, "--data", now, *([] if "select" in words else ["-q"]))[0] == 0
     assert diffsel("trace", run, "cat/0.png", "--data", now)[0] == 0
+    (wrong := tmp_path / "wrong").mkdir()
+    code, _, err = diffsel("select", run, "--data", wrong, "--ipc", 1, "--out", tmp_path / "more")
+    assert (code, f"error: --data {wrong}: no cat/0.png there, the first image of {run}" in err) == (2, True)
     assert diffsel("select", run, "--method", "random", *job, tmp_path / "random", "--data", now, "--size", 32)[0] == 0
     code, _, err = diffsel("select", now, "--method", "random", *job, tmp_path / "other", "--data", now)
     assert (code, "--data tells where the images of a RUN are now" in err) == (2, True)
@@ -325,6 +330,23 @@ def test_commands_that_need_a_network_show_progress_before_torch_is_loaded(tmp_p
         command = [sys.executable, "-m", "diffsel", *words]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.startswith("loading PyTorch: 0 of 1")) == (9, True)
+
+
+def test_ctrl_c_ends_with_what_comes_next(folder, tmp_path: Path) -> None:
+    """In a process of its own, which is interrupted when it has begun to score."""
+    data, run = folder(cat=40, dog=40), tmp_path / "run"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "diffsel", "score", str(data), "--out", str(run), *map(str, PASS)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while job.poll() is None and not (run / "run.yaml").exists():
+        time.sleep(0.05)
+    job.send_signal(signal.SIGINT)
+    err = job.communicate(timeout=60)[1]
+    assert (job.returncode, err.splitlines()[-1:]) == (
+        130,
+        ["stopped: what is finished is kept, and the same command goes on from there"],
+    )
 
 
 def test_memory_that_does_not_do_is_one_line(diffsel, folder, monkeypatch) -> None:

@@ -19,6 +19,7 @@ from diffsel import method
 from diffsel.data.images import ImageData, open_data
 from diffsel.data.pool import LOOK, copies, copies_note, distinct, looks, near_copies
 from diffsel.machine.tensors import read_unit, write_unit
+from diffsel.report.page import write_report
 from diffsel.runs.session import Session, start
 from diffsel.sets.baselines import select_baseline
 from diffsel.sets.candidates import check_set, most_patches, near_pairs, provenance
@@ -206,6 +207,9 @@ def test_a_near_copy_fills_no_set_and_is_told(folder: Callable[..., Path], tmp_p
         "2 images look nearly like others of their class and are left out, such as cat/b1.jpg (like cat/a1.png)" in note
         for note in opened.notes
     )
+    page = write_report(opened.run.path, tmp_path / "report.html")[0].read_text()
+    assert "<b>2</b>near copies" in page
+    assert "<th>cat/b1.jpg</th><th>cat/a1.png</th>" in page
     for unit in opened.run.units:  # as the first versions stored their vectors
         tensors, extra = read_unit(opened.run.feature_file(unit), opened.run.feature_mark)
         write_unit(
