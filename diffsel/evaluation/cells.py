@@ -53,6 +53,7 @@ class Cell:
     teacher: Teacher | None
     labels: Path | None = None  # stored labels; None: the teacher labels as the student learns
     author: Mapping[str, str] | None = None  # network and digest of the teacher whose labels these are, stored or not
+    leaked: int = 0  # images that the set was made from and that are validation images too
 
     @property
     def labelling(self) -> str:
@@ -122,7 +123,7 @@ def make_cell(
     if labels and soft:
         record = check(labels, train.digest, protocol, recipe, loaded.digest if loaded else None)
         author = author or {"network": record.get("network", record["teacher"][:8]), "digest": record["teacher"]}
-    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author)
+    return Cell(name, train, validation, student, protocol, recipe, loaded, labels if soft else None, author, len(shared))
 
 
 def run_cells(
@@ -209,6 +210,7 @@ def train_one(cell: Cell, seed: int, bench: Bench) -> dict[str, Any]:
         "validation_images": {
             "read": len(cell.validation.rows),
             "unreadable": len(lost(cell.validation.data.skipped, cell.validation.places)),
+            **({"of_the_set": cell.leaked} if cell.leaked else {}),
         },
     }
     try:

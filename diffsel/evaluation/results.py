@@ -151,6 +151,7 @@ class Line:
     trained_on: Mapping[str, Any] = field(repr=False)  # what the results tell of it
     seen: int = 0  # training images that each student saw, over all epochs
     set: str = ""  # name of the set that it is of
+    leaked: int = 0  # images that the set was made from and that are validation images too
 
     @property
     def labelled_by(self) -> str:
@@ -233,6 +234,7 @@ def line_of(results: Sequence[Mapping[str, Any]], report: str | None = None) -> 
         seconds=sum(float(one["seconds"]) for one in good),
         trained_on=identity,
         seen=int(good[0].get("images_seen", 0)) if good else 0,
+        leaked=int(first.get("validation_images", {}).get("of_the_set", 0)),
     )
 
 

@@ -43,6 +43,11 @@ class Accuracies:
         return [*self.own, *self.beside]
 
     @property
+    def leaks(self) -> dict[str, int]:
+        """Of each set that was made from validation images, of how many."""
+        return {line.set: line.leaked for line in self.lines if line.leaked}
+
+    @property
     def groups(self) -> list[tuple[str, list[Line]]]:
         """Lines that may be compared with each other, under a heading each; first the report's own sets."""
         beside = [(f"sets beside, not in this report: {name}", lines) for name, lines in grouped(self.beside)]

@@ -26,6 +26,7 @@ from diffsel.evaluation import students as evaluation
 from diffsel.evaluation.bench import Bench
 from diffsel.evaluation.cells import gather, make_cell, result_file, run_cells, students_at_once
 from diffsel.evaluation.protocols import resolve_recipe
+from diffsel.evaluation.results import line_of
 from diffsel.evaluation.storing import write_labels
 from diffsel.evaluation.teachers import load_teacher
 from diffsel.machine.device import Machine
@@ -259,7 +260,9 @@ def test_a_set_made_from_validation_images_is_told(world) -> None:
     hard = QUICK.model_copy(update={"labels": "hard"})
     make_cell("x", found, val, "conv3w8", hard, None, Bench(CPU, tell=told.append))
     assert not told
-    make_cell("x", found, found.data, "conv3w8", hard, None, Bench(CPU, tell=told.append))
+    leaking = make_cell("x", found, found.data, "conv3w8", hard, None, Bench(CPU, tell=told.append))
     (note,) = told
     many = len(found.data.rows)
     assert note.startswith(f"note: {many} of the images that {found.name} was made from are validation images too:")
+    result = experiment.train_one(leaking, 0, Bench(CPU))
+    assert line_of([result]).leaked == result["validation_images"]["of_the_set"] == many

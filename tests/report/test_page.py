@@ -320,6 +320,18 @@ def test_accuracies_are_means_with_t_intervals(report: Path) -> None:
     assert "7.5 s" in text  # of three students
 
 
+def test_a_set_of_validation_images_is_told(work: Path, report: Path, tmp_path: Path) -> None:
+    write_result(tmp_path, 0, 60.0, work / "run" / "ipc1")
+    (file,) = tmp_path.glob("*/seed-0.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "validation_images": {"of_the_set": 3}}))
+    (page,) = write_report(work / "run", tmp_path / "r.html", results=[tmp_path])
+    told = (
+        "of the images that ipc1 was made from are validation images too: its accuracy on them says nothing about new images."
+    )
+    assert f"3 {told}" in Tree(page).text
+    assert told not in Tree(report).text
+
+
 def test_an_interval_that_leads_below_0_or_beyond_100_percent_is_drawn_within_its_axis(work: Path, tmp_path: Path) -> None:
     for seed, value in enumerate((30.0, 70.0)):
         write_result(tmp_path, seed, value, work / "run" / "ipc2")
