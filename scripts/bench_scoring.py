@@ -40,7 +40,7 @@ from diffsel.data.pixels import decode, digest, resize
 from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
 from diffsel.scoring.diffusion import DTYPES, Diffusion
-from diffsel.scoring.draws import Scorer, as_images, keyed_generator, latent_shape
+from diffsel.scoring.draws import Scorer, as_images, keyed_generator, latent_shape, vae_batch
 from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.scoring.maps import filled_forwards, score_images
 from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSettings
@@ -121,6 +121,11 @@ def usual(model: Diffusion, images: list[np.ndarray], draws: int, folder: Path) 
         np.save(folder / f"{number}.npy", np.concatenate(grids))
 
 
+def encode_all(model: Diffusion, images: list[np.ndarray], at_once: int) -> None:
+    for begin in range(0, len(images), at_once):
+        model.encode(as_images(images[begin : begin + at_once], model.device))
+
+
 def flop_needed(model: Diffusion, image: np.ndarray) -> tuple[float, float]:
     """FLOP of the VAE on an image, and of one forward of the network on its latent: without what fills up batches."""
     pixels, words = as_images([image], model.device), model.embed_prompts([PROMPT])
@@ -158,7 +163,7 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
     model, images = Diffusion.load(folder, device, precision), pictures(args.images, args.size, args.sizes)
     rate = matrix_rate(device, precision)  # after loading, which says whether fp32 may be TF32
     print(f"{precision}: matrix rate {rate:.4g} FLOP/s", flush=True)
-    shapes, named = [latent_shape(model, image) for image in images], [(str(i), image) for i, image in enumerate(images)]
+    shapes = [latent_shape(model, image) for image in images]
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         vae, forward = flop_needed(model, images[0])
@@ -173,8 +178,9 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
         }
         for suffix, each in variants(args, model, folder, device, precision).items():
             if len(set(shapes)) == 1:
-                encode = lambda each=each: Scorer(each, ScoringSettings(), 0, 1).encode(named)  # noqa: E731
-                ways[f"VAE alone{suffix}"] = (encode, args.images, 0, vae)
+                for many in (vae_batch(device), 4 * vae_batch(device)):  # as the pass does; are launches waited for?
+                    encode = lambda each=each, many=many: encode_all(each, images, many)  # noqa: E731
+                    ways[f"VAE alone{suffix}, {many} at once"] = (encode, args.images, 0, vae)
             for size in args.batch_sizes:
                 run = lambda each=each, size=size: ours(each, images, args.draws, size, out)  # noqa: E731
                 forwards = (

@@ -166,8 +166,8 @@ def test_what_waits_for_a_gpu_goes_through_at_its_smallest_scale_and_is_left_whe
     command = [str(ROOT / "scripts" / "measure_gpu.sh"), str(tmp_path), "rates", "default", "layout", "bytes", "students"]
     first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    ways = ["usual", "VAE alone", "diffsel, batch 8"]
-    other = [f"{way}, channels last" for way in ways[1:]]
+    ways = ["usual", "VAE alone, 2 at once", "VAE alone, 8 at once", "diffsel, batch 8"]
+    other = [f"VAE alone, channels last, {n} at once" for n in (2, 8)] + ["diffsel, batch 8, channels last"]
     assert [row["way"] for row in rows if "images/s" in row] == [*ways, *ways, *ways, *other]
     assert [(row["equal bytes"], row["of images"]) for row in rows if "equal bytes" in row] == [(4, 4)]
     assert [row["student"] for row in rows if "student" in row] == ["conv3w8"]
