@@ -8,7 +8,7 @@
     python scripts/bench_scoring.py --scaling --images 256               # 1 and 2 processes, one thread each
 
 forwards/image counts what fills up the last batch of each latent shape, as --sizes mixed shows; ``share`` counts the FLOP of
-the first image, and so is for one size only.
+the first image, and so is for one size only (attention on a CPU is not in it); ``peak GiB`` holds all models of the call.
 
 diffsel: many images at once, stratified draws, null and label prompts in one forward, maps stored per bin in float16.
 usual: what the method's ancestor does: one image at a time, 100 i.i.d. draws in batches of 10, null and label prompt one

@@ -23,6 +23,10 @@ from .flags import Quiet, at_work
 from .layout import Program, lay_out
 
 INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended; typer exits with it
+GO_ON = {  # commands that keep what is finished
+    *("score", "embed", "select", "distill", "demo", "compare-priors", "prompts"),
+    *("teacher", "relabel", "evaluate", "experiment"),
+}
 app = typer.Typer(
     cls=Program,
     help="Distil a labelled image data set into a few images per class, by Stable Diffusion driven patch selection.",
@@ -105,8 +109,11 @@ def main() -> int:
             app()
         except SystemExit as done:
             if done.code == INTERRUPTED:
-                print("stopped: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+                _tell_stopped()
             return done.code if isinstance(done.code, int) else int(done.code is not None)
+        except KeyboardInterrupt:
+            _tell_stopped()
+            return INTERRUPTED
         except (DiffselError, OSError) as error:  # OSError: no space, no permission; it names the file
             rank = f" (process {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
             print(f"error{rank}: {error}", file=sys.stderr)
@@ -115,3 +122,10 @@ def main() -> int:
             print(f"error: not enough memory: {error}", file=sys.stderr)
             return 2
     return 0
+
+
+def _tell_stopped() -> None:
+    """What comes after Ctrl-C, told by one of several processes."""
+    goes_on = ": what is finished is kept, and the same command goes on from there" if GO_ON & set(sys.argv[1:2]) else ""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"stopped{goes_on}", file=sys.stderr)

@@ -114,7 +114,7 @@ def make_cell(
     )
     check_batches(protocol, recipe.batch_size, len(train.rows))
     validation = validation_pictures(data, train.classes, size, recipe.val_resize, protocol.val_images_per_class)
-    if shared := found.sources & {row.digest for row in validation.rows}:
+    if shared := found.made_from(ipc) & {row.digest for row in validation.rows}:
         bench.tell(
             f"note: {len(shared)} of the images that {found.name} was made from are validation images too: its accuracy "
             "on them says nothing about new images"

@@ -234,7 +234,7 @@ def line_of(results: Sequence[Mapping[str, Any]], report: str | None = None) -> 
         seconds=sum(float(one["seconds"]) for one in good),
         trained_on=identity,
         seen=int(good[0].get("images_seen", 0)) if good else 0,
-        leaked=int(first.get("validation_images", {}).get("of_the_set", 0)),
+        leaked=max(int(one.get("validation_images", {}).get("of_the_set", 0)) for one in results),
     )
 
 

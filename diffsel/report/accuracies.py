@@ -43,9 +43,10 @@ class Accuracies:
         return [*self.own, *self.beside]
 
     @property
-    def leaks(self) -> dict[str, int]:
-        """Of each set that was made from validation images, of how many."""
-        return {line.set: line.leaked for line in self.lines if line.leaked}
+    def leaks(self) -> list[tuple[str, int, bool]]:
+        """Sets that were made from images of these validation images: of how many, and whether so in all lines of theirs."""
+        found = {line.set: line.leaked for line in self.lines if line.leaked}
+        return [(name, most, all(line.leaked for line in self.lines if line.set == name)) for name, most in found.items()]
 
     @property
     def groups(self) -> list[tuple[str, list[Line]]]:

@@ -71,9 +71,14 @@ class DistilledSet:
     @cached_property
     def sources(self) -> frozenset[str]:
         """Digests of the images that it was made from; for a set of another tool, of its own pictures."""
+        return self.made_from(None)
+
+    def made_from(self, ipc: int | None) -> frozenset[str]:
+        """As ``sources``, of the first ``ipc`` pictures of each class."""
         if self.pictures:
-            return frozenset(tile["digest"] for picture in self.pictures for tile in picture.tiles if tile.get("digest"))
-        return frozenset(row.digest for row in self.album(None, self.side).rows)
+            pictures = [picture for each in self.images.values() for picture in each[:ipc]]
+            return frozenset(tile["digest"] for picture in pictures for tile in picture.tiles if tile.get("digest"))
+        return frozenset(row.digest for row in self.album(ipc, self.side).rows)
 
     @property
     def factor(self) -> int:

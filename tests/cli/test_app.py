@@ -165,6 +165,9 @@ def test_images_that_were_moved_are_found_where_they_are_said_to_be(diffsel, fol
     (wrong := tmp_path / "wrong").mkdir()
     code, _, err = diffsel("select", run, "--data", wrong, "--ipc", 1, "--out", tmp_path / "more")
     assert (code, f"error: --data {wrong}: no cat/0.png there, the first image of {run}" in err) == (2, True)
+    (now / "cat/0.png").rename(tmp_path / "elsewhere.png")  # one that is lost hides no others
+    assert diffsel("trace", run, "dog/0.png", "--data", now)[0] == 0
+    (tmp_path / "elsewhere.png").rename(now / "cat/0.png")
     assert diffsel("select", run, "--method", "random", *job, tmp_path / "random", "--data", now, "--size", 32)[0] == 0
     code, _, err = diffsel("select", now, "--method", "random", *job, tmp_path / "other", "--data", now)
     assert (code, "--data tells where the images of a RUN are now" in err) == (2, True)
@@ -339,7 +342,8 @@ def test_ctrl_c_ends_with_what_comes_next(folder, tmp_path: Path) -> None:
         [sys.executable, "-m", "diffsel", "score", str(data), "--out", str(run), *map(str, PASS)],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while job.poll() is None and not (run / "run.yaml").exists():
+    end = time.monotonic() + 60
+    while job.poll() is None and not (run / "run.yaml").exists() and time.monotonic() < end:
         time.sleep(0.05)
     job.send_signal(signal.SIGINT)
     err = job.communicate(timeout=60)[1]
@@ -347,6 +351,16 @@ def test_ctrl_c_ends_with_what_comes_next(folder, tmp_path: Path) -> None:
         130,
         ["stopped: what is finished is kept, and the same command goes on from there"],
     )
+
+
+@pytest.mark.parametrize("where", ["diffsel.settings.presets.presets", "diffsel.cli.app.check_outputs"])
+def test_ctrl_c_ends_a_command_that_keeps_nothing(where: str, diffsel, monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    code, out, err = diffsel("configs")
+    assert (code, out, err.strip()) == (130, "", "stopped")
 
 
 def test_memory_that_does_not_do_is_one_line(diffsel, folder, monkeypatch) -> None:

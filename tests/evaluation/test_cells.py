@@ -264,5 +264,6 @@ def test_a_set_made_from_validation_images_is_told(world) -> None:
     (note,) = told
     many = len(found.data.rows)
     assert note.startswith(f"note: {many} of the images that {found.name} was made from are validation images too:")
+    assert make_cell("x", found, found.data, "conv3w8", hard, None, Bench(CPU), ipc=1).leaked == many // found.ipc
     result = experiment.train_one(leaking, 0, Bench(CPU))
     assert line_of([result]).leaked == result["validation_images"]["of_the_set"] == many
