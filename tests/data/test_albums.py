@@ -59,7 +59,7 @@ def test_all_validation_images_are_read_and_broken_ones_told(folder, world, tmp_
     bench = Trusting(CPU, tell=told.append)
     cell = make_cell("x", found, data, "conv3w8", QUICK.model_copy(update={"epochs": 1}), teacher, bench)
     result = experiment.train_one(cell, 0, bench)
-    assert result["validation_images"] == {"read": 5, "unreadable": 1}
+    assert result["validation_images"] == {"read": 5, "unreadable": 1, "of_the_set": 5}  # the set is of equal pictures
     (unreadable,) = [text for text in told if "unreadable" in text]
     assert "1 of 6 images cannot be read and are left out; the first: bee/9.png" in unreadable
 
