@@ -347,10 +347,11 @@ def test_ctrl_c_ends_with_what_comes_next(folder, tmp_path: Path) -> None:
         time.sleep(0.05)
     job.send_signal(signal.SIGINT)
     err = job.communicate(timeout=60)[1]
-    assert (job.returncode, err.splitlines()[-1:]) == (
+    assert err.splitlines()[-1:] == ["stopped: what is finished is kept, and the same command goes on from there"]
+    assert job.returncode in (
         130,
-        ["stopped: what is finished is kept, and the same command goes on from there"],
-    )
+        -signal.SIGINT,
+    )  # the latter, which a shell calls 130 too, where it came in the midst of an import
 
 
 @pytest.mark.parametrize("where", ["diffsel.settings.presets.presets", "diffsel.cli.app.check_outputs"])
