@@ -45,7 +45,10 @@ class Accuracies:
     @property
     def leaks(self) -> list[tuple[str, int, bool]]:
         """Sets that were made from images of these validation images: of how many, and whether so in all lines of theirs."""
-        found = {line.set: line.leaked for line in self.lines if line.leaked}
+        found: dict[str, int] = {}
+        for line in self.lines:
+            if line.leaked:
+                found[line.set] = max(line.leaked, found.get(line.set, 0))
         return [(name, most, all(line.leaked for line in self.lines if line.set == name)) for name, most in found.items()]
 
     @property
