@@ -39,8 +39,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffsel.data.pixels import decode, digest, resize
 from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
-from diffsel.scoring.diffusion import DTYPES, Diffusion
-from diffsel.scoring.draws import Scorer, as_images, keyed_generator, latent_shape, vae_batch
+from diffsel.scoring.diffusion import DTYPES, GRAPHS, Diffusion
+from diffsel.scoring.draws import PAIR, Scorer, as_images, keyed_generator, latent_shape, vae_batch
 from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.scoring.maps import filled_forwards, score_images
 from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSettings
@@ -146,9 +146,10 @@ def variants(
     models = {"": model}
     if args.compile:
         models[" compiled"] = Diffusion.load(folder, device, precision, compiled=True)
-        models[" compiled, VAE too"] = both = Diffusion.load(folder, device, precision, compiled=True)
-        both.forward = models[" compiled"].forward  # compiled once
-        both.vae.encoder = torch.compile(both.vae.encoder, dynamic=True)  # pictures come in all sizes
+        models[" compiled for all sizes"] = flexible = Diffusion.load(folder, device, precision)
+        flexible.compile(GRAPHS + 1)
+        models[" compiled, not the VAE"] = half = Diffusion.load(folder, device, precision)
+        half.network, half.forward = None, models[" compiled"].forward  # compiled once
     if args.layouts:
         layout, name = OTHER_LAYOUT[device.type == "cuda"]
         models[f", {name}"] = other = Diffusion.load(folder, device, precision)
@@ -178,7 +179,8 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
         }
         for suffix, each in variants(args, model, folder, device, precision).items():
             if len(set(shapes)) == 1:
-                for many in (vae_batch(device), 4 * vae_batch(device)):  # as the pass does; are launches waited for?
+                most = vae_batch(device, args.size, args.size)
+                for many in sorted({max(PAIR, most // 4), most}):  # as the pass does, and fewer: are launches waited for?
                     encode = lambda each=each, many=many: encode_all(each, images, many)  # noqa: E731
                     ways[f"VAE alone{suffix}, {many} at once"] = (encode, args.images, 0, vae)
             for size in args.batch_sizes:

@@ -5,7 +5,7 @@
 #
 #   rates      the scoring pass of Stable Diffusion v1.5's architecture (random weights): images/s and share of the matrix rate
 #   default    the same at the 6 draws that are the default, which ImageNet's minutes follow from
-#   compiled   that with torch.compile, of the network and of the VAE too (minutes to start), then a profile by part, not compiled
+#   compiled   that with torch.compile, also for all sizes and without the VAE (minutes to start), then a profile by part, not compiled
 #   layout     that in both memory layouts (channels last is what a GPU gets)
 #   bytes      the same images among other neighbours: equal bytes?
 #   students   student training against the usual loop, steps captured as CUDA graphs and launched one by one

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ from ..machine.device import device_name
 from ..scoring.batching import Shape
 from ..scoring.diffusion import DTYPES, Diffusion
 from ..scoring.draws import Scorer, as_images, draw_noise, keyed_generator, latent_size, vae_batch
-from ..scoring.maps import GROUP, batch_sizes, filled_forwards, forwards
+from ..scoring.maps import GROUP, batch_sizes, filled_forwards, filled_pictures, forwards, picture_sizes
 from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import ScoringSettings
@@ -31,7 +31,7 @@ from .run import UNIT_ROWS
 
 SAMPLE = 8  # classes of which the headers of one unit's images are read, and that many images are decoded
 MEASURED = 3  # latent shapes, the most frequent ones, at which the U-Net is timed
-DEVICE = ("U-Net", "VAE")  # what the device does
+DEVICE = ("U-Net", "VAE", "compiling")  # what the device does, and what it waits for
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Of one process: the slower of device and host where they work side by side."""
-        device = sum(self.parts[name] for name in DEVICE)
+        device = sum(self.parts.get(name, 0) for name in DEVICE)
         host = [value for name, value in self.parts.items() if name not in DEVICE]
         return max(device, *host) if self.beside else device + sum(host)
 
@@ -92,18 +92,21 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     reading, pixels = _reading(samples, settings.compute.workers)
     if not pixels:
         raise DataError(f"{source}: none of the images looked at can be read ({SAMPLE} classes, {UNIT_ROWS} images of each)")
-    shares, sizes, filling = _shapes(samples, images, settings, model, scorer.batch_size)
+    found = _shapes(samples, images, settings, model, scorer.batch_size)
+    shares, sizes = found.shares, found.sizes
+    if model.forward is not None:
+        model.compile(len(found.pictures))
     shapes = sorted(shares, key=lambda shape: (-shares[shape], shape))
     probed = {shape: _unet(model, s, shape, sizes[shape]) for shape in shapes[:MEASURED]}
-    flop, seconds = probed[shapes[0]]
+    flop, seconds, _ = probed[shapes[0]]
     area = sum(share * math.prod(shape) for shape, share in shares.items())  # of the mean image
     cells = {shape: share * math.prod(shape) for shape, share in shares.items() if shape in probed}
     one = sum(count * probed[shape][1] / math.prod(shape) for shape, count in cells.items()) / sum(cells.values()) * area
     once, most = forwards(images, prompts, s), s.rounds()[-1] // s.draws
     total = round(once * (1 + s.adaptive_keep * (most - 1)))  # who stays in the race gets all draws
     rivals, kept = _rivals(counts, settings, s.draws)
-    batch = vae_batch(model.device)
-    vae_flop, vae_seconds = _probe(lambda: model.encode(as_images([pixels[0]] * batch, model.device)), model)
+    batch = vae_batch(model.device, *pixels[0].shape[:2])
+    vae_flop, vae_seconds, vae_compiling = _probe(lambda: model.encode(as_images([pixels[0]] * batch, model.device)), model)
     drawn = _noise(scorer, shapes[0], s)
     relative, maps = area / math.prod(shapes[0]), area / shapes[0][0] * s.bins
     stored = maps * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area + LOOK**2 + 8  # and its row
@@ -111,16 +114,17 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
         classes=len(counts),
         images=images,
         forwards=total,
-        filled=round(total * filling),
+        filled=round(total * found.filled),
         most_forwards=once * most,
         rival_forwards=rivals,
         flop=images * vae_flop / batch + (total + rivals) * flop * relative,
         bytes=round(images * stored + kept * (maps * 2 + 8)),
         parts={
-            "U-Net": (total * filling + rivals) * one,
-            "VAE": images * vae_seconds / batch,
+            "U-Net": (total * found.filled + rivals) * one,
+            "VAE": images * found.encoded * vae_seconds / batch,
             "reading": images * reading,
             "noise": images * s.draws * drawn * total / once,
+            **({} if model.forward is None else {"compiling": vae_compiling + sum(first for *_, first in probed.values())}),
         },
         beside=model.device.type != "cpu",
         rate=flop / seconds,
@@ -169,30 +173,44 @@ def _reading(samples: Sequence[ImageData], workers: int) -> tuple[float, list[Pi
     return seconds, sorted(found, key=lambda each: abs(each.size - middle))
 
 
-def _shapes(
-    samples: Sequence[ImageData], images: int, settings: Settings, model: Diffusion, batch_size: int
-) -> tuple[dict[Shape, float], dict[Shape, int], float]:
-    """If all ``images`` have the sizes of the samples: the share of each latent shape, samples in its forwards, and U-Net
-    samples that run, group by group, for each that is needed."""
+@dataclass(frozen=True)
+class _Shapes:
+    shares: dict[Shape, float]  # of each latent shape
+    sizes: dict[Shape, int]  # samples in its forwards
+    pictures: dict[Shape, int]  # pictures in a batch of the VAE, of each size
+    filled: float  # U-Net samples that run, group by group, for each that is needed
+    encoded: float  # pictures that the VAE encodes for each that is needed
+
+
+def _shapes(samples: Sequence[ImageData], images: int, settings: Settings, model: Diffusion, batch_size: int) -> _Shapes:
+    """If all ``images`` have the sizes of the samples."""
     s, side, group = settings.scoring, settings.data.image_size, GROUP * batch_size
-    shapes = [latent_size(model, *sample.size(row)[::-1]) for sample in samples for row in sample.rows]
-    shapes *= -(-min(images, group) // len(shapes))
-    shapes, prompts = shapes[:images], len(s.prompts)
-    shares: dict[Shape, float] = {shape: count / len(shapes) for shape, count in Counter(shapes).items()}
-    whole = {shape: share * images for shape, share in shares.items()}
+    pictures = [sample.size(row)[::-1] for sample in samples for row in sample.rows]
+    pictures *= -(-min(images, group) // len(pictures))
+    pictures, prompts = pictures[:images], len(s.prompts)
+    shapes = [latent_size(model, *picture) for picture in pictures]
+    number = len(pictures)
+    whole: dict[Shape, float] = {shape: count / number * images for shape, count in Counter(shapes).items()}
     sizes = batch_sizes(whole, latent_size(model, side, side), prompts, s, batch_size)
-    groups = (shapes[i : i + group] for i in range(0, len(shapes), group))
-    filled = sum(filled_forwards(each, prompts, s, sizes) for each in groups)
-    return shares, sizes, filled / forwards(len(shapes), prompts, s)
+    pairs = {picture: count / number * images for picture, count in Counter(pictures).items()}
+    at_once = picture_sizes(pairs, model.device, batch_size)
+    groups = [slice(begin, begin + group) for begin in range(0, number, group)]
+    return _Shapes(
+        {shape: count / images for shape, count in whole.items()},
+        sizes,
+        at_once,
+        sum(filled_forwards(shapes[each], prompts, s, sizes) for each in groups) / forwards(number, prompts, s),
+        sum(filled_pictures(pictures[each], at_once) for each in groups) / number,
+    )
 
 
-def _unet(model: Diffusion, s: ScoringSettings, shape: Shape, size: int) -> tuple[float, float]:
-    """FLOP and seconds of a sample in a forward of ``size``."""
+def _unet(model: Diffusion, s: ScoringSettings, shape: Shape, size: int) -> tuple[float, float, float]:
+    """FLOP and seconds of a sample in a forward of ``size``, and what compiling took."""
     noisy = torch.randn((size, *shape), generator=keyed_generator("plan")).to(model.device)
     words = model.embed_prompts([s.null_prompt]).expand(size, -1, -1)
     steps = torch.full((size,), model.steps // 2, device=model.device)
-    flop, seconds = _probe(lambda: model.predict_noise(noisy, steps, words), model)
-    return flop / size, seconds / size
+    flop, seconds, first = _probe(lambda: model.predict_noise(noisy, steps, words), model)
+    return flop / size, seconds / size, first
 
 
 def _noise(scorer: Scorer, shape: Shape, s: ScoringSettings) -> float:
@@ -203,22 +221,23 @@ def _noise(scorer: Scorer, shape: Shape, s: ScoringSettings) -> float:
     return (time.perf_counter() - begin) / SAMPLE
 
 
-def _probe(run, model: Diffusion) -> tuple[float, float]:
-    """FLOP of a call, and the seconds of a second one (of the fastest of three where they are short)."""
+def _probe(run: Callable[[], object], model: Diffusion) -> tuple[float, float, float]:
+    """FLOP of a call, the seconds of a later one (of the fastest of three where they are short), and what compiling took."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    compiled, model.forward = model.forward, None  # FLOP are counted on the network as it is written
-    with FlopCounterMode(display=False) as counter:
-        run()
-    model.forward = compiled
-    run() if compiled else None
-    times: list[float] = []
-    while len(times) < 3 and sum(times) < 10:
+    def timed() -> float:
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         begin = time.perf_counter()
         run()
         if model.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return float(counter.get_total_flops()), min(times)
+        return time.perf_counter() - begin
+
+    with FlopCounterMode(display=False) as counter, model.eager():
+        run()
+    first = 0.0 if model.forward is None else timed()
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < 10:
+        times.append(timed())
+    return float(counter.get_total_flops()), min(times), max(0.0, first - min(times))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
@@ -37,6 +39,7 @@ from .units import Unit
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.draws import Picture, Scorer
 
+LOG = logging.getLogger(__name__)
 Read = tuple[list[tuple[Row, Pixels]], list[Skipped]]  # of a unit
 
 
@@ -79,20 +82,38 @@ class Session:
         return self.filled(open_scorer(s, self.workers.local))
 
     def filled(self, scorer: Scorer) -> Scorer:
-        """With as many samples in a forward of each latent shape as the run's images fill, a group of units at a time."""
+        """With as many samples in a forward of each latent shape, and pictures in a batch of the VAE, as the run's images fill,
+        a group of units at a time; and compiled, if it is, for all of these shapes."""
         from ..scoring.batching import evenly
         from ..scoring.draws import latent_size
-        from ..scoring.maps import batch_sizes
+        from ..scoring.maps import batch_sizes, picture_sizes
 
-        s, model, images = self.settings, scorer.model, Counter[tuple[int, ...]]()
+        s, model, pictures, images = self.settings, scorer.model, Counter[tuple[int, int]](), Counter[tuple[int, ...]]()
         for size, count in self.data.rows.sizes().items():
-            width, height = resized_size(*size, s.data.image_size, s.data.step)
-            images[latent_size(model, height, width)] += count
+            pictures[resized_size(*size, s.data.image_size, s.data.step)[::-1]] += count
+        for picture, count in pictures.items():
+            images[latent_size(model, *picture)] += count
         square = latent_size(model, s.data.image_size, s.data.image_size)
         sizes = batch_sizes(images, square, len(s.scoring.prompts), s.scoring, scorer.batch_size)
         if side := s.patches.patch_size:
             sizes.setdefault(latent_size(model, side, side), evenly(images.total() * s.patches.per_image, scorer.batch_size))
-        return replace(scorer, sizes=sizes, note=self.note)
+        sizes |= picture_sizes(pictures, model.device, scorer.batch_size)
+        ready = replace(scorer, sizes=sizes, note=self.note)
+        if model.forward is not None:
+            model.compile(len(pictures))
+        if model.of_all_sizes:
+            self._warm(ready, pictures)
+        return ready
+
+    def _warm(self, scorer: Scorer, pictures: Iterable[tuple[int, int]]) -> None:
+        """A grey image of each size, in their order: a graph of all sizes is made with the first batch in view, and its
+        rounding must not depend on which images this process meets first."""
+        from ..scoring.maps import score_images
+
+        LOG.info("compiling for images of many sizes")
+        prompts = [self.data.classes[0].prompt(template) for template in self.settings.scoring.prompts]
+        for size in sorted(pictures):
+            list(score_images(scorer, [("grey", np.full((*size, 3), 128, np.uint8))], prompts))
 
     def seen(self, run: Run) -> Session:
         """The same work on another sight of the run; the model, the summary and the notes are shared."""

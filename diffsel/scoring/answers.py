@@ -20,11 +20,12 @@ def check_answers(model: Diffusion, label: str, null: str, side: int) -> None:
     kind, keyed = model.folder.kind, keyed_generator("answers")
     side = min(side, 256)
     try:
-        latents = model.encode(torch.rand((2, 3, side, side), generator=keyed) * 2 - 1)
+        with model.eager():  # for one look
+            latents = model.encode(torch.rand((2, 3, side, side), generator=keyed) * 2 - 1)
         words = model.embed_prompts([null, label])
         noisy = torch.randn((1, *latents.shape[1:]), generator=keyed).repeat(2, 1, 1, 1).to(model.device)
         t = torch.tensor([model.levels.time(0.0)] * 2, device=model.device)
-        heard = model.output(noisy, t, words, model.network)  # not compiled: for one look
+        heard = model.output(noisy, t, words, model.network)
     except (TypeError, IndexError) as error:
         raise ConfigError(f"model {model.folder} does not compute ({str(error)[:200]}); see to its config.json files") from None
     given, asked = "two images", f"{label!r} and the null prompt"

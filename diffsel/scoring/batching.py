@@ -38,14 +38,14 @@ def filled(items: Sequence[T], count: int) -> list[T]:
     return [*items, *[items[-1]] * (count - len(items))]
 
 
-def evenly(items: float, most: int, samples: int = 1) -> int:
+def evenly(items: float, most: int, samples: int = 1, multiple: int = EIGHT) -> int:
     """Items of so many ``samples`` in a batch, at most ``most``, so that ``items`` fill equal batches: 33 fill three of 12,
     where 32 and 1 would leave 31 places.  A batch more counts as one sample more (RESULTS.md, "Filling").
 
-    Batches hold a multiple of eight samples where they can: of other numbers, a sample's bytes depend on its neighbours (a CPU
-    multiplies the last rows of a matrix another way).
+    Batches hold a ``multiple`` of eight samples where they can: of other numbers, a sample's bytes depend on its neighbours (a
+    CPU multiplies the last rows of a matrix another way).
     """
-    step = EIGHT // math.gcd(EIGHT, samples)
+    step = multiple // math.gcd(multiple, samples)
     most = min(most, max(1, math.ceil(items / step)) * step)  # one that all items fit into: of absurd numbers most are useless
     sizes = range(step, most + 1, step) or range(most, most + 1)
     return min(sizes, key=lambda size: (math.ceil(items / size) * (size + 1 / samples), -size))

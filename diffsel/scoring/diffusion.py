@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ NEEDLESS = {
     "text": r".*position_ids$|vision_model\.|visual_projection\.|text_projection\.|logit_scale$|decoder\.|lm_head\.",
 }
 UNASKED = re.compile(r"decoder\.|post_quant_conv\.|.*position_ids$")  # what may be missing
+GRAPHS = 3  # latent shapes that are compiled each for itself: as many as a U-Net's graphs of all sizes
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
 Network = Callable[..., Any]
 
@@ -61,6 +63,7 @@ class Diffusion(ABC):
 
         self.folder, self.device, self.dtype = folder, device, dtype
         self.forward: Network | None = None  # the network compiled; features stop in the middle and need it as it is
+        self.of_all_sizes = False  # whether compiled graphs are
         self.vae = self.part("vae", AutoencoderKL, without=("decoder", "post_quant_conv"))
         if dtype == torch.float16 and folder.family != "sd" and self.vae.config.force_upcast:
             self.vae.float()  # SDXL's overflows
@@ -84,10 +87,29 @@ class Diffusion(ABC):
             model.add_lora(folder.lora)
         if device.type == "cpu":
             keep_freed_memory()
-        if compiled:  # a graph for each latent shape: every batch is filled up
-            allow_shapes(LATENT_SHAPES)
-            model.forward = torch.compile(model.network, dynamic=False)
+        if compiled:
+            model.compile()
         return model
+
+    def compile(self, shapes: int = 1) -> None:
+        """torch.compile, of the network and the VAE's encoder, for a pass over so many ``shapes``.
+
+        A few get a graph each (every batch is filled up).  More than GRAPHS share graphs of all sizes, since each takes about a
+        minute to make: a U-Net has three, one for latents whose sides it can halve to the end, two for others.
+        """
+        import torch.fx.experimental._config as symbols
+
+        allow_shapes(LATENT_SHAPES)
+        symbols.use_duck_shape = False  # a graph that was made for a square is good for other shapes
+        self.of_all_sizes = shapes > GRAPHS
+        self.forward = torch.compile(self.network, dynamic=self.of_all_sizes)
+        self.vae.encoder.compile(dynamic=self.of_all_sizes)
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Nothing compiled is used: for one look, or where FLOP are counted."""
+        with nullcontext() if self.forward is None else torch.compiler.set_stance("force_eager"):
+            yield
 
     def part(self, name: str, kind: Any, without: Sequence[str] = (), **more: Any) -> Any:
         """A part of the folder on the device, frozen; ``without`` what is not needed; ``more`` for its library.

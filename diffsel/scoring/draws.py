@@ -34,6 +34,8 @@ from .suiting import suited
 
 LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
+PAIR = 2  # pictures, of which the VAE gets a multiple
+PIXELS = 2**20  # that it takes at once on a GPU
 T = TypeVar("T")
 V = TypeVar("V")
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
@@ -67,11 +69,10 @@ class Scorer:
         model = self.model
         kept = {i: picture for i, (_, picture) in enumerate(bucket) if is_latent(picture)}
         found = {i: to_device(torch.from_numpy(latent), model.device) for i, latent in kept.items()}
-        most = vae_batch(model.device)
         jobs = []
         for size in sorted({picture.shape[:2] for i, (_, picture) in enumerate(bucket) if i not in kept}):
             same = [i for i, (_, picture) in enumerate(bucket) if i not in kept and picture.shape[:2] == size]
-            encode = partial(self._encode, bucket, latent_size(model, *size))
+            encode, most = partial(self._encode, bucket, latent_size(model, *size)), vae_batch(model.device, *size)
             jobs.append(Job(same, (3, *size), 1, encode, most))  # a shape of its own: less memory says nothing of forwards
         found |= dict(self.batches(jobs))
         return torch.stack([found[i] for i in range(len(bucket))])
@@ -212,9 +213,13 @@ def soundly(
     yield from lost.items()
 
 
-def vae_batch(device: torch.device) -> int:
-    """Pictures that the VAE takes at once: more would be filling, which costs more than a call."""
-    return 2 if device.type == "cpu" else 4
+def vae_batch(device: torch.device, height: int, width: int) -> int:
+    """Pictures of this size that the VAE takes at once, at most: an even number.
+
+    A CPU gains nothing by more than two, which would be filling.  A GPU must have more to do than the host needs to launch it:
+    the VAE's launches take some ten milliseconds, as long as 8 to 16 pictures of 256 x 256 (RESULTS.md, "On a GPU").
+    """
+    return PAIR if device.type == "cpu" else max(PAIR, PIXELS // (height * width) // PAIR * PAIR)
 
 
 def is_latent(picture: Picture) -> bool:

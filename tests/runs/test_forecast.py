@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import draw
 from test_method import distill, with_
 
@@ -103,12 +105,56 @@ def test_hours_are_those_of_each_part_at_each_shape(folder, small, monkeypatch, 
     told = forecast(str(source), values, open_scorer(values))
     cells = (6 * 64 + 2 * 96 + 2 * 128) / 10
     assert told.parts["U-Net"] == pytest.approx(told.filled * cells)
-    assert (told.parts["VAE"], told.parts["reading"], told.parts["noise"]) == (1000, 300, 0)
+    assert (told.parts["VAE"], told.parts["reading"], told.parts["noise"]) == (1200, 300, 0)  # two of each 64 x 128, 128 x 64
     assert told.shapes[0] == (4, 8, 8)
     assert len(told.shapes) == 4
     assert "the U-Net at 8 x 8, 8 x 12, 8 x 16; the other 1 shapes by their area" in str(told)
     assert "fp32 on cpu" in str(told)
-    device = told.parts["U-Net"] + 1000
+    device = told.parts["U-Net"] + 1200
     assert replace(told, beside=beside).seconds == pytest.approx(device if beside else device + 300)
     slow = replace(told, beside=beside, parts={**told.parts, "reading": 1e9})
     assert slow.seconds == pytest.approx(1e9 if beside else device + 1e9)
+
+
+@pytest.mark.parametrize("sizes", [1, 4])
+def test_what_compiling_takes_is_told_and_flop_are_counted_without_it(folder, small, monkeypatch, sizes: int) -> None:
+    """On a clock: a graph of the network takes 1,000 s, of each size or of all, one of the VAE 10 s; a call takes 1 s."""
+    source, now, asked, eager = folder(cat=6), [0.0], [], []
+    for i, width in enumerate([96, 128, 160][: sizes - 1]):
+        draw(source / "cat" / f"wide{i}.png", i, width, 64)
+
+    def compiler(network, dynamic, seconds=1000):
+        asked.append(dynamic)
+        made: set[object] = set()
+
+        def call(noisy, *rest, **named):
+            graph = "all" if dynamic else noisy.shape
+            now[0] += 1 + seconds * (graph not in made) * (not eager)
+            made.update([] if eager else [graph])
+            return network(noisy, *rest, **named)
+
+        return call
+
+    def in_place(module, dynamic):
+        module._compiled_call_impl = compiler(module._call_impl, dynamic, 10)
+
+    @contextmanager
+    def stance(asked_for):
+        assert asked_for == "force_eager"
+        eager.append(True)
+        yield
+        eager.pop()
+
+    plain = forecast(str(source), small, open_scorer(small))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(torch.compiler, "set_stance", stance)
+    monkeypatch.setattr(torch.nn.Module, "compile", in_place)
+    values = with_(small, compute={"compile": True})
+    told = forecast(str(source), values, open_scorer(values))
+    assert told.parts["compiling"] == 1010
+    assert told.seconds == pytest.approx(1010 + told.parts["U-Net"] + told.parts["VAE"])
+    assert asked[-1] is (sizes > 3)
+    assert told.flop == plain.flop
+    assert "compiling 0.281" in str(told)
+    assert "compiling" not in plain.parts

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
+from torch import nn
 
 from diffsel.data.pixels import resized_size
 from diffsel.machine.device import pick_device, pick_precision
-from diffsel.scoring.diffusion import Diffusion
+from diffsel.scoring.diffusion import GRAPHS, Diffusion
 from diffsel.scoring.folder import ModelFolder, locate
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import FeatureSettings, ModelSettings
@@ -113,6 +115,45 @@ def test_a_compiled_unet_has_a_graph_for_every_latent_shape() -> None:
         Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=True)  # compiles when it is first called
         assert dynamo.recompile_limit >= len(shapes)
         assert dynamo.accumulated_recompile_limit >= len(shapes)
+
+
+def test_images_of_many_sizes_share_the_graphs_of_the_network_and_of_the_vae(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs have some 36 shapes, and a graph takes about a minute to make.  It gives what the network itself gives."""
+    graphs: list[int] = []
+
+    def backend(graph, _inputs):
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    plain, model = (Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=compiled) for compiled in (False, True))
+    torch.compiler.reset()
+    model.compile(GRAPHS + 1)
+    assert model.of_all_sizes
+    words, t = model.embed_prompts(["An image of cat."] * 2), torch.tensor([500, 500])
+    for width in (80, 96, 112):
+        images = torch.rand(2, 3, 64, width)
+        latents = model.encode(images)
+        assert torch.equal(latents, plain.encode(images))
+        assert torch.equal(model.predict_noise(latents, t, words), plain.predict_noise(latents, t, words))
+    assert len(graphs) == 2
+    with model.eager():
+        model.encode(torch.rand(2, 3, 96, 64))  # a graph would be made for the height
+    assert len(graphs) == 2
+    torch.compiler.reset()
+
+
+def test_a_few_shapes_have_a_graph_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, dynamic: asked.append(dynamic))
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: asked.append(dynamic) or network)
+    model = Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=True)
+    assert asked == [False, False]
+    for shapes, dynamic in ((1, False), (GRAPHS, False), (GRAPHS + 1, True)):
+        model.compile(shapes)
+        assert asked[-2:] == [dynamic, dynamic]
+        assert model.of_all_sizes == dynamic
 
 
 def test_a_compiled_unet_is_asked_whatever_its_truth_value() -> None:
