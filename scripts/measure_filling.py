@@ -1,7 +1,8 @@
-"""U-Net forwards that run for each that is needed, and what the step of the longer side changes.
+"""U-Net forwards and VAE pictures that run for each that is needed, and what the step of the longer side changes.
 
     python scripts/measure_filling.py photos      # a folder of class folders; beside it a list of sizes like ImageNet's
     python scripts/measure_filling.py --hits 12   # so many wide scenes of each digit, scored at each step
+    python scripts/measure_filling.py --graphs    # the graphs of --compile, for a small network of Stable Diffusion's depth
 
 Before: batches end with each unit (256 images of a class) and latent shape, and are of one size.  Now: groups of units, a
 batch size for each shape (runs/session.py).  The list: 1,000 classes are drawn of which 40 are counted, sides as in ImageNet's
@@ -16,6 +17,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -28,8 +32,9 @@ from diffsel.report.text import table
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
 from diffsel.scoring.folder import locate
-from diffsel.scoring.maps import GROUP, Asked, batch_sizes, filled_forwards, forwards, score_all
+from diffsel.scoring.maps import GROUP, Asked, batch_sizes, filled_forwards, filled_pictures, forwards, picture_sizes, score_all
 from diffsel.scoring.patches import Box, best_boxes, estimate
+from diffsel.scoring.priors.sd import Prior
 from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings
 from diffsel.studies import scenes
 from diffsel.studies.demo import held
@@ -77,6 +82,43 @@ def filled(classes: Classes, size: int, step: int, settings: ScoringSettings, ba
             groups.append([])
     run = sum(filled_forwards(shapes_of(group, size, step), 1, settings, sizes) for group in groups)
     return run / forwards(len(every), 1, settings)
+
+
+def encoded(classes: Classes, size: int, step: int, batch: int, at_once: int | None) -> tuple[float, float]:
+    """Pictures that the VAE encodes, and its calls, for each image: ``at_once``, or as a GPU gets them."""
+    every = [resized_size(*image, size, step)[::-1] for images in classes for image in images]
+    whole = Counter(every)
+    sizes = picture_sizes(whole, torch.device("cuda"), batch)
+    if at_once:
+        sizes = dict.fromkeys(sizes, at_once)
+    groups = [every[i : i + GROUP * batch] for i in range(0, len(every), GROUP * batch)]
+    calls = sum(math.ceil(count / sizes[(3, *picture)]) for group in groups for picture, count in Counter(group).items())
+    return sum(filled_pictures(group, sizes) for group in groups) / len(every), calls / len(every)
+
+
+def graphs(size: int, step: int, batch: int) -> tuple[int, int]:
+    """Latent shapes of the list, and how many graphs they take: a compiler that only counts, a network with few channels."""
+    from diffusers import UNet2DConditionModel
+
+    small = {"block_out_channels": (32, 32, 32, 32), "attention_head_dim": 4, "cross_attention_dim": 32, "norm_num_groups": 8}
+    prior, found = Prior.__new__(Prior), []
+    prior.network, prior.vae = UNet2DConditionModel(**small).eval(), SimpleNamespace(encoder=torch.nn.Identity())
+
+    def count(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        found.append(graph)
+        return graph.forward
+
+    every = [image for images in like_imagenet(40, 300) for image in images]
+    shapes = Counter(shapes_of(every, size, step))
+    sizes = batch_sizes(shapes, (4, size // CELL, size // CELL), 1, ScoringSettings(), batch)
+    compiled, torch.compile = torch.compile, partial(torch.compile, backend=count)  # type: ignore[assignment]
+    prior.compile(len(shapes))
+    torch.compile = compiled  # type: ignore[assignment]
+    with torch.inference_mode():
+        for shape in sorted(shapes):
+            many = sizes[shape]
+            prior.forward(torch.zeros(many, *shape), torch.zeros(many), torch.zeros(many, 77, 32))
+    return len(shapes), len(found)
 
 
 def changed(classes: Classes, size: int, step: int) -> list[float]:
@@ -132,11 +174,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 16, 32, 64])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--graphs", action="store_true", help="count the graphs of --compile instead")
     parser.add_argument("--hits", type=int, help="score so many wide scenes of each digit instead")
     args = parser.parse_args()
     if args.hits:
         print(f"{10 * args.hits} scenes, {args.draws} draws")
         return print(table(hits(args.hits, args.steps, args.draws), ["step", "hits %", "that differ", "order"]))
+    if args.graphs:
+        rows = [[step, *graphs(args.size, step, args.batch_sizes[0])] for step in args.steps]
+        return print(table(rows, ["step", "shapes", "graphs"]))
     sets = {"like ImageNet, 300 a class": like_imagenet(40, 300), "like ImageNet, 1,300 a class": like_imagenet(10, 1300)}
     if args.images:
         sets = {args.images: photographs(args.images)} | sets
@@ -149,7 +195,16 @@ def main() -> None:
             ways = [(batch, before) for batch in args.batch_sizes for before in (True, False)]
             rows.append([name, step, *told, *(f"{filled(classes, args.size, step, settings, *way):.3f}" for way in ways)])
     heads = [f"batch {batch}, {when}" for batch in args.batch_sizes for when in ("before", "now")]
-    return print(table(rows, ["images", "step", "shapes", "change, mean %", "most %", *heads]))
+    print(table(rows, ["images", "step", "shapes", "change, mean %", "most %", *heads]))
+    ways = [(batch, at_once) for batch in args.batch_sizes for at_once in (4, 16, None)]
+    rows = [
+        [name, step, *("{:.3f}, {:.3f}".format(*encoded(classes, args.size, step, *way)) for way in ways)]
+        for name, classes in sets.items()
+        for step in args.steps
+    ]
+    heads = [f"batch {batch}, {f'{at_once} at once' if at_once else 'now'}" for batch, at_once in ways]
+    print("pictures that the VAE encodes, and its calls, for each image:")
+    return print(table(rows, ["images", "step", *heads]))
 
 
 if __name__ == "__main__":

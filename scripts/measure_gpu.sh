@@ -31,8 +31,8 @@ architecture() { # the model to time: written once
   echo "$out/sd15"
 }
 timed() { # a CPU times the embedded model on a few scenes
-  if [ "$small" ]; then bench --images 4 --draws 3 --usual-draws 10 --usual-images 1 --rounds 1 --batch-sizes 8 ${layouts:+"$layouts"}; return; fi
-  bench --model "$(architecture)" --size 256 --usual-images 1 --rounds 2 ${layouts:+"$layouts"} "$@"
+  if [ "$small" ]; then bench --images 4 --draws 3 --usual-draws 10 --usual-images 1 --rounds 1 --batch-sizes 8 ${more:+"$more"}; return; fi
+  bench --model "$(architecture)" --size 256 --usual-images 1 --rounds 2 ${more:+"$more"} "$@"
 }
 piece_rates() {
   timed --images 128 --precision fp16 --batch-sizes 64 128 256
@@ -40,8 +40,8 @@ piece_rates() {
   [ "$small" ] || timed --images 16 --precision fp32 tf32 --batch-sizes 64
 }
 piece_default() { timed --images 256 --draws 6 --precision fp16 --batch-sizes 128 256; }
-piece_compiled() { timed --images 256 --draws 6 --precision fp16 --batch-sizes 128 --compile --profile; }
-piece_layout() { local layouts=--layouts; timed --images 128 --draws 6 --precision fp16 --batch-sizes 128; }
+piece_compiled() { local more=--compile; timed --images 256 --draws 6 --precision fp16 --batch-sizes 128 --profile; }
+piece_layout() { local more=--layouts; timed --images 128 --draws 6 --precision fp16 --batch-sizes 128; }
 piece_bytes() {
   if [ "$small" ]; then bench --permuted --images 4 --draws 3; return; fi
   bench --permuted --model "$(architecture)" --size 256 --images 8 --precision fp16 bf16 fp32 --batch-sizes 64

@@ -33,7 +33,7 @@ NEEDLESS = {
     "text": r".*position_ids$|vision_model\.|visual_projection\.|text_projection\.|logit_scale$|decoder\.|lm_head\.",
 }
 UNASKED = re.compile(r"decoder\.|post_quant_conv\.|.*position_ids$")  # what may be missing
-GRAPHS = 3  # latent shapes that are compiled each for itself: as many as a U-Net's graphs of all sizes
+GRAPHS = 3  # latent shapes that are compiled each for itself: about as many as a U-Net has graphs of all sizes
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
 Network = Callable[..., Any]
 
@@ -95,7 +95,7 @@ class Diffusion(ABC):
         """torch.compile, of the network and the VAE's encoder, for a pass over so many ``shapes``.
 
         A few get a graph each (every batch is filled up).  More than GRAPHS share graphs of all sizes, since each takes about a
-        minute to make: a U-Net has three, one for latents whose sides it can halve to the end, two for others.
+        minute to make: for ImageNet's 36 shapes a U-Net has four (RESULTS.md, "Filling").
         """
         import torch.fx.experimental._config as symbols
 
