@@ -200,8 +200,11 @@ def compare(args: argparse.Namespace, device: torch.device, precision: str) -> l
                     torch.cuda.reset_peak_memory_stats()
                 begin = synchronised(device)
                 run()
+                took = synchronised(device) - begin
                 if turn:
-                    seconds[way].append((synchronised(device) - begin) / count)
+                    seconds[way].append(took / count)
+                elif args.compile:
+                    print(f"{way}: {took:.1f} s the first time", flush=True)  # compiling
                 memory[way] = _peak(device)
                 stored[way] = sum(file.stat().st_size for file in out.iterdir()) / count
     base = median(seconds["usual"])

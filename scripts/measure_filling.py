@@ -102,7 +102,7 @@ def graphs(size: int, step: int, batch: int) -> tuple[int, int]:
 
     small = {"block_out_channels": (32, 32, 32, 32), "attention_head_dim": 4, "cross_attention_dim": 32, "norm_num_groups": 8}
     prior, found = Prior.__new__(Prior), []
-    prior.network, prior.vae = UNet2DConditionModel(**small).eval(), SimpleNamespace(encoder=torch.nn.Identity())
+    prior.network, prior.vae, prior.encoder = UNet2DConditionModel(**small).eval(), SimpleNamespace(), torch.nn.Identity()
 
     def count(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
         found.append(graph)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,6 @@ from .units import Unit
 if TYPE_CHECKING:  # torch comes with the model
     from ..scoring.draws import Picture, Scorer
 
-LOG = logging.getLogger(__name__)
 Read = tuple[list[tuple[Row, Pixels]], list[Skipped]]  # of a unit
 
 
@@ -101,19 +99,18 @@ class Session:
         ready = replace(scorer, sizes=sizes, note=self.note)
         if model.forward is not None:
             model.compile(len(pictures))
-        if model.of_all_sizes:
-            self._warm(ready, pictures)
-        return ready
+        return replace(ready, warm=cache(partial(self._warm, ready, sorted(pictures)))) if model.of_all_sizes else ready
 
-    def _warm(self, scorer: Scorer, pictures: Iterable[tuple[int, int]]) -> None:
-        """A grey image of each size, in their order: a graph of all sizes is made with the first batch in view, and its
+    def _warm(self, scorer: Scorer, pictures: Sequence[tuple[int, int]]) -> None:
+        """Scores a grey image of each size, in their order: a graph of all sizes is made with the first batch in view, and its
         rounding must not depend on which images this process meets first."""
         from ..scoring.maps import score_images
 
-        LOG.info("compiling for images of many sizes")
         prompts = [self.data.classes[0].prompt(template) for template in self.settings.scoring.prompts]
-        for size in sorted(pictures):
-            list(score_images(scorer, [("grey", np.full((*size, 3), 128, np.uint8))], prompts))
+        with self.progress(total=len(pictures), desc="compiling", unit="size") as bar:
+            for size in pictures:
+                list(score_images(scorer, [("grey", np.full((*size, 3), 128, np.uint8))], prompts))
+                bar.update()
 
     def seen(self, run: Run) -> Session:
         """The same work on another sight of the run; the model, the summary and the notes are shared."""

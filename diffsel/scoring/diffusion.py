@@ -63,8 +63,9 @@ class Diffusion(ABC):
 
         self.folder, self.device, self.dtype = folder, device, dtype
         self.forward: Network | None = None  # the network compiled; features stop in the middle and need it as it is
-        self.of_all_sizes = False  # whether compiled graphs are
+        self.of_all_sizes = False  # whether the compiled network's graphs are
         self.vae = self.part("vae", AutoencoderKL, without=("decoder", "post_quant_conv"))
+        self.encoder = self.vae.encoder  # as it is, whether the VAE's is compiled or not
         if dtype == torch.float16 and folder.family != "sd" and self.vae.config.force_upcast:
             self.vae.float()  # SDXL's overflows
 
@@ -92,10 +93,11 @@ class Diffusion(ABC):
         return model
 
     def compile(self, shapes: int = 1) -> None:
-        """torch.compile, of the network and the VAE's encoder, for a pass over so many ``shapes``.
+        """torch.compile, for a pass over so many ``shapes``.
 
-        A few get a graph each (every batch is filled up).  More than GRAPHS share graphs of all sizes, since each takes about a
-        minute to make: for ImageNet's 36 shapes a U-Net has four (RESULTS.md, "Filling").
+        A few get a graph each (every batch is filled up), of the network and of the VAE's encoder.  More than GRAPHS share
+        graphs of all sizes, since one takes minutes: for ImageNet's 36 shapes a U-Net has four (RESULTS.md, "Filling").  The VAE,
+        a small part of the work, is then not compiled.
         """
         import torch.fx.experimental._config as symbols
 
@@ -103,7 +105,7 @@ class Diffusion(ABC):
         symbols.use_duck_shape = False  # a graph that was made for a square is good for other shapes
         self.of_all_sizes = shapes > GRAPHS
         self.forward = torch.compile(self.network, dynamic=self.of_all_sizes)
-        self.vae.encoder.compile(dynamic=self.of_all_sizes)
+        self.vae.encoder = self.encoder if self.of_all_sizes else torch.compile(self.encoder, dynamic=False)
 
     @contextmanager
     def eager(self) -> Iterator[None]:

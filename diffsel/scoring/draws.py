@@ -63,6 +63,7 @@ class Scorer:
     sizes: dict[Shape, int] = field(default_factory=dict)  # samples in a forward of a latent shape, if not ``batch_size``
     note: Callable[[str], object] = lambda text: None  # is told where memory ran out
     exact: Callable[[], Scorer] | None = None  # the same in fp32, for what overflows in half precision
+    warm: Callable[[], object] = lambda: None  # is called before losses are made
 
     def encode(self, bucket: Sequence[tuple[str, Picture]]) -> Float[Tensor, "b 4 h w"]:
         """Latents of (key, picture) of one latent shape, each exact size in batches of its own; a latent is taken as it is."""
@@ -95,6 +96,7 @@ class Scorer:
 
         A bucket is made while the last batch of the one before is under way.
         """
+        self.warm()
 
         def jobs() -> Iterator[Job[tuple[int, int]]]:
             for bucket, items in asked:
@@ -216,8 +218,8 @@ def soundly(
 def vae_batch(device: torch.device, height: int, width: int) -> int:
     """Pictures of this size that the VAE takes at once, at most: an even number.
 
-    A CPU gains nothing by more than two, which would be filling.  A GPU must have more to do than the host needs to launch it:
-    the VAE's launches take some ten milliseconds, as long as 8 to 16 pictures of 256 x 256 (RESULTS.md, "On a GPU").
+    A CPU gains nothing by more than two, which would be filling.  A GPU must have more to do than its host needs to launch it:
+    by a guess some ten milliseconds, or 8 to 16 pictures of 256 x 256 (RESULTS.md, "On a GPU").
     """
     return PAIR if device.type == "cpu" else max(PAIR, PIXELS // (height * width) // PAIR * PAIR)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial, partialmethod
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
-from torch import nn
 
 from diffsel.data.pixels import resized_size
 from diffsel.machine.device import pick_device, pick_precision
@@ -117,7 +116,7 @@ def test_a_compiled_unet_has_a_graph_for_every_latent_shape() -> None:
         assert dynamo.accumulated_recompile_limit >= len(shapes)
 
 
-def test_images_of_many_sizes_share_the_graphs_of_the_network_and_of_the_vae(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_many_sizes_share_the_graphs_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs have some 36 shapes, and a graph takes about a minute to make.  It gives what the network itself gives."""
     graphs: list[int] = []
 
@@ -125,7 +124,6 @@ def test_images_of_many_sizes_share_the_graphs_of_the_network_and_of_the_vae(mon
         graphs.append(len(graph.graph.nodes))
         return graph.forward
 
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     plain, model = (Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=compiled) for compiled in (False, True))
     torch.compiler.reset()
@@ -137,23 +135,25 @@ def test_images_of_many_sizes_share_the_graphs_of_the_network_and_of_the_vae(mon
         latents = model.encode(images)
         assert torch.equal(latents, plain.encode(images))
         assert torch.equal(model.predict_noise(latents, t, words), plain.predict_noise(latents, t, words))
-    assert len(graphs) == 2
+    assert len(graphs) == 1  # the VAE is not compiled
+    model.compile(GRAPHS)
     with model.eager():
-        model.encode(torch.rand(2, 3, 96, 64))  # a graph would be made for the height
+        model.encode(images)
+    assert len(graphs) == 1
+    assert torch.equal(model.encode(images), plain.encode(images))
     assert len(graphs) == 2
     torch.compiler.reset()
 
 
 def test_a_few_shapes_have_a_graph_each(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, dynamic: asked.append(dynamic))
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: asked.append(dynamic) or network)
     model = Diffusion.load(ModelFolder(Path(TINY)), CPU, "fp32", compiled=True)
-    assert asked == [False, False]
-    for shapes, dynamic in ((1, False), (GRAPHS, False), (GRAPHS + 1, True)):
-        model.compile(shapes)
-        assert asked[-2:] == [dynamic, dynamic]
-        assert model.of_all_sizes == dynamic
+    assert asked == [False, False]  # network and VAE
+    model.compile(GRAPHS)
+    assert asked == [False] * 4
+    model.compile(GRAPHS + 1)
+    assert asked == [False] * 4 + [True]
 
 
 def test_a_compiled_unet_is_asked_whatever_its_truth_value() -> None:
