@@ -39,10 +39,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffsel.data.pixels import decode, digest, resize
 from diffsel.machine.device import pick_device, pick_precision
 from diffsel.report.text import table
+from diffsel.scoring.batching import PAIR, filled_forwards, vae_batch
 from diffsel.scoring.diffusion import DTYPES, GRAPHS, Diffusion
-from diffsel.scoring.draws import PAIR, Scorer, as_images, keyed_generator, latent_shape, vae_batch
+from diffsel.scoring.draws import Scorer, as_images, keyed_generator, latent_shape
 from diffsel.scoring.folder import ModelFolder, locate
-from diffsel.scoring.maps import filled_forwards, score_images
+from diffsel.scoring.maps import score_images
 from diffsel.settings.sections import ComputeSettings, ModelSettings, ScoringSettings
 from diffsel.studies import scenes
 

@@ -29,10 +29,11 @@ from scipy.stats import spearmanr
 from diffsel.data.images import open_data
 from diffsel.data.pixels import resize, resized_size
 from diffsel.report.text import table
+from diffsel.scoring.batching import GROUP, batch_sizes, filled_forwards, filled_pictures, forwards, picture_sizes
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer
 from diffsel.scoring.folder import locate
-from diffsel.scoring.maps import GROUP, Asked, batch_sizes, filled_forwards, filled_pictures, forwards, picture_sizes, score_all
+from diffsel.scoring.maps import Asked, score_all
 from diffsel.scoring.patches import Box, best_boxes, estimate
 from diffsel.scoring.priors.sd import Prior
 from diffsel.settings.sections import DataSettings, ModelSettings, PatchSettings, ScoringSettings, SelectionSettings

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import TWO_PROCESSES, draw, small_values
 from PIL import Image
@@ -31,7 +30,7 @@ from diffsel.runs import run as run_module
 from diffsel.runs import writing
 from diffsel.runs.index import read_skipped
 from diffsel.runs.session import Session, resume, start
-from diffsel.scoring import answers, draws, features, maps
+from diffsel.scoring import answers, features
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.sets.candidates import check_set, mosaic_factor, most_patches
 from diffsel.sets.opening import read_set
@@ -435,57 +434,6 @@ def test_batches_are_filled_across_units_and_sizes_and_hold_no_more_than_is_need
         session.run.map_file(unit).unlink()
         distill(source, tmp_path / "run", with_(small, compute={"batch_size": 10**6}))
         assert session.run.map_file(unit).read_bytes() == before
-
-
-def test_the_vae_has_more_at_once_where_a_device_wants_it_and_the_same_bytes_alone(
-    folder, tmp_path, small, monkeypatch
-) -> None:
-    """At most six here: 14 squares are two more than twelve, so four batches of four; two upright ones are a pair."""
-    source, encoded, original = folder(cat=9, dog=5), [], Diffusion.encode
-    for name in ("cat", "dog"):
-        draw(source / name / "upright.png", 7, 64, 96)
-    for module in (draws, maps):
-        monkeypatch.setattr(module, "vae_batch", lambda *_: 6)
-    monkeypatch.setattr(Diffusion, "encode", lambda self, x, *a: encoded.append(tuple(x.shape[::2])) or original(self, x, *a))
-    session = start(str(source), tmp_path / "run", small)
-    encoded.clear()  # the model was asked whether it answers
-    method.score(session)
-    assert sorted(encoded) == [(2, 96), (4, 64), (4, 64), (4, 64), (4, 64)]
-    before = {unit: session.run.map_file(unit).read_bytes() for unit in session.run.units}
-    for unit in session.run.units:
-        session.run.map_file(unit).unlink()
-        method.score(start(str(source), tmp_path / "run", small))
-        assert session.run.map_file(unit).read_bytes() == before[unit]
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_graphs_of_all_sizes_are_made_in_one_order_whatever_images_come_first(
-    folder, tmp_path, small, monkeypatch, order: int
-) -> None:
-    """A graph remembers the sizes that it was made at; here they are told by a compiler that only listens."""
-    source, seen, shapes = folder(cat=1), [], [(64, 64), (64, 96), (96, 64), (64, 128)]
-    for i, (width, height) in enumerate(shapes[::order]):
-        draw(source / "cat" / f"{i}.png", i, width, height)
-
-    def compile(network, dynamic):
-        if hasattr(network, "conv_norm_out") and not hasattr(network, "time_embedding"):
-            return network  # the VAE
-        return lambda noisy, *rest, **named: seen.append((dynamic, *noisy.shape[2:])) or network(noisy, *rest, **named)
-
-    monkeypatch.setattr(torch, "compile", compile)
-    values = with_(small, compute={"compile": True})
-    session = start(str(source), tmp_path / "run", values)
-    assert not seen  # nor where vectors alone are made
-    session.scorer.warm()
-    assert list(dict.fromkeys(seen)) == [(True, 8, 8), (True, 8, 12), (True, 12, 8), (True, 16, 8)]
-    number = len(seen)
-    session.scorer.warm()
-    assert len(seen) == number  # once
-    method.score(session)
-    plain = start(str(source), tmp_path / "plain", small)
-    method.score(plain)
-    for unit in plain.run.units:
-        assert session.run.map_file(unit).read_bytes() == plain.run.map_file(unit).read_bytes()
 
 
 def test_a_pass_reads_no_image_twice_and_writes_in_another_thread(folder, tmp_path, small, monkeypatch) -> None:

@@ -18,10 +18,18 @@ from ..data.pixels import Pixels
 from ..data.pool import LOOK
 from ..data.rows import Row
 from ..machine.device import device_name
-from ..scoring.batching import Shape
+from ..scoring.batching import (
+    GROUP,
+    Shape,
+    batch_sizes,
+    filled_forwards,
+    filled_pictures,
+    forwards,
+    picture_sizes,
+    vae_batch,
+)
 from ..scoring.diffusion import DTYPES, Diffusion
-from ..scoring.draws import Scorer, as_images, draw_noise, keyed_generator, latent_size, vae_batch
-from ..scoring.maps import GROUP, batch_sizes, filled_forwards, filled_pictures, forwards, picture_sizes
+from ..scoring.draws import Scorer, as_images, draw_noise, keyed_generator, latent_size
 from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import ScoringSettings

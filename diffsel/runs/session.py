@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ..data.classes import ClassInfo
@@ -80,37 +79,14 @@ class Session:
         return self.filled(open_scorer(s, self.workers.local))
 
     def filled(self, scorer: Scorer) -> Scorer:
-        """With as many samples in a forward of each latent shape, and pictures in a batch of the VAE, as the run's images fill,
-        a group of units at a time; and compiled, if it is, for all of these shapes."""
-        from ..scoring.batching import evenly
-        from ..scoring.draws import latent_size
-        from ..scoring.maps import batch_sizes, picture_sizes
+        """Fitted to the images of this run."""
+        from ..scoring.fitting import fitted
 
-        s, model, pictures, images = self.settings, scorer.model, Counter[tuple[int, int]](), Counter[tuple[int, ...]]()
+        s, pictures = self.settings, Counter[tuple[int, int]]()
         for size, count in self.data.rows.sizes().items():
             pictures[resized_size(*size, s.data.image_size, s.data.step)[::-1]] += count
-        for picture, count in pictures.items():
-            images[latent_size(model, *picture)] += count
-        square = latent_size(model, s.data.image_size, s.data.image_size)
-        sizes = batch_sizes(images, square, len(s.scoring.prompts), s.scoring, scorer.batch_size)
-        if side := s.patches.patch_size:
-            sizes.setdefault(latent_size(model, side, side), evenly(images.total() * s.patches.per_image, scorer.batch_size))
-        sizes |= picture_sizes(pictures, model.device, scorer.batch_size)
-        ready = replace(scorer, sizes=sizes, note=self.note)
-        if model.forward is not None:
-            model.compile(len(pictures))
-        return replace(ready, warm=cache(partial(self._warm, ready, sorted(pictures)))) if model.of_all_sizes else ready
-
-    def _warm(self, scorer: Scorer, pictures: Sequence[tuple[int, int]]) -> None:
-        """Scores a grey image of each size, in their order: a graph of all sizes is made with the first batch in view, and its
-        rounding must not depend on which images this process meets first."""
-        from ..scoring.maps import score_images
-
-        prompts = [self.data.classes[0].prompt(template) for template in self.settings.scoring.prompts]
-        with self.progress(total=len(pictures), desc="compiling", unit="size") as bar:
-            for size in pictures:
-                list(score_images(scorer, [("grey", np.full((*size, 3), 128, np.uint8))], prompts))
-                bar.update()
+        prompts = [self.data.classes[0].prompt(template) for template in s.scoring.prompts]
+        return replace(fitted(scorer, pictures, s, prompts, self.progress), note=self.note)
 
     def seen(self, run: Run) -> Session:
         """The same work on another sight of the run; the model, the summary and the notes are shared."""
@@ -204,7 +180,7 @@ class Session:
             return sum(len(unit.rows) for unit in group) >= most
 
         with self.progress(total=total, initial=total - todo, desc=what, unit="image") as bar:
-            from ..scoring.maps import GROUP, MOST
+            from ..scoring.batching import GROUP, MOST
 
             # Loaded here: a thread would have another current device.
             most = min(MOST, GROUP * self.scorer.batch_size) if missing else 0

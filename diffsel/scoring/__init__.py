@@ -2,12 +2,13 @@
 
 adaptive   which images need more draws
 answers    does each part of a prior answer to what it is asked?
-batching   items in batches that are all alike, of one shape each
+batching   items in batches that are all alike, of one shape each: how many at once
 classids   which of a class-conditional prior's classes is meant
 diffusion  a prior behind four verbs: what all families share
 draws      one draw at a time: keyed noise, predictions, losses
 families   kinds of priors, and which models are refused
 features   patches as vectors: DIFT, CLIP
+fitting    a scorer for the images of a run: batches that they fill, and graphs for their sizes
 folder     a model's folder: found; its words, classes and points
 levels     how noisy; noise out of whatever a network predicts
 maps       loss maps and gap maps of images

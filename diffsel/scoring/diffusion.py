@@ -96,8 +96,8 @@ class Diffusion(ABC):
         """torch.compile, for a pass over so many ``shapes``.
 
         A few get a graph each (every batch is filled up), of the network and of the VAE's encoder.  More than GRAPHS share
-        graphs of all sizes, since one takes minutes: for ImageNet's 36 shapes a U-Net has four (RESULTS.md, "Filling").  The VAE,
-        a small part of the work, is then not compiled.
+        graphs of all sizes, since one takes minutes: of a U-Net four for ImageNet's 36 shapes (RESULTS.md, "Filling").  The
+        VAE, a small part of the work, is then not compiled.
         """
         import torch.fx.experimental._config as symbols
 

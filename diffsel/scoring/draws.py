@@ -26,7 +26,7 @@ from ..machine.processes import out_of_memory
 from ..settings.errors import ConfigError
 from ..settings.sections import ScoringSettings
 from ..settings.settings import Settings
-from .batching import EIGHT, Job, Launched, Shape, filled
+from .batching import EIGHT, Job, Launched, Shape, filled, vae_batch
 from .diffusion import Diffusion
 from .folder import locate
 from .levels import Flow, Table
@@ -34,8 +34,6 @@ from .suiting import suited
 
 LOG = logging.getLogger(__name__)
 Picture = Pixels | Float[np.ndarray, "4 h w"]  # uint8 (H, W, 3), or the float32 latent that an earlier pass kept of it
-PAIR = 2  # pictures, of which the VAE gets a multiple
-PIXELS = 2**20  # that it takes at once on a GPU
 T = TypeVar("T")
 V = TypeVar("V")
 LossRows = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]  # noise (b, 4, h, w), predictions -> rows (b, h, w)
@@ -213,15 +211,6 @@ def soundly(
         careful, places = replace(scorer.exact(), settings=scorer.settings, note=scorer.note), list(lost)
         lost = {places[i]: value for i, value in make(careful, [items[place] for place in places])}
     yield from lost.items()
-
-
-def vae_batch(device: torch.device, height: int, width: int) -> int:
-    """Pictures of this size that the VAE takes at once, at most: an even number.
-
-    A CPU gains nothing by more than two, which would be filling.  A GPU must have more to do than its host needs to launch it:
-    by a guess some ten milliseconds, or 8 to 16 pictures of 256 x 256 (RESULTS.md, "On a GPU").
-    """
-    return PAIR if device.type == "cpu" else max(PAIR, PIXELS // (height * width) // PAIR * PAIR)
 
 
 def is_latent(picture: Picture) -> bool:

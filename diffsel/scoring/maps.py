@@ -11,13 +11,10 @@ within each timestep bin, so that one pass serves every patch size, timestep ran
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +26,8 @@ from ..data.rows import Row
 from ..machine.device import to_host
 from ..settings.sections import PatchSettings, ScoringSettings, SelectionSettings
 from .adaptive import Standing, in_race, standing
-from .batching import Shape, evenly
 from .diffusion import Diffusion
 from .draws import (
-    PAIR,
     Bucket,
     LossRows,
     Picture,
@@ -42,13 +37,9 @@ from .draws import (
     latent_shape,
     plain_losses,
     soundly,
-    vae_batch,
 )
 
 Rivals = tuple[NDArray[np.int64], Float[np.ndarray, "K B h w"]]  # numbers of prompts, and the losses of each
-Size = tuple[int, int]  # of a picture: height, width
-GROUP = 16  # images that are scored together, for each sample of a forward: then filling costs about 2 %
-MOST = 8192  # images that are scored together at most, whatever the batch: 1.6 GB of pixels at 256 px
 
 
 @dataclass(frozen=True)
@@ -190,54 +181,6 @@ def _buckets(scorer: Scorer, images: Sequence[Asked], first: tuple[str, ...], ap
         latents = scorer.encode([(image.key, image.picture) for image in some])
         kinds = [texts.index((*first, *image.prompts)) for image in some]
         yield Bucket(latents, [i.key for i in some], torch.stack(words), kinds, {place: i for i, place in enumerate(places)})
-
-
-def forwards(images: int, prompts: int, settings: ScoringSettings) -> int:
-    """U-Net samples that scoring takes (adaptively: at least): each draw once with every prompt and once with the null one."""
-    return images * settings.draws * (1 + prompts)
-
-
-def batch_sizes(
-    images: Mapping[Shape, float], square: Shape, prompts: int, settings: ScoringSettings, batch_size: int
-) -> dict[Shape, int]:
-    """Samples in a forward of each latent shape, for a run that has so many ``images`` of them.
-
-    No more latent cells than ``batch_size`` samples of a ``square`` have, so that memory is for all shapes alike; and the
-    batches of a shape are equally full (``evenly``), as far as its images in a group can be foreseen.
-    """
-    share, found = _in_a_group(images, batch_size), {}
-    for shape, count in images.items():
-        most = max(1, batch_size * math.prod(square) // math.prod(shape) // (1 + prompts))  # draws, as in Scorer.losses
-        found[shape] = evenly(max(1.0, count * share) * settings.rounds()[-1], most, 1 + prompts) * (1 + prompts)
-    return found
-
-
-def picture_sizes(pictures: Mapping[Size, float], device: torch.device, batch_size: int) -> dict[Shape, int]:
-    """As ``batch_sizes``, of the VAE: pictures in a batch of each (3, height, width)."""
-    share = _in_a_group(pictures, batch_size)
-    return {
-        (3, *size): evenly(max(1.0, count * share), vae_batch(device, *size), multiple=PAIR) for size, count in pictures.items()
-    }
-
-
-def _in_a_group(images: Mapping[Any, float], batch_size: int) -> float:
-    """The share of a run's images that are scored together."""
-    return min(1.0, GROUP * batch_size / sum(images.values()))
-
-
-def filled_pictures(pictures: Iterable[Size], sizes: Mapping[Shape, int]) -> int:
-    """Pictures that the VAE encodes for these, scored together, with what fills up the last batch of each size."""
-    return sum(math.ceil(count / sizes[(3, *size)]) * sizes[(3, *size)] for size, count in Counter(pictures).items())
-
-
-def filled_forwards(shapes: Iterable[Shape], prompts: int, settings: ScoringSettings, sizes: Mapping[Shape, int]) -> int:
-    """As ``forwards``, of images scored together whose latents have these ``shapes``, with what fills up the last batch of
-    each shape, in batches of ``sizes`` samples."""
-    total = 0
-    for shape, images in Counter(shapes).items():
-        size = max(1, sizes[shape] // (1 + prompts))
-        total += math.ceil(images * settings.draws / size) * size * (1 + prompts)
-    return total
 
 
 class _Sums:

@@ -34,7 +34,7 @@ from ..report.drawing import heat, sheet, with_boxes
 from ..report.text import table
 from ..runs.run import Run
 from ..runs.session import Session, start
-from ..scoring.maps import forwards
+from ..scoring.batching import forwards
 from ..scoring.patches import Box, best_boxes
 from ..sets.baselines import judge_size, select_baseline
 from ..sets.opening import open_set, read_set

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pictures import SETTINGS, picture, score
 
-from diffsel.scoring.batching import evenly, filled
+from diffsel.scoring.batching import batch_sizes, evenly, filled, filled_forwards, forwards
 from diffsel.scoring.diffusion import Diffusion
 from diffsel.scoring.draws import Scorer, differential_and_gap, draw_noise
-from diffsel.scoring.maps import Asked, Maps, batch_sizes, filled_forwards, forwards, label_losses, rival_losses
+from diffsel.scoring.maps import Asked, Maps, label_losses, rival_losses
 from diffsel.settings.errors import ConfigError
 from diffsel.settings.sections import ScoringSettings
 

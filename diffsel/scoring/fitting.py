@@ -1,0 +1,47 @@
+"""A scorer for the images of a run: batches that they fill, and graphs for their sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+
+from ..machine.progress import Progress
+from ..settings.settings import Settings
+from .batching import Shape, Size, batch_sizes, evenly, picture_sizes
+from .draws import Bucket, Scorer, latent_size
+
+
+def fitted(
+    scorer: Scorer, pictures: Mapping[Size, int], settings: Settings, prompts: Sequence[str], progress: Progress
+) -> Scorer:
+    """With as many samples in a forward of each latent shape, and pictures in a batch of the VAE, as so many ``pictures`` of
+    each size fill, a group of units at a time; and compiled, if it is, for all of these sizes (with ``prompts`` of any class).
+    """
+    s, model, images = settings, scorer.model, Counter[Shape]()
+    for picture, count in pictures.items():
+        images[latent_size(model, *picture)] += count
+    square = latent_size(model, s.data.image_size, s.data.image_size)
+    sizes = batch_sizes(images, square, len(s.scoring.prompts), s.scoring, scorer.batch_size)
+    if side := s.patches.patch_size:
+        sizes.setdefault(latent_size(model, side, side), evenly(images.total() * s.patches.per_image, scorer.batch_size))
+    ready = replace(scorer, sizes=sizes | picture_sizes(pictures, model.device, scorer.batch_size))
+    if model.forward is not None:
+        model.compile(len(pictures))
+    if model.of_all_sizes:
+        ready = replace(ready, warm=cache(partial(_warm, ready, sorted(pictures), prompts, progress)))
+    return ready
+
+
+def _warm(scorer: Scorer, pictures: Sequence[Size], prompts: Sequence[str], progress: Progress) -> None:
+    """A draw of a grey image of each size, in their order: a graph of all sizes is made with the first batch in view, and its
+    rounding must not depend on which images this process meets first."""
+    words = scorer.model.embed_prompts([scorer.settings.null_prompt, *prompts])[None]
+    with progress(total=len(pictures), desc="compiling", unit="size") as bar:
+        for size in pictures:
+            latents = scorer.encode([("grey", np.full((*size, 3), 128, np.uint8))])
+            list(scorer.losses([(Bucket(latents, ["grey"], words, [0], {0: 0}), [(0, 0)])]))
+            bar.update()
