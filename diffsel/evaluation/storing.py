@@ -83,9 +83,11 @@ def write_labels(
         write_atomically(out / "labels.yaml", dump_yaml(identity))
     sweep(out)  # what a killed start left half-written
     mark, file_of = fingerprint(identity), partial(_epoch_file, out)
-    missing = [epoch for epoch in range(epochs) if not _is_whole(file_of(epoch), mark, epoch)]
-    for epoch in missing:
+    there = [epoch for epoch in range(epochs) if file_of(epoch).exists()]  # others may be written by now
+    whole = {epoch for epoch in there if _is_whole(file_of(epoch), mark, epoch)}
+    for epoch in set(there) - whole:
         file_of(epoch).unlink(missing_ok=True)  # what is damaged would count as made
+    missing = [epoch for epoch in range(epochs) if epoch not in whole]
     done = progress(total=epochs, initial=epochs - len(missing), desc="labelling epochs", unit="epoch")
     with done as bar, (workers or Workers()).share(missing, file_of, lambda epoch: bar.update()) as left:
         for epoch in left:

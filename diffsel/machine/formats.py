@@ -77,11 +77,12 @@ def is_mine(folder: Path, name: str, described: Mapping[str, Any], what: str, be
     address.
     """
     refuse_address(folder)
+    unused = is_unused(folder, besides)  # looked at first: another process writes the record, then what belongs to it
     if (folder / name).exists():
         if found := differences(read_yaml(folder / name), json.loads(json.dumps(described))):
             raise SettingsDiffer(folder, found)
         return True
-    if not is_unused(folder, besides):
+    if not unused:
         raise StoreError(f"{folder} exists and is not {what}; give a new or empty folder")
     return False
 

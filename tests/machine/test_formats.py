@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 
-from diffsel.machine.formats import as_csv, differences, from_csv
+from diffsel.machine import formats
+from diffsel.machine.formats import as_csv, differences, dump_yaml, from_csv, is_mine
 
 FORMULAS = (
     *(
@@ -68,3 +71,28 @@ def test_a_setting_may_come_later_but_none_may_be_stored_that_nobody_knows() -> 
     assert differences({"a": 1}, {"a": 1, "later": None}) == {}
     assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "later": 3}) == {"a.b": (1, 2), "later": (None, 3)}
     assert differences({"a": 1, "tot_k": None}, {"a": 1, "top_k": None}) == {"tot_k": (None, "no such setting")}
+
+
+def test_a_folder_that_another_process_begins_meanwhile_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes the record between our two looks, and then what belongs to it."""
+    folder, looked = tmp_path / "labels", formats.is_unused
+
+    def begun() -> None:
+        folder.mkdir()
+        (folder / "labels.yaml").write_bytes(dump_yaml({"epochs": 3}))
+        (folder / "epoch-000").touch()
+
+    monkeypatch.setattr(formats, "is_unused", lambda *what: [looked(*what), begun()][0])
+    assert is_mine(folder, "labels.yaml", {"epochs": 3}, "a folder of labels")
+    monkeypatch.undo()
+    exists = Path.exists
+
+    def late(path: Path) -> bool:
+        found = exists(path)
+        if path.name == "labels.yaml" and not found:
+            begun()
+        return found
+
+    shutil.rmtree(folder)
+    monkeypatch.setattr(Path, "exists", late)
+    assert not is_mine(folder, "labels.yaml", {"epochs": 3}, "a folder of labels")  # each of them writes the same record
