@@ -40,7 +40,7 @@ DOORS = {  # a heavy library -> the files, or folders in a room, that import it
     "sklearn": "sets.coresets studies.scenes report.charts",
     "timm": "evaluation.networks",
     "torch": "machine.captured machine.device machine.helpers data.albums data.views scoring.batching scoring.diffusion "
-    "scoring.draws scoring.answers scoring.levels scoring.maps scoring.features scoring.priors runs.forecast "
+    "scoring.draws scoring.answers scoring.levels scoring.maps scoring.features scoring.fitting scoring.priors runs.forecast "
     "runs.probe sets.baselines evaluation.networks evaluation.checkpoints evaluation.seeing "
     "evaluation.teachers evaluation.teaching evaluation.cutting evaluation.batches evaluation.fixed "
     "evaluation.storing evaluation.students evaluation.cells",

@@ -113,8 +113,10 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     once, most = forwards(images, prompts, s), s.rounds()[-1] // s.draws
     total = round(once * (1 + s.adaptive_keep * (most - 1)))  # who stays in the race gets all draws
     rivals, kept = _rivals(counts, settings, s.draws)
-    batch = vae_batch(model.device, *pixels[0].shape[:2])
+    size = pixels[0].shape[:2]
+    batch = found.pictures.get((3, *size), vae_batch(model.device, *size))
     vae_flop, vae_seconds, vae_compiling = _probe(lambda: model.encode(as_images([pixels[0]] * batch, model.device)), model)
+    vae_graphs = 0.0 if model.of_all_sizes else vae_compiling * len(found.pictures)
     drawn = _noise(scorer, shapes[0], s)
     relative, maps = area / math.prod(shapes[0]), area / shapes[0][0] * s.bins
     stored = maps * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area + LOOK**2 + 8  # and its row
@@ -132,7 +134,7 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
             "VAE": images * found.encoded * vae_seconds / batch,
             "reading": images * reading,
             "noise": images * s.draws * drawn * total / once,
-            **({} if model.forward is None else {"compiling": vae_compiling + sum(first for *_, first in probed.values())}),
+            **({} if model.forward is None else {"compiling": sum(first for *_, first in probed.values()) + vae_graphs}),
         },
         beside=model.device.type != "cpu",
         rate=flop / seconds,

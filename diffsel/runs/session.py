@@ -86,7 +86,7 @@ class Session:
         for size, count in self.data.rows.sizes().items():
             pictures[resized_size(*size, s.data.image_size, s.data.step)[::-1]] += count
         prompts = [self.data.classes[0].prompt(template) for template in s.scoring.prompts]
-        return replace(fitted(scorer, pictures, s, prompts, self.progress), note=self.note)
+        return fitted(replace(scorer, note=self.note), pictures, s, prompts, self.progress)
 
     def seen(self, run: Run) -> Session:
         """The same work on another sight of the run; the model, the summary and the notes are shared."""

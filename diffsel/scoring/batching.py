@@ -91,9 +91,10 @@ def batch_sizes(
 
 def picture_sizes(pictures: Mapping[Size, float], device: torch.device, batch_size: int) -> dict[Shape, int]:
     """As ``batch_sizes``, of the VAE: pictures in a batch of each (3, height, width)."""
-    share = _in_a_group(pictures, batch_size)
+    share, most = _in_a_group(pictures, batch_size), max(PAIR, batch_size // PAIR * PAIR)
     return {
-        (3, *size): evenly(max(1.0, count * share), vae_batch(device, *size), multiple=PAIR) for size, count in pictures.items()
+        (3, *size): evenly(max(1.0, count * share), min(most, vae_batch(device, *size)), multiple=PAIR)
+        for size, count in pictures.items()
     }
 
 

@@ -33,7 +33,7 @@ NEEDLESS = {
     "text": r".*position_ids$|vision_model\.|visual_projection\.|text_projection\.|logit_scale$|decoder\.|lm_head\.",
 }
 UNASKED = re.compile(r"decoder\.|post_quant_conv\.|.*position_ids$")  # what may be missing
-GRAPHS = 3  # latent shapes that are compiled each for itself: about as many as a U-Net has graphs of all sizes
+GRAPHS = 3  # sizes of images that are compiled each for itself: about as many as a U-Net has graphs of all sizes
 LATENT_SHAPES = 512  # more than there are at 256 px with sides up to 1 : 8, upright or not
 Network = Callable[..., Any]
 
@@ -92,8 +92,8 @@ class Diffusion(ABC):
             model.compile()
         return model
 
-    def compile(self, shapes: int = 1) -> None:
-        """torch.compile, for a pass over so many ``shapes``.
+    def compile(self, sizes: int = 1) -> None:
+        """torch.compile, for a pass over images of so many ``sizes``.
 
         A few get a graph each (every batch is filled up), of the network and of the VAE's encoder.  More than GRAPHS share
         graphs of all sizes, since one takes minutes: of a U-Net four for ImageNet's 36 shapes (RESULTS.md, "Filling").  The
@@ -102,8 +102,8 @@ class Diffusion(ABC):
         import torch.fx.experimental._config as symbols
 
         allow_shapes(LATENT_SHAPES)
-        symbols.use_duck_shape = False  # a graph that was made for a square is good for other shapes
-        self.of_all_sizes = shapes > GRAPHS
+        symbols.use_duck_shape = False  # of the whole process: a graph that was made for a square is good for others
+        self.of_all_sizes = sizes > GRAPHS
         self.forward = torch.compile(self.network, dynamic=self.of_all_sizes)
         self.vae.encoder = self.encoder if self.of_all_sizes else torch.compile(self.encoder, dynamic=False)
 

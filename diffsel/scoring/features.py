@@ -88,7 +88,8 @@ def _dift(
 ) -> Float[Tensor, "b channels fh fw"]:
     """Activations at the DIFT step, averaged over the ensemble of noises."""
     whole = settings.pooling == "box"
-    latents = model.encode(as_images([_view(p, whole) for p in patches], model.device))
+    with model.eager():  # vectors are the same with and without --compile
+        latents = model.encode(as_images([_view(p, whole) for p in patches], model.device))
     t = torch.full((len(patches),), model.time(settings.timestep), device=model.device)
     total: Float[Tensor, "b channels fh fw"] | None = None
     for member in range(settings.ensemble):

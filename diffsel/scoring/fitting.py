@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-import numpy as np
+import torch
 
 from ..machine.progress import Progress
 from ..settings.settings import Settings
@@ -32,16 +32,16 @@ def fitted(
     if model.forward is not None:
         model.compile(len(pictures))
     if model.of_all_sizes:
-        ready = replace(ready, warm=cache(partial(_warm, ready, sorted(pictures), prompts, progress)))
+        ready = replace(ready, warm=cache(partial(_warm, ready, sorted(images), prompts, progress)))
     return ready
 
 
-def _warm(scorer: Scorer, pictures: Sequence[Size], prompts: Sequence[str], progress: Progress) -> None:
-    """A draw of a grey image of each size, in their order: a graph of all sizes is made with the first batch in view, and its
-    rounding must not depend on which images this process meets first."""
+def _warm(scorer: Scorer, shapes: Sequence[Shape], prompts: Sequence[str], progress: Progress) -> None:
+    """A draw of an empty latent of each shape, in their order: a graph of all sizes is made with the first batch in view, and
+    its rounding must not depend on which images this process meets first."""
     words = scorer.model.embed_prompts([scorer.settings.null_prompt, *prompts])[None]
-    with progress(total=len(pictures), desc="compiling", unit="size") as bar:
-        for size in pictures:
-            latents = scorer.encode([("grey", np.full((*size, 3), 128, np.uint8))])
-            list(scorer.losses([(Bucket(latents, ["grey"], words, [0], {0: 0}), [(0, 0)])]))
+    with progress(total=len(shapes), desc="compiling", unit="shape") as bar:
+        for shape in shapes:
+            latents = torch.zeros(1, *shape, device=scorer.model.device)
+            list(scorer.losses([(Bucket(latents, ["empty"], words, [0], {0: 0}), [(0, 0)])]))
             bar.update()

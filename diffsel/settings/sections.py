@@ -100,7 +100,7 @@ class ComputeSettings(Section):
         json_schema_extra=EXECUTION,
     )
     compile: bool = Field(
-        False, description="torch.compile networks: a minute to start, then faster.", json_schema_extra=EXECUTION
+        False, description="torch.compile networks: minutes to start, then faster.", json_schema_extra=EXECUTION
     )
     students_at_once: int | None = Field(
         None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +106,19 @@ def test_clip_features_are_the_librarys(tiny: Diffusion, tmp_path: Path, monkeyp
     assert threading.get_ident() not in threads  # pictures are prepared while the device works
     with pytest.raises(ConfigError, match="no_such"):
         embed(tiny, [one], FeatureSettings(kind="clip", clip_model=str(tmp_path / "no_such")))
+
+
+def test_vectors_are_made_without_compiled_parts(tiny: Diffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are one and the same with and without --compile, which no RUN remembers."""
+    inside, encoded, encode = [0], [], Diffusion.encode
+
+    @contextmanager
+    def eager(_model: Diffusion) -> Iterator[None]:
+        inside[0] += 1
+        yield
+        inside[0] -= 1
+
+    monkeypatch.setattr(Diffusion, "eager", eager)
+    monkeypatch.setattr(Diffusion, "encode", lambda self, *what: encoded.append(inside[0]) or encode(self, *what))
+    assert len(embed(tiny, [patch(0)])) == 1
+    assert set(encoded) == {1}

@@ -22,6 +22,11 @@ def test_a_gpu_encodes_a_million_pixels_at_once_and_a_cpu_two_pictures() -> None
     assert [vae_batch(CPU, side, side) for side in (64, 2048)] == [2, 2]
 
 
+def test_a_small_batch_size_holds_for_pictures_too() -> None:
+    found = [picture_sizes({(256, 256): 1000}, GPU, size)[(3, 256, 256)] for size in (1, 4, 5, 16, 64)]
+    assert found == [2, 4, 4, 16, 16]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 33, 1000])
 def test_batches_of_the_vae_are_even_no_larger_than_allowed_and_hold_few_pictures_twice(count: int) -> None:
     sizes = picture_sizes({(256, 256): count}, GPU, 64)
