@@ -5,8 +5,8 @@
     python scripts/measure_filling.py --graphs    # the graphs of --compile, for a small network of Stable Diffusion's depth
 
 Before: batches end with each unit (256 images of a class) and latent shape, and are of one size.  Now: groups of units, a
-batch size for each shape (runs/session.py).  The list: 1,000 classes are drawn of which 40 are counted, sides as in ImageNet's
-training set (a long side of 500: 4 : 3 most of all, then 3 : 2, upright ones, and a third of any shape), seed 0.
+batch size for each shape (scoring/batching.py).  The list: 1,000 classes are drawn of which 40 are counted, sides as in
+ImageNet's training set (a long side of 500: 4 : 3 most of all, then 3 : 2, upright ones, and a third of any shape), seed 0.
 
 Hits: patches of half the shorter side that hold 80 % of the digit's box, both in pixels of the original; order: rank
 correlation of the images' best scores with those at step 1.  Steps are given for 256 px and taken in proportion.

@@ -21,15 +21,14 @@ from ..machine.device import device_name
 from ..scoring.batching import (
     GROUP,
     Shape,
-    batch_sizes,
     filled_forwards,
     filled_pictures,
     forwards,
-    picture_sizes,
     vae_batch,
 )
 from ..scoring.diffusion import DTYPES, Diffusion
 from ..scoring.draws import Scorer, as_images, draw_noise, keyed_generator, latent_size
+from ..scoring.fitting import sizes_at_once
 from ..scoring.suiting import suited
 from ..settings.errors import DataError, UnreadableImage
 from ..settings.sections import ScoringSettings
@@ -103,7 +102,7 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     found = _shapes(samples, images, settings, model, scorer.batch_size)
     shares, sizes = found.shares, found.sizes
     if model.forward is not None:
-        model.compile(len(found.pictures))
+        model.compile(found.pictures)
     shapes = sorted(shares, key=lambda shape: (-shares[shape], shape))
     probed = {shape: _unet(model, s, shape, sizes[shape]) for shape in shapes[:MEASURED]}
     flop, seconds, _ = probed[shapes[0]]
@@ -114,9 +113,9 @@ def forecast(source: str, settings: Settings, scorer: Scorer) -> Plan:
     total = round(once * (1 + s.adaptive_keep * (most - 1)))  # who stays in the race gets all draws
     rivals, kept = _rivals(counts, settings, s.draws)
     size = pixels[0].shape[:2]
-    batch = found.pictures.get((3, *size), vae_batch(model.device, *size))
+    batch = sizes.get((3, *size), vae_batch(model.device, *size))
     vae_flop, vae_seconds, vae_compiling = _probe(lambda: model.encode(as_images([pixels[0]] * batch, model.device)), model)
-    vae_graphs = 0.0 if model.of_all_sizes else vae_compiling * len(found.pictures)
+    vae_graphs = 0.0 if model.of_all_sizes else vae_compiling * found.pictures
     drawn = _noise(scorer, shapes[0], s)
     relative, maps = area / math.prod(shapes[0]), area / shapes[0][0] * s.bins
     stored = maps * (4 + prompts * 2 * 2) + settings.compute.keep_latents * 4 * area + LOOK**2 + 8  # and its row
@@ -186,31 +185,29 @@ def _reading(samples: Sequence[ImageData], workers: int) -> tuple[float, list[Pi
 @dataclass(frozen=True)
 class _Shapes:
     shares: dict[Shape, float]  # of each latent shape
-    sizes: dict[Shape, int]  # samples in its forwards
-    pictures: dict[Shape, int]  # pictures in a batch of the VAE, of each size
+    sizes: dict[Shape, int]  # samples in its forwards, and by (3, height, width) pictures in a batch of the VAE
+    pictures: int  # sizes of images
     filled: float  # U-Net samples that run, group by group, for each that is needed
     encoded: float  # pictures that the VAE encodes for each that is needed
 
 
 def _shapes(samples: Sequence[ImageData], images: int, settings: Settings, model: Diffusion, batch_size: int) -> _Shapes:
     """If all ``images`` have the sizes of the samples."""
-    s, side, group = settings.scoring, settings.data.image_size, GROUP * batch_size
+    s, group = settings.scoring, GROUP * batch_size
     pictures = [sample.size(row)[::-1] for sample in samples for row in sample.rows]
     pictures *= -(-min(images, group) // len(pictures))
     pictures, prompts = pictures[:images], len(s.prompts)
     shapes = [latent_size(model, *picture) for picture in pictures]
     number = len(pictures)
-    whole: dict[Shape, float] = {shape: count / number * images for shape, count in Counter(shapes).items()}
-    sizes = batch_sizes(whole, latent_size(model, side, side), prompts, s, batch_size)
-    pairs = {picture: count / number * images for picture, count in Counter(pictures).items()}
-    at_once = picture_sizes(pairs, model.device, batch_size)
+    whole = {picture: count / number * images for picture, count in Counter(pictures).items()}
+    sizes = sizes_at_once(model, whole, settings, batch_size)
     groups = [slice(begin, begin + group) for begin in range(0, number, group)]
     return _Shapes(
-        {shape: count / images for shape, count in whole.items()},
+        {shape: count / number for shape, count in Counter(shapes).items()},
         sizes,
-        at_once,
+        len(whole),
         sum(filled_forwards(shapes[each], prompts, s, sizes) for each in groups) / forwards(number, prompts, s),
-        sum(filled_pictures(pictures[each], at_once) for each in groups) / number,
+        sum(filled_pictures(pictures[each], sizes) for each in groups) / number,
     )
 
 

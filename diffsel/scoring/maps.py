@@ -27,17 +27,7 @@ from ..machine.device import to_host
 from ..settings.sections import PatchSettings, ScoringSettings, SelectionSettings
 from .adaptive import Standing, in_race, standing
 from .diffusion import Diffusion
-from .draws import (
-    Bucket,
-    LossRows,
-    Picture,
-    Scorer,
-    all_losses,
-    is_sound,
-    latent_shape,
-    plain_losses,
-    soundly,
-)
+from .draws import Bucket, LossRows, Picture, Scorer, all_losses, is_sound, latent_shape, plain_losses, soundly
 
 Rivals = tuple[NDArray[np.int64], Float[np.ndarray, "K B h w"]]  # numbers of prompts, and the losses of each
 
